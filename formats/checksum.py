@@ -1,0 +1,31 @@
+"""XXH3-64 and SHA-256 as lower-case hexadecimal text."""
+
+import hashlib
+from collections.abc import Iterator
+
+import xxhash
+
+from formats.dtypes import AnyArray
+
+Buffer = bytes | bytearray | memoryview | AnyArray
+
+
+def xxh3_64(data: Buffer, seed: int = 0) -> str:
+    """XXH3-64 of the bytes, 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(data, seed)  # type: ignore[arg-type]  # NumPy arrays are buffers
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of the bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def num_blocks(total: int, block: int) -> int:
+    """How many blocks cover `total`."""
+    return -(-total // block)
+
+
+def blocks(total: int, block: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of consecutive blocks that cover `total`, the last one shorter."""
+    for offset in range(0, total, block):
+        yield offset, min(block, total - offset)

@@ -1,0 +1,85 @@
+"""What every model's facts have, and how config.json is refused."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from formats.errors import FormatError, UnsupportedError
+from formats.fields import Fields, shown
+
+LINEAR_ATTENTION = "linear_attention"
+FULL_ATTENTION = "full_attention"
+
+
+@dataclass(frozen=True)
+class ModelConfig(ABC):
+    """Facts that the runtime needs of any model; a family adds its own.
+
+    Names are those of config.json, but `top_k` is num_experts_per_tok, and `rotary_dim` is
+    head_dim * partial_rotary_factor.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    layer_types: tuple[str, ...]  # [num_hidden_layers]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    num_experts: int
+    top_k: int
+    moe_intermediate_size: int
+
+    @property
+    def cache_values_per_token(self) -> int:
+        """Keys and values that one token adds to the caches of all layers."""
+        full = self.layer_types.count(FULL_ATTENTION)
+        return full * 2 * self.num_key_value_heads * self.head_dim
+
+    @property
+    @abstractmethod
+    def state_values(self) -> int:
+        """Values of recurrent and convolution state of one sequence, whatever its length."""
+
+    @property
+    @abstractmethod
+    def mixer_values_per_token(self) -> int:
+        """Activations per token alive at the widest point of a mixer (attention or what stands for it)."""
+
+    def check(self, where: str) -> None:
+        """Relations between values. Raises FormatError naming both; families add their own."""
+        self.require(where, len(self.layer_types) == self.num_hidden_layers, "layer_types", self._entries)
+        self.require_divides(where, "num_key_value_heads", "num_attention_heads")
+        self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to num_experts {self.num_experts}")
+        self.require(where, self.rms_norm_eps > 0, "rms_norm_eps", "a number above 0")
+        self.require(where, self.rope_theta > 0, "rope_theta", "a number above 0")
+        even = self.rotary_dim % 2 == 0
+        self.require(where, even and 0 < self.rotary_dim <= self.head_dim, "rotary_dim", "even, up to head_dim")
+
+    @property
+    def _entries(self) -> str:
+        return f"{self.num_hidden_layers} entries"
+
+    def require(self, where: str, holds: bool, key: str, expected: str) -> None:
+        """Raises FormatError unless the condition on field `key` holds."""
+        if not holds:
+            raise FormatError(f"{where}: {key} is {shown(getattr(self, key))}, expected {expected}")
+
+    def require_divides(self, where: str, key: str, other: str) -> None:
+        """Raises FormatError unless field `key` divides field `other`."""
+        divisor, value = getattr(self, key), getattr(self, other)
+        self.require(where, divisor > 0 and value % divisor == 0, key, f"a divisor of {other} {value}")
+
+
+def only(source: Fields, key: str, implemented: Any) -> None:
+    """A key may be absent, null, or hold the one value that the code implements. Raises UnsupportedError."""
+    value = source.raw(key, implemented)
+    if value != implemented or type(value) is not type(implemented):
+        wanted = "nothing" if implemented is None else repr(implemented)
+        raise UnsupportedError(f"{source.name(key)} is {shown(value)}, only {wanted} is implemented")

@@ -1,0 +1,92 @@
+"""Qwen3.5 MoE, text part (source: transformers' configuration_qwen3_5_moe.py)."""
+
+from dataclasses import dataclass
+
+from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, only
+from formats.fields import Fields
+
+
+@dataclass(frozen=True)
+class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
+    """Gated DeltaNet and gated attention, routed experts and a shared one."""
+
+    shared_expert_intermediate_size: int
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+
+    @property
+    def linear_conv_channels(self) -> int:
+        """Channels of the convolution: q, k and v side by side."""
+        key_dim = self.linear_num_key_heads * self.linear_key_head_dim
+        return 2 * key_dim + self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def state_values(self) -> int:
+        recurrent = self.linear_num_value_heads * self.linear_key_head_dim * self.linear_value_head_dim
+        convolution = self.linear_conv_channels * (self.linear_conv_kernel_dim - 1)
+        return self.layer_types.count(LINEAR_ATTENTION) * (recurrent + convolution)
+
+    @property
+    def mixer_values_per_token(self) -> int:
+        attention = 9 * self.num_attention_heads * self.head_dim
+        head = 2 * self.linear_key_head_dim + 7 * self.linear_value_head_dim
+        return max(attention, 3 * self.linear_conv_channels + self.linear_num_value_heads * head)
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        known = (LINEAR_ATTENTION, FULL_ATTENTION)
+        self.require(where, set(self.layer_types) <= set(known), "layer_types", f"only {' and '.join(known)}")
+        self.require_divides(where, "linear_num_key_heads", "linear_num_value_heads")
+        self.require(where, self.linear_conv_kernel_dim > 1, "linear_conv_kernel_dim", "2 or more")
+
+    @classmethod
+    def read(cls, outer: Fields) -> "Qwen3_5MoeConfig":
+        """From config.json, nested in text_config or flat. Raises FormatError or UnsupportedError naming the key."""
+        text = outer.object("text_config") if "text_config" in outer else outer
+        only(text, "hidden_act", "silu")
+        only(text, "attention_bias", False)
+        only(text, "attn_output_gate", True)
+        only(text, "norm_topk_prob", True)
+        only(text, "mlp_only_layers", [])
+        only(text, "decoder_sparse_step", 1)
+        only(text, "mamba_ssm_dtype", "float32")
+        for key in ("quantization_config", "rope_scaling", "sliding_window", "final_logit_softcapping"):
+            only(text, key, None)
+        rope = text.object("rope_parameters")
+        only(rope, "rope_type", "default")
+        head_dim = text.integer("head_dim", 1, 2**16)
+        rotary_dim = head_dim * rope.number("partial_rotary_factor", 0.25)
+        if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+            raise rope.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
+        num_layers = text.integer("num_hidden_layers", 1, 10_000)
+        interval = text.integer("full_attention_interval", 1, 10_000, default=4)
+        by_interval = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(num_layers)]
+        # transformers reads this key from the outer config; published files hold it in either place.
+        tied = outer.boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
+        return cls(
+            model_type="qwen3_5_moe",
+            vocab_size=text.integer("vocab_size", 1, 2**31),
+            hidden_size=text.integer("hidden_size", 1, 2**24),
+            num_hidden_layers=num_layers,
+            max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
+            rms_norm_eps=text.number("rms_norm_eps"),
+            tie_word_embeddings=tied,
+            layer_types=tuple(text.strings("layer_types", by_interval)),
+            num_attention_heads=text.integer("num_attention_heads", 1, 2**16),
+            num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),
+            head_dim=head_dim,
+            rotary_dim=int(rotary_dim),
+            rope_theta=rope.number("rope_theta"),
+            num_experts=text.integer("num_experts", 1, 2**20),
+            top_k=text.integer("num_experts_per_tok", 1, 2**20),
+            moe_intermediate_size=text.integer("moe_intermediate_size", 1, 2**24),
+            shared_expert_intermediate_size=text.integer("shared_expert_intermediate_size", 1, 2**24),
+            linear_num_key_heads=text.integer("linear_num_key_heads", 1, 2**16),
+            linear_num_value_heads=text.integer("linear_num_value_heads", 1, 2**16),
+            linear_key_head_dim=text.integer("linear_key_head_dim", 1, 2**16),
+            linear_value_head_dim=text.integer("linear_value_head_dim", 1, 2**16),
+            linear_conv_kernel_dim=text.integer("linear_conv_kernel_dim", 2, 64),
+        )

@@ -1,0 +1,254 @@
+"""config.json: what is used is read, what is not implemented is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formats.config import ModelConfig, Qwen3_5MoeConfig, Qwen3MoeConfig, model_facts, read_config, read_model_facts
+from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
+from formats.fields import Fields
+from tests.containers import MODEL
+from tests.refusals import result_or_line
+
+DEMO = Path(__file__).resolve().parents[2] / "repack" / "demo" / "config.json"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(DEMO.read_bytes())
+    return result
+
+
+def read(config: dict[str, Any]) -> ModelConfig:
+    return read_config(json.dumps(config).encode())
+
+
+def test_the_demo_is_read(config: dict[str, Any]) -> None:
+    model, text = read(config), config["text_config"]
+    assert isinstance(model, Qwen3_5MoeConfig)
+    assert model.hidden_size == text["hidden_size"]
+    assert model.top_k == text["num_experts_per_tok"]
+    assert model.rotary_dim == 16
+    assert model.layer_types == tuple(text["layer_types"])
+    assert model.linear_conv_channels == 2 * 2 * 64 + 4 * 64
+    assert model.cache_values_per_token == 2 * 2 * 2 * 64
+    assert model.state_values == 6 * (4 * 64 * 64 + 512 * 3)
+
+
+def test_a_flat_config_of_the_text_model_means_the_same(config: dict[str, Any]) -> None:
+    assert read(config["text_config"]) == read(config)
+
+
+def test_layer_types_follow_from_the_interval_when_they_are_not_given(config: dict[str, Any]) -> None:
+    expected = read(config)
+    del config["text_config"]["layer_types"]
+    assert read(config) == expected
+
+
+def test_tied_embeddings_are_found_in_either_place(config: dict[str, Any]) -> None:
+    del config["tie_word_embeddings"]
+    config["text_config"]["tie_word_embeddings"] = True
+    assert read(config).tie_word_embeddings
+    config["tie_word_embeddings"] = False
+    assert not read(config).tie_word_embeddings
+
+
+def test_keys_that_change_nothing_are_left_alone(config: dict[str, Any]) -> None:
+    expected = read(config)
+    config["transformers_version"] = "5.0"
+    config["text_config"]["initializer_range"] = 1
+    config["vision_config"] = {"depth": 3}
+    assert read(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_act", "gelu", "text_config.hidden_act is gelu, only 'silu' is implemented"),
+        ("attention_bias", True, "text_config.attention_bias is True, only False is implemented"),
+        ("attn_output_gate", False, "text_config.attn_output_gate is False, only True is implemented"),
+        ("norm_topk_prob", False, "text_config.norm_topk_prob is False, only True is implemented"),
+        ("mlp_only_layers", [1], r"text_config.mlp_only_layers is \[1\], only \[\] is implemented"),
+        ("decoder_sparse_step", 2, "text_config.decoder_sparse_step is 2, only 1 is implemented"),
+        ("mamba_ssm_dtype", "bfloat16", "text_config.mamba_ssm_dtype is bfloat16, only 'float32'"),
+        ("rope_scaling", {"type": "yarn"}, "text_config.rope_scaling is .*, only nothing is implemented"),
+        ("sliding_window", 4096, "text_config.sliding_window is 4096, only nothing is implemented"),
+        ("final_logit_softcapping", 30.0, "text_config.final_logit_softcapping is 30.0, only nothing"),
+        ("quantization_config", {"bits": 4}, "text_config.quantization_config is .*, only nothing"),
+    ],
+)
+def test_mathematics_that_is_not_implemented_is_refused_with_both_values(
+    config: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    config["text_config"][key] = value
+    with pytest.raises(UnsupportedError, match=f"config.json: {message}"):
+        read(config)
+
+
+def test_another_rope_is_refused(config: dict[str, Any]) -> None:
+    config["text_config"]["rope_parameters"]["rope_type"] = "yarn"
+    with pytest.raises(UnsupportedError, match=r"rope_parameters.rope_type is yarn, only 'default' is implemented"):
+        read(config)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+def test_a_quantized_source_is_refused(config: dict[str, Any], key: str) -> None:
+    config[key] = {"quant_method": "fp8"}
+    with pytest.raises(UnsupportedError, match=f"config.json: {key} is set: quantized sources are not supported"):
+        read(config)
+
+
+def test_another_architecture_is_refused_by_name(config: dict[str, Any]) -> None:
+    config["model_type"] = "mamba"
+    with pytest.raises(UnsupportedError, match="model_type is mamba, supported are qwen3_5_moe"):
+        read(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", None, "hidden_size is missing"),
+        ("hidden_size", -1, "hidden_size is -1, expected an integer from 1"),
+        ("hidden_size", 2**40, "hidden_size is 1099511627776, expected an integer from 1 to"),
+        ("vocab_size", "4096", "vocab_size is 4096, expected an integer"),
+        ("num_hidden_layers", 7, "layer_types is .*, expected 7 entries"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, expected an integer from 1 to 10000"),
+        ("layer_types", ["sliding_attention"] * 8, "layer_types is .*, expected only linear_attention and full_att"),
+        ("num_key_value_heads", 3, "num_key_value_heads is 3, expected a divisor of num_attention_heads 4"),
+        ("linear_num_key_heads", 3, "linear_num_key_heads is 3, expected a divisor of linear_num_value_heads 4"),
+        ("num_experts_per_tok", 41, "top_k is 41, expected 1 to num_experts 40"),
+        ("rms_norm_eps", 0, "rms_norm_eps is 0.0, expected a number above 0"),
+        ("rms_norm_eps", "small", "rms_norm_eps is small, expected a finite number"),
+        ("head_dim", 6, "partial_rotary_factor is 0.25, expected a share of head_dim 6 that is an even"),
+        ("full_attention_interval", 0, "full_attention_interval is 0, expected an integer from 1"),
+        ("linear_conv_kernel_dim", 1, "linear_conv_kernel_dim is 1, expected an integer from 2"),
+        ("rope_parameters", None, "rope_parameters is missing"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(config: dict[str, Any], key: str, value: Any, message: str) -> None:
+    config["text_config"][key] = value
+    with pytest.raises(FormatError, match=f"config.json: (text_config.|text_config.rope_parameters.)?{message}"):
+        read(config)
+
+
+@pytest.mark.parametrize("factor", [0, -0.25, 1.1, 0.3, 1e300])
+def test_a_share_of_rotary_dimensions_that_cannot_be_is_refused(config: dict[str, Any], factor: float) -> None:
+    config["text_config"]["rope_parameters"]["partial_rotary_factor"] = factor
+    with pytest.raises(FormatError, match=r"partial_rotary_factor is .*, expected a share of head_dim 64"):
+        read(config)
+
+
+def test_the_facts_in_an_index_survive_and_are_strict() -> None:
+    facts = model_facts(MODEL)
+    assert read_model_facts(Fields(facts, "x")) == MODEL
+    assert read_model_facts(Fields(json.loads(json.dumps(facts)), "x")) == MODEL
+    for key in facts:
+        with pytest.raises(FormatError, match=f"x: {key} is missing"):
+            read_model_facts(Fields({k: v for k, v in facts.items() if k != key}, "x"))
+        with pytest.raises(StreamingExpertsError, match=f"x: {key} is"):
+            read_model_facts(Fields({**facts, key: -1}, "x"))
+    with pytest.raises(FormatError, match="x: rope_scaling is unknown to this version"):
+        read_model_facts(Fields({**facts, "rope_scaling": None}, "x"))
+
+
+# ---- qwen3_moe
+
+QWEN3_30B: dict[str, Any] = {  # what Qwen3-30B-A3B publishes, without what no code reads
+    "model_type": "qwen3_moe",
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "max_position_embeddings": 40960,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+def test_qwen3_moe_is_read() -> None:
+    model = read(QWEN3_30B)
+    assert isinstance(model, Qwen3MoeConfig)
+    assert model.layer_types == ("full_attention",) * 48
+    assert model.rotary_dim == model.head_dim == 128
+    assert model.top_k == 8
+    assert model.norm_topk_prob
+    assert model.state_values == 0
+    assert model.cache_values_per_token == 48 * 2 * 4 * 128
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+
+
+def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() -> None:
+    config = {key: value for key, value in QWEN3_30B.items() if key not in ("rope_theta", "rope_scaling")}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
+    assert read(config) == read(QWEN3_30B)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention_bias", True, "attention_bias is True, only False is implemented"),
+        ("mlp_only_layers", [0], r"mlp_only_layers is \[0\], only \[\] is implemented"),
+        ("decoder_sparse_step", 2, "decoder_sparse_step is 2, only 1 is implemented"),
+        ("use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*, only nothing is implemented"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}, "rope_type is yarn, only 'default'"),
+        ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config is set"),
+        ("num_experts_per_tok", 129, "top_k is 129, expected 1 to num_experts 128"),
+        ("num_key_value_heads", 5, "num_key_value_heads is 5, expected a divisor of num_attention_heads 32"),
+        ("head_dim", 127, "rotary_dim is 127, expected even, up to head_dim"),
+        ("rope_theta", None, "rope_theta is missing"),
+        ("hidden_size", 0, "hidden_size is 0, expected an integer from 1"),
+    ],
+)
+def test_what_qwen3_moe_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
+        read({**QWEN3_30B, key: value})
+
+
+def test_facts_of_one_family_are_not_those_of_another() -> None:
+    facts = {**model_facts(MODEL), "model_type": "qwen3_moe"}
+    with pytest.raises(FormatError, match="x: norm_topk_prob is missing"):
+        read_model_facts(Fields(facts, "x"))
+
+
+# ---- any bytes
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+ANY: st.SearchStrategy[Any] = st.none() | st.booleans() | NUMBERS | st.text() | st.just([])
+
+
+@given(data=st.data())
+def test_any_value_in_any_place_gives_a_config_or_one_line(data: st.DataObject) -> None:
+    demo = json.loads(DEMO.read_bytes())
+    config = data.draw(st.sampled_from([demo, dict(QWEN3_30B)]))
+    text = demo["text_config"]
+    place = data.draw(st.sampled_from([demo, text, text["rope_parameters"]])) if config is demo else config
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(ANY)
+    model, line = result_or_line(read_config, json.dumps(config).encode())
+    assert model is not None or line.startswith("config.json: ")
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_refused_with_one_line(raw: bytes) -> None:
+    model, line = result_or_line(read_config, raw, "x/config.json")
+    assert model is None
+    assert line.startswith("x/config.json: ")
