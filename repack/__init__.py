@@ -1,0 +1,1 @@
+"""Repack a Mixture-of-Experts checkpoint into a container that streams. Imports formats, never runtime."""

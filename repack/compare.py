@@ -1,0 +1,230 @@
+"""A container against its source: every matrix decoded, and the source encoded again, in row blocks."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.config import ModelConfig, read_config
+from formats.container import Container
+from formats.dtypes import FLOAT_DTYPES, AnyArray, Float32, storage_dtype, to_float32
+from formats.encodings import Encoding, encoding_label
+from formats.errors import FormatError
+from formats.fields import shown
+from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
+from formats.record import PlacedArray
+from repack.findings import Comparison, Damage, Findings
+from repack.plan import Options, Plan, SourceMatrix
+from repack.planner import make_plan
+from repack.sources.base import Reader, Source
+from repack.writer import Progress
+
+ROW_BLOCK_BYTES = 1 << 20  # of source
+_AS_THEY_ARE = Options(bits=16, resident_bits=16)  # any group size would do: the encodings are the container's
+
+
+# (fd, first row, rows) -> the arrays of these rows. Raises _CutError.
+ReadRows = Callable[[int, int, int], dict[str, AnyArray]]
+
+
+class _Matrix(NamedTuple):
+    """A matrix of the container, and the one of the source that it was made from."""
+
+    place: Damage
+    encoding: Encoding
+    source: SourceMatrix
+    read: ReadRows
+
+
+class _CutError(Exception):
+    """The file ends before the matrix does."""
+
+
+@dataclass
+class _Tally:
+    """The sums behind a Comparison."""
+
+    tensors: int = 0
+    weights: int = 0
+    max_abs_error: float = 0.0
+    square_error: float = 0.0
+    square_source: float = 0.0
+    exact: bool = True
+
+    def add(self, stored: Float32, values: Float32) -> None:
+        """A row block as it was decoded and as the source has it."""
+        error = np.subtract(stored, values, dtype=np.float64)
+        self.weights += values.size
+        self.max_abs_error = float(np.maximum(self.max_abs_error, np.abs(error).max()))
+        self.square_error += float(np.square(error).sum())
+        self.square_source += float(np.square(values, dtype=np.float64).sum())
+        self.exact = self.exact and not error.any()
+
+    def result(self, encoding: Encoding) -> Comparison:
+        ratio = self.square_error / self.square_source if self.square_source else self.square_error
+        return Comparison(
+            encoding=encoding_label(encoding),
+            tensors=self.tensors,
+            weights=self.weights,
+            max_abs_error=_finite(self.max_abs_error),
+            relative_rms_error=_finite(ratio**0.5),
+            exact=self.exact,
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def source_bytes(source: Source, layout: Layout) -> int:
+    """Bytes of the source that a comparison reads. Raises what reading config and headers of the source raises."""
+    return make_plan(source.tensors, layout.model, _AS_THEY_ARE).source_bytes
+
+
+def compare_with_source(
+    container: Container, source: Source, found: Findings, report: Progress
+) -> tuple[Comparison, ...]:
+    """Compare every matrix; what is not exactly what the source encodes to is damage.
+
+    Raises FormatError when the source is no checkpoint of this model, StorageError when it cannot be read.
+    """
+    layout = container.index.layout
+    _check_config(source, layout.model)
+    plan = make_plan(source.tensors, layout.model, _AS_THEY_ARE)
+    tallies: dict[Encoding, _Tally] = {}
+    with source.reader() as reader, np.errstate(all="ignore"):  # a damaged scale may be anything
+        for file, matrices in _by_file(layout, plan):
+            try:
+                fd = os.open(container.path(file), os.O_RDONLY | os.O_CLOEXEC)
+            except (FormatError, OSError):
+                continue  # reported when its checksums were taken
+            try:
+                for matrix in matrices:
+                    _compare(fd, matrix, reader, tallies.setdefault(matrix.encoding, _Tally()), found, report)
+            finally:
+                os.close(fd)
+    return tuple(sorted((t.result(e) for e, t in tallies.items()), key=lambda c: c.encoding))
+
+
+def _check_config(source: Source, model: ModelConfig) -> None:
+    raw = source.small_file("config.json")
+    if raw is None:
+        raise FormatError("config.json is missing from the source")
+    config = read_config(raw, "the source's config.json")
+    for key, value in vars(config).items():
+        if getattr(model, key) != value:
+            raise FormatError(f"the source's {key} is {value}, but the container's is {getattr(model, key)}")
+
+
+# ---- the matrices of a container
+
+
+def _by_file(layout: Layout, plan: Plan) -> Iterator[tuple[str, Iterator[_Matrix]]]:
+    """(file, its matrices), all that the container has."""
+    yield EMBEDDING_FILE, iter([_embedding_matrix(layout.embedding, plan.embedding)])
+    yield RESIDENT_FILE, _resident_matrices(layout, plan)
+    for i, layer in layout.moe_layers():
+        yield layer.file, _expert_matrices(i, layer, plan)
+
+
+def _embedding_matrix(layout: EmbeddingLayout, source: SourceMatrix) -> _Matrix:
+    def read(fd: int, first: int, rows: int) -> dict[str, AnyArray]:
+        raw = _read(fd, first * layout.row_bytes, rows * layout.row_bytes)
+        return layout.views(raw.reshape(rows, layout.row_bytes))
+
+    return _Matrix(Damage(EMBEDDING_FILE, ""), layout.encoding, source, read)
+
+
+def _resident_matrices(layout: Layout, plan: Plan) -> Iterator[_Matrix]:
+    planned = {
+        tensor.name: (tensor, source) for tensor, source in zip(plan.layout.resident, plan.resident, strict=True)
+    }
+    for name in sorted(planned.keys() ^ layout.tensors.keys()):
+        where = "container" if name in planned else "source"
+        raise FormatError(f"resident tensor {shown(name)} is missing from the {where}")
+    for tensor in layout.resident:
+        origin, source = planned[tensor.name]
+        if origin.shape != tensor.shape:
+            raise FormatError(f"{tensor.name} has shape {list(tensor.shape)}, but {list(origin.shape)} in the source")
+        place = Damage(RESIDENT_FILE, "", tensor=tensor.name)
+        yield _Matrix(place, tensor.encoding, source, _row_reader(tensor.arrays, tensor.offset))
+
+
+def _expert_matrices(i: int, layer: LayerLayout, plan: Plan) -> Iterator[_Matrix]:
+    for expert, sources in enumerate(plan.experts[i]):
+        for part, source in zip(layer.record.parts, sources, strict=True):
+            if (part.rows, part.columns) != (source.rows, source.columns):
+                raise FormatError(
+                    f"layer {i}, {part.name} is [{part.rows}, {part.columns}], "
+                    f"but [{source.rows}, {source.columns}] in the source"
+                )
+            read = _row_reader(part.arrays, expert * layer.record.record_bytes)
+            yield _Matrix(Damage(layer.file, "", i, expert, part.name), part.encoding, source, read)
+
+
+def _row_reader(arrays: tuple[PlacedArray, ...], offset: int) -> ReadRows:
+    """Reads rows of arrays that lie at byte `offset` of a file; rows are the first axis of each."""
+
+    def read(fd: int, first: int, rows: int) -> dict[str, AnyArray]:
+        result = {}
+        for array in arrays:
+            row_bytes = array.nbytes // array.shape[0]
+            raw = _read(fd, offset + array.offset + first * row_bytes, rows * row_bytes)
+            result[array.name] = raw.view(storage_dtype(array.dtype)).reshape(rows, *array.shape[1:])
+        return result
+
+    return read
+
+
+def _read(fd: int, offset: int, nbytes: int) -> AnyArray:
+    raw = os.pread(fd, nbytes, offset)
+    if len(raw) < nbytes:
+        raise _CutError
+    return np.frombuffer(raw, np.uint8)
+
+
+# ---- one matrix
+
+
+def _compare(fd: int, matrix: _Matrix, reader: Reader, tally: _Tally, found: Findings, report: Progress) -> None:
+    """Compare one matrix; its first difference is damage, the tally has all of them."""
+    source, damaged = matrix.source, False
+    tally.tensors += 1
+    step = min(source.rows, max(1, ROW_BLOCK_BYTES // source.row_bytes))
+    for first in range(0, source.rows, step):
+        rows = min(step, source.rows - first)
+        bits = np.empty((rows, source.columns), storage_dtype(source.dtype))
+        reader.read_into(source.file, source.offset + first * source.row_bytes, bits.data.cast("B"))
+        values = to_float32(bits, source.dtype)
+        try:
+            arrays = matrix.read(fd, first, rows)
+        except _CutError:
+            return  # reported when the checksums were taken
+        stored = matrix.encoding.decode(arrays)
+        tally.add(stored, values)
+        report(bits.nbytes, source.tensor)
+        if damaged:
+            continue
+        damage = _difference(matrix.encoding, arrays, stored, values)
+        if damage is not None:
+            array, row = damage
+            message = f"is not what {shown(source.tensor)} of the source gives in {encoding_label(matrix.encoding)}"
+            found.add(replace(matrix.place, message=message, array=array, row=first + row))
+            damaged = True
+
+
+def _difference(
+    encoding: Encoding, arrays: dict[str, AnyArray], stored: Float32, values: Float32
+) -> tuple[str, int] | None:
+    """(array, row) where arrays first differ from what values encode to, or plain ones from the values."""
+    for name, expected in encoding.encode(values).items():
+        bits = np.dtype(f"u{expected.itemsize}")
+        unequal = arrays[name].view(bits) != expected.view(bits)
+        if unequal.any():
+            return name, int(np.argwhere(unequal)[0][0])
+    if encoding.id in FLOAT_DTYPES and not np.array_equal(stored, values):
+        return "weight", int(np.argwhere(stored != values)[0][0])
+    return None

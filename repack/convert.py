@@ -1,0 +1,216 @@
+"""Carries out a plan: lock, check space, write files as independent tasks, hash the source, commit."""
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from formats import __version__
+from formats.checksum import sha256, xxh3_64
+from formats.config import read_config
+from formats.container import CONVERTING_FILE, open_container
+from formats.errors import FormatError, RequestError, StreamingExpertsError
+from formats.index import INDEX_FILE, FileChecksum, Index, SourceFile, index_to_bytes
+from formats.index import Source as IndexSource
+from formats.layout import BLOCK_BYTES, RESIDENT_FILE
+from repack.encode import SourceWeights, Weights
+from repack.output import SMALL_FILES, begin, check_space, difference, finish, inspect_folder, locked, publish
+from repack.plan import Options, Plan
+from repack.planner import make_plan
+from repack.sources.base import Shard, Source
+from repack.tasks import Results, Tasks, Watched, run_tasks
+from repack.writer import Progress
+
+WRITTEN_BY = f"streaming-experts {__version__}"
+MAX_JOBS = 4
+_BYTES_PER_CHECKSUM, _BYTES_PER_TENSOR = 80, 3000  # in index and journals together
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A source that was read, checked and planned; nothing is written yet."""
+
+    source: Source
+    plan: Plan
+    small_files: Mapping[str, bytes]
+    extensions: Mapping[str, Any] = field(default_factory=dict)  # of the index
+
+    def weights(self) -> Weights:
+        """What one file is written from; a rehearsal makes it up."""
+        return SourceWeights(self.source.reader())
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The files of weights that the plan reads."""
+        used = set(self.plan.source_files())
+        return [shard for shard in self.source.shards if shard.name in used]
+
+    @property
+    def output_bytes(self) -> int:
+        """Everything that OUT will hold, index and journals estimated."""
+        layout = self.plan.layout
+        checksums = sum(layer.num_experts for _, layer in layout.moe_layers()) + layout.resident_bytes // BLOCK_BYTES
+        described = len(layout.resident) + len(layout.layers)
+        small = sum(map(len, self.small_files.values()))
+        return layout.total_bytes + small + _BYTES_PER_CHECKSUM * checksums + _BYTES_PER_TENSOR * (described + 1)
+
+    def work_bytes(self, hash_source: bool) -> int:
+        """Source bytes that a whole conversion reports to its progress callback."""
+        hashed = sum(shard.nbytes for shard in self.shards if shard.sha256 is None) if hash_source else 0
+        return self.plan.source_bytes + hashed
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for an unfinished conversion to go on. JSON."""
+        return {
+            "written_by": WRITTEN_BY,
+            "options": self.plan.options.facts(),
+            "extensions": dict(self.extensions),
+            "source": {
+                "repository": self.source.repository,
+                "revision": self.source.revision,
+                "files": {shard.name: f"{shard.nbytes} bytes, {shard.identity}" for shard in self.shards},
+                "small files": {name: sha256(raw) for name, raw in self.small_files.items()},
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a conversion did."""
+
+    index: Index
+    already_there: bool
+    resumed_bytes: int  # of source, that an earlier run had finished
+
+
+def prepare(source: Source, options: Options) -> Conversion:
+    """Read the config and make the plan. Raises StreamingExpertsError for anything that cannot be done."""
+    small_files = {name: raw for name in SMALL_FILES if (raw := source.small_file(name)) is not None}
+    if "config.json" not in small_files:
+        raise FormatError("config.json is missing from the checkpoint")
+    config = read_config(small_files["config.json"])
+    return Conversion(source, make_plan(source.tensors, config, options), small_files)
+
+
+def convert(
+    conversion: Conversion,
+    out: Path,
+    *,
+    jobs: int = 0,
+    force: bool = False,
+    hash_source: bool = True,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Outcome:
+    """Write the container, or complete one that was stopped; the index comes last.
+
+    `executor` runs the tasks (default: `jobs` threads here). An exception out of `progress` stops all work and
+    leaves an output that the same call completes. Raises StreamingExpertsError.
+    """
+    inspect_folder(out)
+    if not force:
+        finished = find_finished(conversion, out)
+        if finished is not None:
+            return finished
+    check_space(out, conversion.output_bytes)
+    with locked(out):
+        fingerprint = conversion.fingerprint()
+        begin(out, fingerprint, force)
+        for name, raw in conversion.small_files.items():
+            publish(out, name, raw)
+        identity = xxh3_64(json.dumps(fingerprint, sort_keys=True).encode())
+        tasks = Tasks(
+            conversion.source,
+            conversion.weights,
+            list(conversion.plan.files()),
+            conversion.shards if hash_source else [],
+        )
+        if executor is None:
+            watched = Watched(progress)
+            with ThreadPoolExecutor(jobs or default_jobs(), "convert") as threads:
+                done = run_tasks(tasks, threads, out, identity, watched)
+        else:
+            done = run_tasks(tasks, executor, out, identity)
+        conversion.source.check()
+        index = _finished_index(conversion, done)
+        publish(out, INDEX_FILE, index_to_bytes(index))
+        finish(out)
+    return Outcome(index, False, sum(result.resumed_bytes for result in done.files.values()))
+
+
+def default_jobs() -> int:
+    """Threads that encode: as many as there are processors for us, within the memory that is promised."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_JOBS, count))
+
+
+def find_finished(conversion: Conversion, out: Path) -> Outcome | None:
+    """What lies in OUT when it is a container of this source and options. Raises RequestError if of others."""
+    path = out / INDEX_FILE
+    if not path.exists() or (out / CONVERTING_FILE).exists():
+        return None
+    try:
+        index = open_container(out).index
+    except StreamingExpertsError as error:
+        raise RequestError(f"{error}; --force converts anew") from None
+    differs = difference(_origin(index), _origin(_new_index(conversion)))
+    if differs is not None:
+        raise RequestError(f"{out}: holds a container with {differs}; --force replaces it")
+    return Outcome(index, True, 0)
+
+
+def _origin(index: Index) -> dict[str, Any]:
+    """What decides the bytes of a container, as far as its index tells."""
+    return {
+        "written_by": index.written_by,
+        "options": dict(index.options),
+        "extensions": dict(index.extensions),
+        "repository": index.source.repository,
+        "revision": index.source.revision,
+        "source": {file.name: f"of {file.nbytes} bytes" for file in index.source.files},
+        "small file": {name: file.sha256 for name, file in index.files.items()},
+        "layout": index.layout,
+    }
+
+
+def _new_index(conversion: Conversion) -> Index:
+    """The index as far as it is known before anything is written."""
+    source = conversion.source
+    files = tuple(
+        SourceFile(shard.name, shard.nbytes, shard.sha256, "stated" if shard.sha256 else "none")
+        for shard in conversion.shards
+    )
+    return Index(
+        layout=conversion.plan.layout,
+        source=IndexSource(source.repository, source.revision, files),
+        options=conversion.plan.options.facts(),
+        written_by=WRITTEN_BY,
+        files={name: FileChecksum(len(raw), sha256(raw)) for name, raw in conversion.small_files.items()},
+        data_files={},
+        record_checksums={},
+        block_checksums={},
+        extensions=conversion.extensions,
+    )
+
+
+def _finished_index(conversion: Conversion, done: Results) -> Index:
+    index, layout = _new_index(conversion), conversion.plan.layout
+    files = tuple(
+        replace(file, sha256=done.source_sha256[file.name], proof="computed")
+        if file.name in done.source_sha256
+        else file
+        for file in index.source.files
+    )
+    resident = done.files[RESIDENT_FILE].checksums
+    return replace(
+        index,
+        source=replace(index.source, files=files),
+        data_files={name: result.sha256 for name, result in done.files.items()},
+        record_checksums={
+            i: tuple(checksum for (checksum,) in done.files[layer.file].checksums) for i, layer in layout.moe_layers()
+        },
+        block_checksums={tensor.name: sums for tensor, sums in zip(layout.resident, resident, strict=True)},
+    )

@@ -1,0 +1,154 @@
+"""From source bytes to container bytes, in row blocks; held are a block and a part's scales and biases."""
+
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype, to_float32
+from formats.encodings import Encoding, encoding_label
+from formats.errors import FormatError
+from formats.record import PlacedArray
+from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
+from repack.sources.base import Reader
+
+ROW_BLOCK_BYTES = 1 << 20  # of source: smaller ones lose to Python's lock, larger ones to page faults (measured)
+# Bits of the exponent: all set means infinity or NaN.
+_EXPONENT: Mapping[str, np.uint16 | np.uint32] = {
+    "bf16": np.uint16(0x7F80),
+    "f16": np.uint16(0x7C00),
+    "f32": np.uint32(0x7F800000),
+}
+
+Block = tuple[AnyArray, int]  # bytes to write next, and source bytes that went into them
+
+
+class EncodedRows(NamedTuple):
+    """Some rows of a matrix as its encoding stores them."""
+
+    first_row: int
+    arrays: Mapping[str, AnyArray]
+    source_bytes: int
+
+
+class Weights(Protocol):
+    """Where encoded rows come from. Picklable; one thread at a time."""
+
+    def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
+        """All rows of a matrix in row blocks; `first_row` is the number of its first one, `unit` is for messages.
+
+        Raises FormatError for weights that are not finite, StorageError for a source that fails.
+        """
+
+    def __enter__(self) -> "Weights": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def unit_blocks(weights: Weights, unit: Unit) -> Iterator[Block]:
+    """The bytes of a unit in order; each block is to be used before the next is asked for.
+
+    Raises as Weights.encoded.
+    """
+    return _embedding_blocks(weights, unit) if isinstance(unit, EmbeddingUnit) else _record_blocks(weights, unit)
+
+
+def _record_blocks(weights: Weights, unit: RecordUnit) -> Iterator[Block]:
+    end = 0
+    for matrix in unit.matrices:
+        for array, block, source_bytes in _matrix_blocks(weights, unit.name, matrix):
+            if array.offset > end:
+                yield _zeros(array.offset - end), 0
+            yield block, source_bytes
+            end = max(end, array.offset) + block.nbytes
+    if unit.nbytes > end:
+        yield _zeros(unit.nbytes - end), 0
+
+
+def _matrix_blocks(weights: Weights, unit: str, matrix: PlacedMatrix) -> Iterator[tuple[PlacedArray, AnyArray, int]]:
+    """(its array, block, source bytes): the first array as it is encoded, then those that were held."""
+    first, *others = matrix.arrays
+    held = {spec.name: np.empty(spec.shape, storage_dtype(spec.dtype)) for spec in others}
+    for row, arrays, nbytes in weights.encoded(unit, matrix.source, matrix.encoding):
+        block = arrays[first.name]
+        for spec in others:
+            held[spec.name][row : row + len(block)] = arrays[spec.name]
+        yield first, block, nbytes
+    for spec in others:
+        yield spec, held.pop(spec.name), 0
+
+
+def _embedding_blocks(weights: Weights, unit: EmbeddingUnit) -> Iterator[Block]:
+    layout, written = unit.layout, 0
+    for row, arrays, nbytes in weights.encoded(unit.name, unit.source, layout.encoding, unit.first_row):
+        rows = len(arrays[layout.arrays[0].name])
+        raw = np.zeros((rows, layout.row_bytes), np.uint8)
+        for array in layout.arrays:
+            content = np.ascontiguousarray(arrays[array.name]).view(np.uint8).reshape(rows, array.nbytes)
+            raw[:, array.offset : array.offset + array.nbytes] = content
+        layout.seal(row, raw)
+        written += raw.nbytes
+        yield raw, nbytes
+    if unit.nbytes > written:
+        yield _zeros(unit.nbytes - written), 0
+
+
+class SourceWeights:
+    """The weights of a source, encoded."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
+        step = min(source.rows, max(1, ROW_BLOCK_BYTES // source.row_bytes))
+        buffer = np.empty((step, source.columns), storage_dtype(source.dtype))
+        for first in range(0, source.rows, step):
+            bits, row = buffer[: source.rows - first], first_row + first
+            self._reader.read_into(source.file, source.offset + first * source.row_bytes, bits.data.cast("B"))
+            _check_finite(bits, unit, source, row)
+            if encoding.id in FLOAT_DTYPES:
+                assert encoding.id == source.dtype
+                yield EncodedRows(row, {"weight": bits}, bits.nbytes)
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                arrays = encoding.encode(to_float32(bits, source.dtype))
+            for spec in encoding.arrays(*bits.shape):
+                if spec.dtype in FLOAT_DTYPES and not _is_finite(arrays[spec.name], spec.dtype).all():
+                    raise FormatError(
+                        f"{source.file}: {source.tensor} has weights that are too large for {encoding_label(encoding)} "
+                        f"({unit}, rows {row} to {row + len(bits) - 1})"
+                    )
+            yield EncodedRows(row, arrays, bits.nbytes)
+
+    def __enter__(self) -> "SourceWeights":
+        self._reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+
+def _check_finite(bits: AnyArray, unit: str, source: SourceMatrix, first_row: int) -> None:
+    finite = _is_finite(bits, source.dtype)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        value = to_float32(bits[row, column : column + 1], source.dtype)[0]
+        raise FormatError(
+            f"{source.file}: {source.tensor} holds {value} ({unit}, row {first_row + row}, column {column}), "
+            "expected finite weights"
+        )
+
+
+def _is_finite(bits: AnyArray, dtype: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+    """Which elements are finite, from their bits."""
+    mask = _EXPONENT[dtype]
+    return (bits.view(mask.dtype) & mask) != mask
+
+
+def _zeros(nbytes: int) -> AnyArray:
+    return np.zeros(nbytes, np.uint8)

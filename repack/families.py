@@ -1,0 +1,191 @@
+"""Families of checkpoints as data: which tensors a model has, their shapes, and what becomes of each.
+
+Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert
+intermediate, Q queries and their gates, O attention output, K keys or values, h head; of linear attention:
+C convolution channels, k convolution kernel, v values, H value heads, d value head. `1` is itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Qwen3_5MoeConfig, Qwen3MoeConfig
+
+
+class Tensor(NamedTuple):
+    """A resident tensor: its name in the container; in a source the prefix and suffix are added."""
+
+    name: str
+    shape: str
+    keep: bool = False  # small and sensitive: stays in the encoding it arrives in; vectors always do
+    suffix: str = ".weight"
+
+
+class Experts(NamedTuple):
+    """A tensor of experts: the rows of `parts`, one part after another.
+
+    With `{expert}` in its name it belongs to one expert; without, all experts are stacked on its first axis.
+    """
+
+    name: str
+    shape: str  # of one expert
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """All tensors of a model type, in model order."""
+
+    prefixes: tuple[str, ...]  # one of them, the same for the whole checkpoint
+    dims: Callable[[Any], Mapping[str, int]]  # symbol -> length
+    before_mixer: tuple[Tensor, ...]
+    mixers: Mapping[str, tuple[Tensor, ...]]  # by layer type
+    after_mixer: tuple[Tensor, ...]
+    expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
+    skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
+
+    def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
+        """The shape that a word of symbols means for this config."""
+        dims = self.dims(config)
+        return tuple(1 if word == "1" else dims[word] for word in words.split())
+
+    def checkpoint(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of every tensor of a whole checkpoint, as the first prefix and layout of experts have it."""
+        prefix = self.prefixes[0]
+
+        def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+            return f"{prefix}{tensor.name}{tensor.suffix}", self.shape(tensor.shape, config)
+
+        yield named(prefix, EMBEDDING)
+        for i, layer_type in enumerate(config.layer_types):
+            for tensor in self.layer_tensors(layer_type):
+                yield named(f"{prefix}layers.{i}.", tensor)
+            for rule in self.expert_layouts[0]:
+                shape = self.shape(rule.shape, config)
+                if "{expert}" in rule.name:
+                    for expert in range(config.num_experts):
+                        yield f"{prefix}layers.{i}.{rule.name.format(expert=expert)}", shape
+                else:
+                    yield f"{prefix}layers.{i}.{rule.name}", (config.num_experts, *shape)
+        yield named(prefix, FINAL_NORM)
+        if not config.tie_word_embeddings:
+            yield named("", LM_HEAD)
+
+    def layer_tensors(self, layer_type: str) -> tuple[Tensor, ...]:
+        """Resident tensors of a layer, in model order."""
+        return self.before_mixer + self.mixers[layer_type] + self.after_mixer
+
+
+EMBEDDING = Tensor("embed_tokens", "V D")
+FINAL_NORM = Tensor("norm", "D")
+LM_HEAD = Tensor("lm_head", "V D")  # never has the prefix
+
+
+PER_EXPERT = (
+    Experts("mlp.experts.{expert}.gate_proj.weight", "I D", ("gate",)),
+    Experts("mlp.experts.{expert}.up_proj.weight", "I D", ("up",)),
+    Experts("mlp.experts.{expert}.down_proj.weight", "D I", ("down",)),
+)
+
+
+def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
+    queries = config.num_attention_heads * config.head_dim
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
+        "S": config.shared_expert_intermediate_size,
+        "Q": 2 * queries,
+        "O": queries,
+        "K": config.num_key_value_heads * config.head_dim,
+        "h": config.head_dim,
+        "C": config.linear_conv_channels,
+        "k": config.linear_conv_kernel_dim,
+        "v": config.linear_num_value_heads * config.linear_value_head_dim,
+        "H": config.linear_num_value_heads,
+        "d": config.linear_value_head_dim,
+    }
+
+
+QWEN3_5_MOE = Family(
+    prefixes=("model.language_model.", "model."),
+    dims=_qwen3_5_dims,
+    before_mixer=(Tensor("input_layernorm", "D"),),
+    mixers={
+        LINEAR_ATTENTION: (
+            Tensor("linear_attn.in_proj_qkv", "C D"),
+            Tensor("linear_attn.in_proj_z", "v D"),
+            # Tiny, and they make the decay and step of a recurrence, where errors add up over the sequence.
+            Tensor("linear_attn.in_proj_a", "H D", keep=True),
+            Tensor("linear_attn.in_proj_b", "H D", keep=True),
+            Tensor("linear_attn.conv1d", "C 1 k", keep=True),
+            Tensor("linear_attn.A_log", "H", suffix=""),
+            Tensor("linear_attn.dt_bias", "H", suffix=""),
+            Tensor("linear_attn.norm", "d"),
+            Tensor("linear_attn.out_proj", "D v"),
+        ),
+        FULL_ATTENTION: (
+            Tensor("self_attn.q_proj", "Q D"),
+            Tensor("self_attn.k_proj", "K D"),
+            Tensor("self_attn.v_proj", "K D"),
+            Tensor("self_attn.q_norm", "h"),
+            Tensor("self_attn.k_norm", "h"),
+            Tensor("self_attn.o_proj", "D O"),
+        ),
+    },
+    after_mixer=(
+        Tensor("post_attention_layernorm", "D"),
+        Tensor("mlp.gate", "E D", keep=True),  # the router
+        Tensor("mlp.shared_expert.gate_proj", "S D"),
+        Tensor("mlp.shared_expert.up_proj", "S D"),
+        Tensor("mlp.shared_expert.down_proj", "D S"),
+        Tensor("mlp.shared_expert_gate", "1 D", keep=True),
+    ),
+    expert_layouts=(
+        (
+            Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up")),
+            Experts("mlp.experts.down_proj", "D I", ("down",)),
+        ),
+        PER_EXPERT,
+    ),
+    skipped={"model.visual.": "the vision tower", "mtp.": "multi-token prediction"},
+)
+
+
+def _qwen3_dims(config: Qwen3MoeConfig) -> Mapping[str, int]:
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "O": config.num_attention_heads * config.head_dim,
+        "K": config.num_key_value_heads * config.head_dim,
+        "h": config.head_dim,
+    }
+
+
+QWEN3_MOE = Family(
+    prefixes=("model.",),
+    dims=_qwen3_dims,
+    before_mixer=(Tensor("input_layernorm", "D"),),
+    mixers={
+        FULL_ATTENTION: (
+            Tensor("self_attn.q_proj", "O D"),
+            Tensor("self_attn.k_proj", "K D"),
+            Tensor("self_attn.v_proj", "K D"),
+            Tensor("self_attn.q_norm", "h"),
+            Tensor("self_attn.k_norm", "h"),
+            Tensor("self_attn.o_proj", "D O"),
+        ),
+    },
+    after_mixer=(
+        Tensor("post_attention_layernorm", "D"),
+        Tensor("mlp.gate", "E D", keep=True),  # the router
+    ),
+    expert_layouts=(PER_EXPERT,),
+    skipped={},
+)
+
+FAMILIES: Mapping[str, Family] = {"qwen3_5_moe": QWEN3_5_MOE, "qwen3_moe": QWEN3_MOE}

@@ -1,0 +1,142 @@
+"""A container of a model's true geometry with made-up weights, from its config.json alone.
+
+It shows what a model needs and how fast it runs here before anything is downloaded; its text means nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from formats.checksum import xxh3_64
+from formats.config import read_config
+from formats.dtypes import AnyArray, Float32, from_float32
+from formats.encodings import Affine, Encoding
+from formats.errors import FormatError
+from formats.index import REHEARSAL
+from repack.convert import Conversion
+from repack.encode import EncodedRows, Weights
+from repack.families import EMBEDDING, FAMILIES
+from repack.output import SMALL_FILES
+from repack.plan import Options, SourceMatrix
+from repack.planner import make_plan
+from repack.sources.base import Reader, Shard, SourceTensor
+from repack.sources.folder import read_small_file
+
+POOL_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22  # of codes, made at a time
+GAIN = 0.1  # of matrices: small, so that what a token is decides where it is routed, in every layer
+_NO_FILE = "made up"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A source that has every tensor of a family and no bytes."""
+
+    tensors: Mapping[str, SourceTensor]
+    files: Mapping[str, bytes]
+    repository: str | None = None
+    revision: str | None = None
+    shards: Sequence[Shard] = ()
+
+    def small_file(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+    def reader(self) -> Reader:
+        raise AssertionError("a rehearsal reads no source")
+
+    def check(self) -> None:
+        """Nothing can have changed."""
+
+
+@dataclass(frozen=True)
+class Rehearsal(Conversion):
+    """A conversion whose weights are made up from a seed."""
+
+    seed: int = 0
+
+    def weights(self) -> Weights:
+        return MadeUpWeights(self.seed)
+
+
+def prepare_rehearsal(path: Path, options: Options, seed: int) -> Rehearsal:
+    """Plan a rehearsal from a config.json, or a folder with one (tokenizer files in it are used too).
+
+    Raises StreamingExpertsError for a config that cannot be read or is not supported.
+    """
+    paths = {name: path / name for name in SMALL_FILES} if path.is_dir() else {"config.json": path}
+    files = {name: raw for name, place in paths.items() if (raw := read_small_file(place)) is not None}
+    if "config.json" not in files:
+        raise FormatError(f"{path}: holds no config.json")
+    config = read_config(files["config.json"], str(path))
+    tensors = {
+        name: SourceTensor(name, _NO_FILE, "BF16", shape, 0, 2 * math.prod(shape))
+        for name, shape in FAMILIES[config.model_type].checkpoint(config)
+    }
+    plan = make_plan(tensors, config, options)
+    return Rehearsal(Geometry(tensors, files), plan, files, {REHEARSAL: {"seed": seed}}, seed)
+
+
+class MadeUpWeights:
+    """Seeded random weights: uniform codes, constant scales; vectors are 0.5, which every norm can bear.
+
+    A block is a piece of one random pool, XORed with a word of its own, so that no two records are the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
+        rng = np.random.default_rng(int(xxh3_64(f"{self._seed} {unit} {source} {first_row}".encode()), 16))
+        row_bytes = encoding.arrays(1, source.columns)[0].nbytes
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for first in range(0, source.rows, step):
+            rows = min(step, source.rows - first)
+            if isinstance(encoding, Affine):
+                arrays = self._affine(rng, source, encoding, rows)
+            else:
+                arrays = {"weight": from_float32(self._normal(rng, source, rows), encoding.id)}
+            yield EncodedRows(first_row + first, arrays, rows * source.row_bytes)
+
+    def _affine(
+        self, rng: np.random.Generator, source: SourceMatrix, encoding: Affine, rows: int
+    ) -> dict[str, AnyArray]:
+        codes, scales, biases = encoding.arrays(rows, source.columns)
+        start = int(rng.integers(len(self._pool) - codes.nbytes // 8))
+        words = self._pool[start : start + codes.nbytes // 8] ^ rng.integers(2**64, dtype=np.uint64)
+        highest = 2**encoding.bits - 1
+        # The standard deviation of uniform codes 0..highest is highest / sqrt(12).
+        scale = _std(source) * math.sqrt(12) / highest
+        values = np.array([scale, -scale * highest / 2], np.float32)
+        scale_bits, bias_bits = from_float32(values, encoding.scale_dtype)
+        return {
+            "codes": words.view(np.uint32).reshape(codes.shape),
+            "scales": np.full(scales.shape, scale_bits),
+            "biases": np.full(biases.shape, bias_bits),
+        }
+
+    def _normal(self, rng: np.random.Generator, source: SourceMatrix, rows: int) -> Float32:
+        if source.rows == 1:
+            return np.full((1, source.columns), 0.5, np.float32)
+        return rng.standard_normal((rows, source.columns), np.float32) * np.float32(_std(source))
+
+    def __enter__(self) -> "MadeUpWeights":
+        pool = np.random.Generator(np.random.SFC64(self._seed))
+        self._pool = pool.integers(2**64, size=POOL_BYTES // 8, dtype=np.uint64)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._pool
+
+
+def _std(source: SourceMatrix) -> float:
+    """Of the weights: the embedding and the router have outputs of about 1, all else stays below them."""
+    if source.tensor.endswith(f"{EMBEDDING.name}{EMBEDDING.suffix}"):
+        return 1.0
+    gain = 1.0 if source.tensor.endswith("mlp.gate.weight") else GAIN
+    return gain / math.sqrt(source.columns)

@@ -1,0 +1,272 @@
+"""What `repack inspect` and `--dry-run` say, as plain data; repack/tables.py makes text of it.
+
+All sizes are bytes. Numbers of a layout come from the layout alone, so that a plan and a container print the same.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, bits_per_weight, memory_terms, token_bytes
+from formats.checksum import xxh3_64
+from formats.container import Container, open_container
+from formats.dtypes import FLOAT_DTYPES, AnyArray, to_float32
+from formats.encodings import Affine, Encoding, encoding_label
+from formats.errors import ChecksumError, RequestError
+from formats.index import INDEX_FILE, source_to_json
+from formats.layout import LayerLayout, Layout
+from formats.record import PAGE_BYTES, PART_NAMES, Part, PlacedArray, RecordLayout
+
+TOKENIZER_FILE = "tokenizer.json"
+BLOCK_VALUES = 1 << 20  # looked at at a time
+# Classes of resident tensors by the beginning of their name in a layer; the first that fits.
+CLASSES = (
+    ("linear_attn.norm", "norms"),
+    ("self_attn.q_norm", "norms"),
+    ("self_attn.k_norm", "norms"),
+    ("linear_attn.", "linear attention"),
+    ("self_attn.", "attention"),
+    ("mlp.shared_expert", "shared expert"),
+    ("mlp.gate", "router"),
+    ("input_layernorm", "norms"),
+    ("post_attention_layernorm", "norms"),
+    ("norm", "norms"),
+    ("lm_head", "lm_head"),
+)
+
+
+def inspect(folder: Path, threads: int = 1) -> dict[str, Any]:
+    """A container: where it comes from, and all that describe_layout says. Raises as open_container."""
+    index = open_container(folder).index
+    tokenizer = index.files.get(TOKENIZER_FILE)
+    return {
+        "written_by": index.written_by,
+        "source": source_to_json(index.source),
+        "options": dict(index.options),
+        "files": {name: file.nbytes for name, file in index.files.items()},
+        **describe_layout(index.layout, tokenizer.nbytes if tokenizer else 0, threads),
+    }
+
+
+def describe_layout(layout: Layout, tokenizer_json_bytes: int, threads: int = 1) -> dict[str, Any]:
+    """Sizes of a container that exists or is only planned, and what running it takes."""
+    ctx_size = min(DEFAULT_CTX_SIZE, layout.model.max_position_embeddings)
+    terms = memory_terms(
+        layout,
+        tokenizer_json_bytes=tokenizer_json_bytes,
+        ctx_size=ctx_size,
+        chunk_size=DEFAULT_CHUNK_SIZE,
+        threads=threads,
+    )
+    parts = [*_expert_parts(layout), *_resident_parts(layout), _embedding_part(layout)]
+    payload = sum(part["bytes"] for part in parts)
+    return {
+        "model": _model(layout),
+        "parts": parts,
+        "padding_bytes": layout.total_bytes - payload,
+        "experts_file_bytes": layout.expert_bytes,
+        "resident_file_bytes": layout.resident_bytes,
+        "embedding_file_bytes": layout.embedding.nbytes,
+        "total_bytes": layout.total_bytes,
+        "bits_per_weight": 8 * layout.total_bytes / sum(part["weights"] for part in parts),
+        "records": _records(layout),
+        "per_token": asdict(token_bytes(layout)),
+        "memory": {
+            "ctx_size": ctx_size,
+            "chunk_size": DEFAULT_CHUNK_SIZE,
+            "threads": threads,
+            "terms": asdict(terms),
+            "floor_bytes": terms.floor_bytes,
+            "all_experts_bytes": terms.floor_bytes - terms.min_slots_bytes + layout.expert_bytes,
+        },
+    }
+
+
+def _model(layout: Layout) -> dict[str, Any]:
+    model = layout.model
+    experts = [(layer.num_experts, layer.record.num_weights) for _, layer in layout.moe_layers()]
+    resident = sum(math.prod(tensor.shape) for tensor in layout.resident)
+    every = resident + layout.embedding.rows * layout.embedding.columns
+    return {
+        "model_type": model.model_type,
+        "num_hidden_layers": model.num_hidden_layers,
+        "moe_layers": len(experts),
+        "num_experts": model.num_experts,
+        "top_k": model.top_k,
+        "hidden_size": model.hidden_size,
+        "moe_intermediate_size": model.moe_intermediate_size,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "weights": every + sum(num * weights for num, weights in experts),
+        "weights_per_token": resident + sum(min(model.top_k, num) * weights for num, weights in experts),
+    }
+
+
+# ---- parts of a layout
+
+
+def _part(name: str, encoding: Encoding, tensors: int, weights: int, nbytes: int) -> dict[str, Any]:
+    return {
+        "part": name,
+        "encoding": encoding_label(encoding),
+        "tensors": tensors,
+        "weights": weights,
+        "bytes": nbytes,
+        "bits_per_weight": bits_per_weight(nbytes, (weights,)),
+    }
+
+
+def _summed(entries: Iterable[tuple[str, Encoding, int, int, int]]) -> list[dict[str, Any]]:
+    """Entries (name, encoding, tensors, weights, bytes) as parts, those of one name and encoding added up."""
+    sums: dict[tuple[str, Encoding], tuple[int, ...]] = {}
+    for name, encoding, *counts in entries:
+        before = sums.get((name, encoding), (0, 0, 0))
+        sums[name, encoding] = tuple(a + b for a, b in zip(before, counts, strict=True))
+    return [_part(name, encoding, *counts) for (name, encoding), counts in sums.items()]
+
+
+def _payload(arrays: Iterable[PlacedArray]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _expert_parts(layout: Layout) -> list[dict[str, Any]]:
+    def entries() -> Iterator[tuple[str, Encoding, int, int, int]]:
+        for _, layer in layout.moe_layers():
+            for part in layer.record.parts:
+                num, weights = layer.num_experts, part.rows * part.columns
+                yield f"experts {part.name}", part.encoding, num, num * weights, num * _payload(part.arrays)
+
+    return sorted(_summed(entries()), key=lambda part: PART_NAMES.index(part["part"].split()[1]))
+
+
+def _resident_parts(layout: Layout) -> list[dict[str, Any]]:
+    entries = (
+        (_class(tensor.name), tensor.encoding, 1, math.prod(tensor.shape), _payload(tensor.arrays))
+        for tensor in layout.resident
+    )
+    return sorted(_summed(entries), key=lambda part: -part["bytes"])
+
+
+def _class(name: str) -> str:
+    words = name.split(".", 2)
+    local = words[2] if words[0] == "layers" and len(words) == 3 else name
+    return next((title for beginning, title in CLASSES if local.startswith(beginning)), "other")
+
+
+def _embedding_part(layout: Layout) -> dict[str, Any]:
+    embedding = layout.embedding
+    nbytes = embedding.rows * _payload(embedding.arrays)
+    return _part("embedding", embedding.encoding, 1, embedding.rows * embedding.columns, nbytes)
+
+
+def _records(layout: Layout) -> list[dict[str, Any]]:
+    """Layers whose records are laid out alike, together."""
+    groups: dict[tuple[RecordLayout, int], list[int]] = {}
+    for i, layer in layout.moe_layers():
+        groups.setdefault((layer.record, layer.num_experts), []).append(i)
+    return [
+        {
+            "layers": layers,
+            "num_experts": num_experts,
+            "record_bytes": record.record_bytes,
+            "pages": record.record_bytes // PAGE_BYTES,
+            "padding_bytes": record.record_bytes - record.payload_bytes,
+            "bits_per_weight": bits_per_weight(record.record_bytes, (record.num_weights,)),
+        }
+        for (record, num_experts), layers in groups.items()
+    ]
+
+
+# ---- one expert
+
+
+def inspect_expert(folder: Path, layer: int, expert: int) -> dict[str, Any]:
+    """One record, read and checked: its arrays, their ranges, and how often each code stands.
+
+    Raises RequestError for a layer or expert that is not there, ChecksumError naming both, and as open_container.
+    """
+    container = open_container(folder)
+    layout = _layer(container, layer)
+    if not 0 <= expert < layout.num_experts:
+        raise RequestError(f"--expert is {expert}, expected 0 to {layout.num_experts - 1}")
+    nbytes = layout.record.record_bytes
+    record = _read_record(container, layer, expert, layout)
+    return {
+        "layer": layer,
+        "expert": expert,
+        "file": layout.file,
+        "offset": expert * nbytes,
+        "record_bytes": nbytes,
+        "pages": nbytes // PAGE_BYTES,
+        "padding_bytes": nbytes - layout.record.payload_bytes,
+        "checksum": container.index.record_checksums[layer][expert],
+        "parts": [_describe_part(part, record) for part in layout.record.parts],
+    }
+
+
+def _layer(container: Container, layer: int) -> LayerLayout:
+    layers = container.index.layout.layers
+    if not 0 <= layer < len(layers):
+        raise RequestError(f"--layer is {layer}, expected 0 to {len(layers) - 1}")
+    layout = layers[layer]
+    if layout is None:
+        raise RequestError(f"--layer is {layer}, which is dense and has no experts")
+    return layout
+
+
+def _read_record(container: Container, layer: int, expert: int, layout: LayerLayout) -> AnyArray:
+    """uint8 [record_bytes]."""
+    path, nbytes = container.data_path(layout.file), layout.record.record_bytes
+    record = np.fromfile(path, np.uint8, count=nbytes, offset=expert * nbytes)
+    found, expected = xxh3_64(record), container.index.record_checksums[layer][expert]
+    if found != expected:
+        raise ChecksumError(
+            f"{path}: layer {layer}, expert {expert}: checksum is {found}, {INDEX_FILE} says {expected}"
+        )
+    return record
+
+
+def _describe_part(part: Part, record: AnyArray) -> dict[str, Any]:
+    nbytes = _payload(part.arrays)
+    result = {
+        **_part(part.name, part.encoding, 1, part.rows * part.columns, nbytes),
+        "rows": part.rows,
+        "columns": part.columns,
+        "arrays": [_describe_array(array, array.view(record)) for array in part.arrays],
+    }
+    if isinstance(part.encoding, Affine):
+        result["codes"] = _count_codes(part.encoding, part.views(record))
+    return result
+
+
+def _describe_array(array: PlacedArray, values: AnyArray) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "array": array.name,
+        "dtype": array.dtype,
+        "shape": list(array.shape),
+        "offset": array.offset,
+        "bytes": array.nbytes,
+    }
+    if array.dtype in FLOAT_DTYPES:
+        blocks = [to_float32(block, array.dtype) for block in _row_blocks(values)]
+        result["min"] = float(min(block.min() for block in blocks))
+        result["max"] = float(max(block.max() for block in blocks))
+    return result
+
+
+def _count_codes(encoding: Affine, arrays: Mapping[str, AnyArray]) -> list[int]:
+    """How often each code stands: [2 ** bits]."""
+    counts = np.zeros(1 << encoding.bits, np.int64)
+    for words in _row_blocks(arrays["codes"]):
+        counts += np.bincount(encoding.unpack(words).ravel(), minlength=len(counts))
+    return [int(count) for count in counts]
+
+
+def _row_blocks(values: AnyArray) -> Iterator[AnyArray]:
+    """Blocks of whole rows of an array, so that what is made of them stays small."""
+    step = max(1, BLOCK_VALUES * len(values) // values.size)
+    return (values[first : first + step] for first in range(0, len(values), step))

@@ -1,0 +1,232 @@
+"""A checkpoint in a folder: safetensors shards, read by position, never mapped."""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from formats.errors import FormatError, StorageError, UnsupportedError
+from formats.fields import Fields, parse_json, shown
+from formats.tensorfile import read_header
+from repack.sources.base import Shard, SourceTensor
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+MAX_SMALL_FILE_BYTES = 1 << 28
+MAX_NAME_BYTES = 255  # of every file system
+_PAGE_BYTES = 4096
+
+
+class Stamp(NamedTuple):
+    """What tells a file from a changed or replaced one without reading it."""
+
+    nbytes: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Stamp":
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+class FolderReader:
+    """Reads shards of a folder, one open at a time; each is checked when it is opened and when it is left."""
+
+    def __init__(self, folder: Path, stamps: Mapping[str, Stamp]) -> None:
+        self._folder = folder
+        self._stamps = stamps
+        self._file: str | None = None
+        self._fd = -1
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        if file != self._file:
+            self._leave(check=True)
+            self._fd = _open(self._folder / file)
+            self._file = file
+            self._check()
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise StorageError(f"{self._folder / file}: cannot be read: {error.strerror}") from None
+            if count == 0:
+                raise StorageError(f"{self._folder / file}: ends at byte {offset + done}: the file was cut")
+            done += count
+        if hasattr(os, "posix_fadvise"):  # what was read is not read again: leave the page cache to others
+            first = offset - offset % _PAGE_BYTES
+            os.posix_fadvise(self._fd, first, offset + done - first, os.POSIX_FADV_DONTNEED)
+
+    def __enter__(self) -> "FolderReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(check=kind is None)
+
+    def _leave(self, check: bool) -> None:
+        if self._file is None:
+            return
+        try:
+            if check:
+                self._check()
+        finally:
+            os.close(self._fd)
+            self._file = None
+
+    def _check(self) -> None:
+        assert self._file is not None
+        check_stamp(self._folder / self._file, os.fstat(self._fd), self._stamps[self._file])
+
+
+class FolderSource:
+    """A folder as a source (see repack.sources.base.Source). Opening reads and checks every header.
+
+    Raises FormatError, UnsupportedError or StorageError, naming the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        repository: str | None = None,
+        revision: str | None = None,
+        sha256: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.repository = repository
+        self.revision = revision
+        self._stamps: dict[str, Stamp] = {}
+        self._tensors: dict[str, SourceTensor] = {}
+        weight_map = self._weight_map()
+        for name in sorted(set(weight_map.values())) if weight_map is not None else self._unlisted():
+            self._add_shard(name)
+        for tensor, name in (weight_map or {}).items():
+            if tensor not in self._tensors or self._tensors[tensor].file != name:
+                raise FormatError(
+                    f"{folder / SAFETENSORS_INDEX}: weight_map puts {shown(tensor)} into {shown(name)}, "
+                    "which does not hold it"
+                )
+        self._shards = tuple(
+            Shard(name, stamp.nbytes, f"mtime {stamp.mtime_ns}" if revision is None else revision, stated)
+            for name, stamp in self._stamps.items()
+            for stated in [(sha256 or {}).get(name)]
+        )
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return self._shards
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        return self._tensors
+
+    def small_file(self, name: str) -> bytes | None:
+        return read_small_file(self.folder / name)
+
+    def reader(self) -> FolderReader:
+        return FolderReader(self.folder, self._stamps)
+
+    def check(self) -> None:
+        for name, stamp in self._stamps.items():
+            try:
+                status = os.stat(self.folder / name)
+            except OSError as error:
+                raise StorageError(f"{self.folder / name}: cannot be read: {error.strerror}") from None
+            check_stamp(self.folder / name, status, stamp)
+
+    def _weight_map(self) -> dict[str, str] | None:
+        """Shard by tensor as the checkpoint's index says, None without an index."""
+        raw = self.small_file(SAFETENSORS_INDEX)
+        if raw is None:
+            return None
+        where = f"{self.folder / SAFETENSORS_INDEX}"
+        listing = Fields(parse_json(raw, where), where).raw("weight_map")
+        if not isinstance(listing, dict) or not listing:
+            raise FormatError(f"{where}: weight_map is {shown(listing)}, expected shards by tensor")
+        for tensor, name in listing.items():
+            if not _is_shard_name(name):
+                raise FormatError(
+                    f"{where}: weight_map puts {shown(tensor)} into {shown(name)}, expected a file in this folder"
+                )
+            if not (self.folder / name).is_file():
+                raise FormatError(f"{where}: weight_map names {shown(name)}, which is missing")
+        return listing
+
+    def _unlisted(self) -> Iterator[str]:
+        """Shards of a folder without an index, by name."""
+        names = sorted(path.name for path in self.folder.glob("model*.safetensors"))
+        for name in names:
+            if not _is_shard_name(name):
+                raise FormatError(f"{self.folder}: holds {shown(name)}, expected a name that can be printed")
+        if names:
+            return iter(names)
+        for pattern, kind in (("*.bin", "PyTorch .bin"), ("*.pt*", "PyTorch"), ("*.gguf", "GGUF")):
+            if any(self.folder.glob(pattern)):
+                raise UnsupportedError(
+                    f"{self.folder}: holds {kind} files only, expected model*.safetensors; "
+                    "convert them to safetensors first"
+                )
+        raise FormatError(f"{self.folder}: holds no model*.safetensors, so it is no checkpoint")
+
+    def _add_shard(self, name: str) -> None:
+        path = self.folder / name
+        fd = _open(path)
+        try:
+            self._stamps[name] = Stamp.of(os.fstat(fd))
+            entries = read_header(fd, str(path))
+        finally:
+            os.close(fd)
+        for entry in entries.values():
+            if entry.name in self._tensors:
+                raise FormatError(f"{path}: {shown(entry.name)} stands in {self._tensors[entry.name].file} as well")
+            self._tensors[entry.name] = SourceTensor(
+                entry.name, name, entry.dtype, entry.shape, entry.offset, entry.nbytes
+            )
+
+
+def _is_shard_name(name: object) -> bool:
+    """Whether it is a file of the folder itself; it must be printable, as the index of a container will hold it."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and 0 < len(name.encode()) <= MAX_NAME_BYTES
+        and Path(name).name == name
+        and not name.startswith(".")
+    )
+
+
+def check_stamp(path: Path, status: os.stat_result, expected: Stamp) -> None:
+    """Raises StorageError unless the file is still the one that the stamp was taken of."""
+    found = Stamp.of(status)
+    if found.nbytes != expected.nbytes:
+        raise StorageError(
+            f"{path}: is {found.nbytes} bytes long, it was {expected.nbytes}: changed during the conversion"
+        )
+    if found != expected:
+        raise StorageError(f"{path}: was changed or replaced during the conversion")
+
+
+def read_small_file(path: Path) -> bytes | None:
+    """The content of a file that must fit into memory, None without one. Raises StorageError or FormatError."""
+    if not path.exists():
+        return None
+    with open(_open(path), "rb") as file:
+        raw = file.read(MAX_SMALL_FILE_BYTES + 1)
+    if len(raw) > MAX_SMALL_FILE_BYTES:
+        raise FormatError(f"{path}: is longer than {MAX_SMALL_FILE_BYTES} bytes")
+    return raw
+
+
+def _open(path: Path) -> int:
+    """A file descriptor to read from. Raises StorageError, FormatError for a folder, a pipe or a device."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer for ever
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FormatError(f"{path}: is no regular file")
+    return fd

@@ -1,0 +1,34 @@
+"""What `repack` shows while it works: one bar over bytes on a terminal, nothing elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+
+class Bar:
+    """A progress callback: bytes done, with an estimate, and what is being worked on. None without a terminal."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._tqdm: tqdm[Any] = tqdm(
+            total=total_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=None, file=sys.stderr
+        )
+
+    def __call__(self, nbytes: int, what: str) -> None:
+        self._tqdm.set_description_str(what, refresh=False)
+        self._tqdm.update(nbytes)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tqdm.close()
+
+
+def say(line: str) -> None:
+    """One line to stderr."""
+    click.echo(line, err=True)

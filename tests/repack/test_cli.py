@@ -1,0 +1,205 @@
+"""The command: what goes to stdout and to stderr, the exit status, and one line for each error."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from formats import __version__
+from formats.budget import memory_terms
+from formats.container import open_container
+from repack import cli
+from tests.repack.checkpoints import PREFIX, SMALL, shapes, write_random
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def repack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command as the entry point does."""
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["repack", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        status = stopped.value.code
+        assert status is None or isinstance(status, int)
+        return Result(status or 0, captured.out, captured.err)
+
+    return run
+
+
+def assert_one_line(result: Result, line: str) -> None:
+    assert (result.status, result.out) == (1, "")
+    assert re.fullmatch(rf"error: [^\n]*{re.escape(line)}[^\n]*\n", result.err), result.err
+
+
+def test_convert_says_what_was_written_and_what_comes_next(repack: Run, tmp_path: Path) -> None:
+    result = repack("convert", "demo", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0] == f"{tmp_path / 'out'}: 17.1 MiB: experts 10.0 MiB, resident 5.86 MiB, embedding 1.25 MiB"
+    assert re.fullmatch(r"read 39\.7 MiB of weights in [\d.]+ s, [\d.]+ GB/s", lines[1])
+    assert lines[2] == f"run it: stream-run {tmp_path / 'out'}"
+
+
+def test_convert_json_is_one_object(repack: Run, tmp_path: Path) -> None:
+    said = json.loads(repack("convert", "demo", tmp_path / "out", "--json", "--bits", "8").out)
+    layout = open_container(tmp_path / "out").index.layout
+    assert said["options"] == {"bits": 8, "group_size": 64, "resident_bits": 8}
+    assert said["total_bytes"] == layout.total_bytes
+    assert said["read_bytes"] == said["source_bytes"] == 41_646_736
+    assert not said["already_there"]
+
+
+def test_what_is_skipped_is_told_on_stderr(repack: Run, tmp_path: Path) -> None:
+    result = repack("convert", FIXTURES / "fused", tmp_path / "out")
+    assert re.findall(r"skipped (\d+) tensors of ([a-z -]+) \(", result.err) == [
+        ("19", "multi-token prediction"),
+        ("21", "the vision tower"),
+    ]
+
+
+def test_the_same_command_again_says_that_it_is_done(repack: Run, tmp_path: Path) -> None:
+    repack("convert", "demo", tmp_path / "out")
+    result = repack("convert", "demo", tmp_path / "out")
+    assert result.status == 0
+    assert result.out.splitlines()[0].endswith(
+        "out is already there, converted with these options from files of these names and sizes"
+    )
+
+
+def test_another_option_on_a_finished_output_is_one_line(repack: Run, tmp_path: Path) -> None:
+    repack("convert", "demo", tmp_path / "out")
+    result = repack("convert", "demo", tmp_path / "out", "--resident-bits", "16")
+    assert_one_line(result, "holds a container with options resident_bits 8, not 16; --force replaces it")
+    assert repack("convert", "demo", tmp_path / "out", "--resident-bits", "16", "--force").status == 0
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(repack: Run, tmp_path: Path) -> None:
+    result = repack("convert", "demo", tmp_path / "out", "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    assert "experts gate" in result.out
+    assert "RAM floor" in result.out
+    assert result.out.splitlines()[-1].endswith("nothing is written now")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_and_inspect_print_the_same_numbers(repack: Run, tmp_path: Path) -> None:
+    planned = json.loads(repack("convert", FIXTURES / "fused", tmp_path / "out", "--dry-run", "--json").out)
+    repack("convert", FIXTURES / "fused", tmp_path / "out")
+    inspected = json.loads(repack("inspect", tmp_path / "out", "--json").out)
+    for key in ("model", "parts", "records", "per_token", "memory", "total_bytes", "bits_per_weight", "options"):
+        assert planned[key] == inspected[key]
+    assert [skipped["tensors"] for skipped in planned["skipped"]] == [19, 21]
+    layout = open_container(tmp_path / "out").index.layout
+    terms = memory_terms(layout, tokenizer_json_bytes=0, ctx_size=1024, chunk_size=512, threads=os.cpu_count() or 1)
+    assert planned["memory"]["floor_bytes"] == terms.floor_bytes
+
+
+def test_inspect_shows_a_container_and_one_record(repack: Run, tmp_path: Path) -> None:
+    repack("convert", "demo", tmp_path / "out")
+    assert "bits/weight" in repack("inspect", tmp_path / "out").out
+    record = repack("inspect", tmp_path / "out", "--layer", "7", "--expert", "39").out
+    assert record.startswith("layer 7, expert 39: experts/layer-007.bin, byte 1277952")
+    said = json.loads(repack("inspect", tmp_path / "out", "--expert", "39", "--json").out)
+    assert (said["layer"], said["expert"]) == (0, 39)
+    assert_one_line(repack("inspect", tmp_path / "out", "--layer", "8"), "--layer is 8, expected 0 to 7")
+    assert_one_line(repack("inspect", tmp_path), "holds no index.json, so it is no container")
+
+
+def test_verify_is_content_with_a_sound_container(repack: Run, tmp_path: Path) -> None:
+    repack("convert", "demo", tmp_path / "out")
+    assert repack("verify", tmp_path / "out").status == 0
+    result = repack("verify", tmp_path / "out", "--source", "demo", "--json")
+    said = json.loads(result.out)
+    assert (result.status, said["sound"], said["num_damage"]) == (0, True, 0)
+    assert {comparison["exact"] for comparison in said["comparisons"]} == {True, False}
+
+
+def test_verify_names_damage_and_exits_1(repack: Run, tmp_path: Path) -> None:
+    repack("convert", "demo", tmp_path / "out")
+    path = tmp_path / "out/experts/layer-003.bin"
+    raw = bytearray(path.read_bytes())
+    raw[32768 * 17 + 5] ^= 1
+    path.write_bytes(raw)
+    result = repack("verify", tmp_path / "out")
+    assert result.status == 1
+    assert result.out.startswith("experts/layer-003.bin: layer 3, expert 17: checksum is ")
+    assert result.err == ""
+
+
+def test_version(repack: Run) -> None:
+    assert repack("--version").out == f"repack, version {__version__}\n"
+
+
+# ---- refusals
+
+
+def test_errors_are_one_line_and_exit_1(repack: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_one_line(repack("convert", empty, tmp_path / "out"), "holds no model*.safetensors, so it is no checkpoint")
+    assert_one_line(repack("convert", "absent", tmp_path / "out"), "absent: is no folder")
+    assert_one_line(repack("verify", tmp_path / "absent"), "is not a folder")
+    assert_one_line(
+        repack("convert", "demo", tmp_path / "out", "--group-size", "128"), "expected --group-size 32 or 64"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unsupported_architecture_is_one_line(repack: Run, tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "source", SMALL, shapes(SMALL))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert_one_line(
+        repack("convert", folder, tmp_path / "out"), "config.json: model_type is llama, supported are qwen3_5"
+    )
+
+
+def test_an_unknown_tensor_is_one_line(repack: Run, tmp_path: Path) -> None:
+    listing = shapes(SMALL) | {f"{PREFIX}layers.0.bonus": ("BF16", (1,))}
+    folder = write_random(tmp_path / "source", SMALL, listing)
+    assert_one_line(repack("convert", folder, tmp_path / "out"), f"{PREFIX}layers.0.bonus has no place in")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "demo"),
+        ("convert", "demo", "out", "--bits", "5"),
+        ("convert", "demo", "out", "--group-size", "48"),
+        ("convert", "demo", "out", "--jobs", "0"),
+        ("convert", "demo", "out", "--revision", "main"),
+        ("convert", "demo", "out", "--unknown"),
+        ("inspect", "out", "--layer", "-1"),
+        ("unknown",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(repack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = repack(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert "Error: " in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback(repack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "prepare", None)
+    with pytest.raises(TypeError):
+        repack("convert", "demo", tmp_path / "out")
