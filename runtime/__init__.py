@@ -1,0 +1,7 @@
+"""Run a container within the memory it is given: `Engine` is the whole public API (see README.md)."""
+
+from runtime.engine import Engine, Stats
+from runtime.sampling import SamplingOptions
+from runtime.session import Session
+
+__all__ = ["Engine", "SamplingOptions", "Session", "Stats"]

@@ -1,0 +1,240 @@
+"""The reference backend: every operation in fp32 NumPy, short and readable; the definition of the other backends.
+
+Weights stay in their encoding and are decoded in row blocks of a fixed size, which threads share: the number of
+threads never changes a bit of the result (NumPy's own BLAS threads are switched off by the engine).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
+from formats.dtypes import AnyArray, Float32, to_float32
+from formats.encodings import Encoding
+from formats.layout import Layout, matrix_shape
+from formats.record import LINEAR_BIAS, Part
+from runtime.experts import Experts
+from runtime.store import EmbeddingRows
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix [rows, columns], or a vector as one row, in its encoding; the arrays are views, never copies."""
+
+    encoding: Encoding
+    arrays: Mapping[str, AnyArray]
+    rows: int
+    columns: int
+
+    def decode(self, start: int = 0, stop: int | None = None) -> Float32:
+        """Rows start to stop: [stop - start, columns]."""
+        return self.encoding.decode({name: array[start:stop] for name, array in self.arrays.items()})
+
+    def vector(self) -> Float32:
+        """A vector's values: [columns]."""
+        assert self.rows == 1
+        return self.decode()[0]
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values [capacity, H, d] of the first `length` tokens; a longer cache may share the same memory."""
+
+    keys: Float32
+    values: Float32
+    length: int
+
+
+class NumpyOps:
+    """Ops (backends/base.py) over a container's resident memory, embedding file and experts."""
+
+    name = "numpy"
+
+    @property
+    def description(self) -> str:
+        """The backend as statistics name it."""
+        return self.name
+
+    def __init__(
+        self,
+        layout: Layout,
+        resident: AnyArray,
+        embedding: EmbeddingRows,
+        experts: Experts,
+        pool: ThreadPoolExecutor,
+        ctx_size: int,
+    ) -> None:
+        self._layout = layout
+        self._embedding = embedding
+        self._experts = experts
+        self._pool = pool
+        self._ctx_size = ctx_size
+        self._weights: dict[str, Weight] = {}
+        for tensor in layout.resident:
+            arrays = {array.name: array.view(resident, tensor.offset) for array in tensor.arrays}
+            rows, columns = matrix_shape(tensor.shape)
+            if tensor.encoding.id != "affine":
+                arrays = {name: array.reshape(rows, columns) for name, array in arrays.items()}
+            self._weights[tensor.name] = Weight(tensor.encoding, arrays, rows, columns)
+
+    def weight(self, name: str) -> Weight:
+        return self._weights[name]
+
+    def embed(self, token_ids: Sequence[int]) -> Float32:
+        distinct, places = np.unique(np.asarray(token_ids), return_inverse=True)
+        layout = self._embedding.layout
+        rows = layout.encoding.decode(layout.views(self._embedding.read(distinct.tolist())))
+        return rows[places]
+
+    # ---- matrices
+
+    def linear(self, x: Float32, weight: Weight) -> Float32:
+        y = np.empty((len(x), weight.rows), np.float32)
+        block = max(1, ROW_BLOCK_BYTES // (4 * weight.columns))
+
+        def multiply(start: int) -> None:
+            np.matmul(x, weight.decode(start, start + block).T, out=y[:, start : start + block])
+
+        if weight.rows <= block:
+            multiply(0)
+        else:
+            list(self._pool.map(multiply, range(0, weight.rows, block)))
+        return y
+
+    def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
+        layout = self._layout.layers[layer]
+        assert layout is not None
+        outputs = np.empty((*expert_ids.shape, x.shape[1]), np.float32)  # [T, k, D]
+        with closing(self._experts.get(layer, np.unique(expert_ids).tolist())) as records:
+            for expert, record in records:
+                token, place = np.nonzero(expert_ids == expert)
+                gate, up, down = (self._project(part, record) for part in layout.record.parts)
+                x_e = x[token]  # [n, D]
+                outputs[token, place] = down(self.silu(gate(x_e)) * up(x_e))
+        y = np.zeros_like(x)
+        for i in range(expert_ids.shape[1]):  # in the router's order, whatever order they arrived in
+            y += routing_weights[:, i, None] * outputs[:, i]
+        return y
+
+    def _project(self, part: Part, record: AnyArray) -> Callable[[Float32], Float32]:
+        """The linear map of one part of an expert's record."""
+        arrays = part.views(record)
+        bias = arrays.pop(LINEAR_BIAS, None)
+        weight = Weight(part.encoding, arrays, part.rows, part.columns)
+
+        def project(x: Float32) -> Float32:
+            y = self.linear(x, weight)
+            if bias is not None:
+                assert part.linear_bias is not None
+                y += to_float32(bias, part.linear_bias)
+            return y
+
+        return project
+
+    def route(self, logits: Float32, top_k: int, *, normalize: bool) -> tuple[AnyArray, Float32]:
+        p = _softmax(logits)  # [T, num_experts]
+        expert_ids = np.argsort(-p, axis=1, kind="stable")[:, :top_k]  # of equals the lower id first
+        chosen = np.take_along_axis(p, expert_ids, axis=1)
+        return expert_ids, chosen / chosen.sum(axis=1, keepdims=True) if normalize else chosen
+
+    # ---- element by element
+
+    def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + np.float32(eps)) * (np.float32(offset) + weight.vector())
+
+    def l2_norm(self, x: Float32, eps: float) -> Float32:
+        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps))
+
+    def silu(self, x: Float32) -> Float32:
+        return x * self.sigmoid(x)
+
+    def sigmoid(self, x: Float32) -> Float32:
+        y = np.exp(-np.abs(x))  # never overflows
+        return np.where(x >= 0, np.float32(1), y) / (1 + y)
+
+    def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
+        softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
+        return -np.exp(a_log.vector()) * softplus
+
+    def repeat_heads(self, x: Float32, times: int) -> Float32:
+        return np.repeat(x, times, axis=1)
+
+    def concatenate(self, arrays: Sequence[Float32]) -> Float32:
+        return np.concatenate(arrays)
+
+    # ---- attention
+
+    def rope(self, x: Float32, position: int, theta: float, rotary_dim: int) -> Float32:
+        half = rotary_dim // 2
+        inv_freq = theta ** -(np.arange(half, dtype=np.float64) / half)
+        angles = np.arange(position, position + len(x))[:, None] * inv_freq  # [T, half]
+        cos = np.cos(angles).astype(np.float32)[:, None]
+        sin = np.sin(angles).astype(np.float32)[:, None]
+        first, second = x[..., :half], x[..., half:rotary_dim]
+        y = x.copy()
+        y[..., :half] = first * cos - second * sin
+        y[..., half:rotary_dim] = second * cos + first * sin
+        return y
+
+    def new_kv_cache(self, num_heads: int, head_dim: int) -> KVCache:
+        shape = (self._ctx_size, num_heads, head_dim)  # memory becomes resident only as tokens come
+        return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0)
+
+    def attention(self, q: Float32, k: Float32, v: Float32, cache: KVCache, scale: float) -> tuple[Float32, KVCache]:
+        tokens, heads, d = q.shape
+        start, stop = cache.length, cache.length + tokens
+        cache.keys[start:stop], cache.values[start:stop] = k, v
+        kv_heads = k.shape[1]
+        group = heads // kv_heads  # query heads that share a key head
+        output = np.empty_like(q)
+        block = max(1, SCORES_BYTES // (4 * group * stop))
+        for first in range(0, tokens, block):
+            queries = q[first : first + block]  # [n, heads, d]
+            seen = start + first + len(queries)
+            position = start + first + np.arange(len(queries))
+            hidden = np.repeat(np.arange(seen) > position[:, None], group, axis=0)  # [n * group, seen]
+            for h in range(kv_heads):
+                q_h = queries[:, h * group : (h + 1) * group].reshape(-1, d)  # [n * group, d]
+                scores = q_h @ cache.keys[:seen, h].T * np.float32(scale)
+                scores[hidden] = -np.inf
+                mixed = _softmax(scores) @ cache.values[:seen, h]
+                output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
+        return output, KVCache(cache.keys, cache.values, stop)
+
+    # ---- gated DeltaNet
+
+    def zeros(self, shape: tuple[int, ...]) -> Float32:
+        return np.zeros(shape, np.float32)
+
+    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
+        taps = weight.decode()  # [C, K]
+        padded = np.concatenate([state, x])  # [K - 1 + T, C]
+        y = np.zeros_like(x)
+        for j in range(taps.shape[1]):
+            y += taps[:, j] * padded[j : j + len(x)]
+        return y, padded[len(x) :].copy()
+
+    def gated_delta_rule(
+        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: Float32
+    ) -> tuple[Float32, Float32]:
+        state = state.copy()  # [H, dk, dv]
+        output = np.empty_like(v)
+        decay = np.exp(log_decay)
+        for t in range(len(q)):
+            state *= decay[t, :, None, None]
+            known = (k[t, :, None, :] @ state)[:, 0]  # what the state holds for this key: [H, dv]
+            update = (v[t] - known) * beta[t, :, None]
+            state += k[t, :, :, None] * update[:, None, :]
+            output[t] = (q[t, :, None, :] @ state)[:, 0]
+        return output, state
+
+
+def _softmax(x: Float32) -> Float32:
+    """Over the last axis."""
+    y = np.exp(x - x.max(axis=-1, keepdims=True))
+    y /= y.sum(axis=-1, keepdims=True)
+    return y

@@ -1,0 +1,106 @@
+"""The interactive chat of `stream-run`: one line in, an answer out, the history kept."""
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from formats.budget import human
+from formats.errors import RequestError
+from runtime.engine import Engine
+from runtime.session import Session
+
+HELP = "/reset begins anew, /stats shows numbers, /quit or Ctrl-D ends; Ctrl-C stops an answer"
+
+
+@dataclass
+class Conversation:
+    """Messages so far and the session that has read them."""
+
+    engine: Engine
+    settings: dict[str, Any]  # of Engine.generate
+    system: str | None
+    chat: bool  # through the chat template, or as one growing text
+    messages: list[dict[str, str]] = field(default_factory=list)
+    session: Session | None = None
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        self.session = None
+
+    def reply(self, user: str) -> Generator[str, None, None]:
+        """The answer, piece by piece. What the session has read is not read again when the new ids extend it.
+
+        The question and what was said of the answer are remembered together; a question without any is forgotten.
+        """
+        messages = [*self.messages, {"role": "user", "content": user}]
+        ids = self._ids(messages)
+        seen = self.session.token_ids if self.session is not None else []
+        if self.session is None or len(ids) <= len(seen) or ids[: len(seen)] != seen:
+            self.session, seen = self.engine.new_session(), []
+        pieces: list[str] = []
+        try:
+            for piece in self.engine.generate(ids[len(seen) :], session=self.session, **self.settings):
+                pieces.append(piece)
+                yield piece
+        finally:
+            if pieces:
+                self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
+        if self.chat:
+            return self.engine.text.encode_chat(messages)
+        return self.engine.text.encode("".join(message["content"] for message in messages))
+
+
+def chat_loop(engine: Engine, settings: dict[str, Any], system: str | None, *, chat: bool) -> None:
+    """Talk until /quit or the end of input."""
+    conversation = Conversation(engine, settings, system, chat)
+    click.echo(HELP, err=True)
+    while True:
+        try:
+            line = click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True).strip()
+        except click.exceptions.Abort:
+            click.echo(err=True)
+            return
+        if line == "/quit":
+            return
+        if line == "/reset":
+            conversation.reset()
+        elif line == "/stats":
+            show_stats(engine)
+        elif line.startswith("/"):
+            click.echo(f"unknown command {line.split()[0]}; {HELP}", err=True)
+        elif line:
+            answer(conversation, line)
+
+
+def answer(conversation: Conversation, line: str) -> None:
+    """Show one answer; Ctrl-C ends it and keeps what was said."""
+    try:
+        with closing(conversation.reply(line)) as pieces:
+            for piece in pieces:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        click.echo(" [stopped]", err=True, nl=False)
+    except RequestError as error:
+        click.echo(f"error: {error}; /reset begins anew", err=True)
+    click.echo()
+
+
+def show_stats(engine: Engine) -> None:
+    """Speed, cache and memory so far."""
+    stats = engine.stats
+    click.echo(
+        f"prompt {stats.prompt_tokens_per_s:.3g} tokens/s, decode {stats.decode_tokens_per_s:.3g} tokens/s, "
+        f"cache hits {100 * stats.hit_rate:.3g} %, peak memory {human(stats.peak_memory_bytes)}",
+        err=True,
+    )

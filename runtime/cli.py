@@ -1,0 +1,339 @@
+"""`stream-run`: options in, calls out. Text goes to stdout, numbers and warnings to stderr."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import click
+from tqdm import tqdm
+
+from formats import __version__
+from formats.budget import human, token_bytes
+from formats.errors import RequestError, StreamingExpertsError
+from runtime.bench import run_bench
+from runtime.chat import chat_loop
+from runtime.engine import BACKENDS, Engine, Stats
+from runtime.memory import default_ram_bytes
+from runtime.perplexity import measure
+from runtime.simulate import hit_rates
+from runtime.trace import read_trace
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
+_UNITS = {"": 1, "B": 1, **{f"{p}iB": 2 ** (10 * i) for i, p in enumerate("KMGT", 1)}}
+_UNITS |= {p: 2 ** (10 * i) for i, p in enumerate("KMGT", 1)} | {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
+    """A number of bytes: 2GiB, 1500MB, 3g (GiB), 1048576."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)", str(value))
+        units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+        if match is None or match[2].lower() not in units:
+            self.fail(f"{value!r} is no size such as 2GiB or 1500MB", param, ctx)
+        return int(float(match[1]) * units[match[2].lower()])
+
+
+class DefaultGroup(click.Group):
+    """A group whose command `run` may be left out: the first word that is no option names a command or OUT."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if not args or args[0] in own:
+            return super().parse_args(ctx, args or ["--help"])
+        position = self._first_word(ctx, args)
+        if position is not None and args[position] in self.commands:
+            args = [args[position], *args[:position], *args[position + 1 :]]
+        else:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def _first_word(self, ctx: click.Context, args: list[str]) -> int | None:
+        """Where the first argument stands that is neither an option nor the value of one."""
+        takes_value = {
+            name
+            for command in self.commands.values()
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in parameter.opts
+        }
+        position = 0
+        while position < len(args):
+            if args[position] == "--":
+                return position + 1 if position + 1 < len(args) else None
+            if not args[position].startswith("-") or args[position] == "-":
+                return position
+            position += 2 if args[position] in takes_value else 1
+        return None
+
+
+@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stream-run")
+def cli() -> None:
+    """Run a container made by `repack convert` within the memory it is given.
+
+    `stream-run OUT` is short for `stream-run run OUT`.
+    """
+
+
+def engine_options(command: Command) -> Command:
+    """The options of every command that opens a container."""
+    for option in reversed(
+        (
+            click.argument("out", type=click.Path(path_type=Path)),
+            click.option("--ram", type=Size(), help="Ceiling on all memory, such as 2GiB; default: what is free."),
+            click.option("-t", "--threads", type=int, help="Compute threads; default: one per processor."),
+            click.option("-c", "--ctx-size", type=int, help="Most tokens of a conversation; default: up to 4096."),
+            click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512."),
+            click.option("--backend", default="auto", show_default=True, help=f"auto or {', '.join(BACKENDS)}."),
+            click.option(
+                "--precision", default="exact", show_default=True, help="Of the native backend: exact or fast."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+            click.option("-v", "--verbose", is_flag=True, help="Say what was chosen, on stderr."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def open_engine(
+    out: Path,
+    ram: int | None,
+    threads: int | None,
+    ctx_size: int | None,
+    chunk: int | None,
+    backend: str,
+    precision: str,
+    verbose: bool,
+    trace: Path | None = None,
+) -> Engine:
+    """Open the container; warnings, and with -v what was chosen, go to stderr."""
+    engine = Engine.open(
+        out,
+        ram_bytes=ram,
+        threads=threads,
+        ctx_size=ctx_size,
+        chunk_size=chunk,
+        backend=backend,
+        precision=precision,
+        trace=trace,
+    )
+    for warning in engine.warnings:
+        say(f"warning: {warning}")
+    if verbose:
+        stats, need = engine.stats, token_bytes(engine.container.index.layout)
+        say(f"backend {stats.backend}, reads {stats.read_mode}, ctx-size {engine.ctx_size}, chunk {engine.chunk_size}")
+        say(f"memory: ceiling {human(stats.ram_bytes)}, floor {human(engine.terms.floor_bytes)}, {stats.slots} slots")
+        for name, nbytes in asdict(engine.terms).items():
+            say(f"  {name.removesuffix('_bytes'):10} {human(nbytes)}")
+        say(f"a token uses {human(need.expert_bytes)} of experts and {human(need.resident_bytes)} resident")
+    return engine
+
+
+def say(line: str) -> None:
+    """One line to stderr."""
+    click.echo(line, err=True)
+
+
+@cli.command()
+@engine_options
+@click.option("-p", "--prompt", help="The prompt.")
+@click.option("-f", "--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt; - is stdin.")
+@click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temp", type=float, help="Temperature; 0 is greedy. Sampling defaults: generation_config.json.")
+@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 keeps all.")
+@click.option("--top-p", type=float, help="Keep the likeliest tokens that make up this probability.")
+@click.option("--min-p", type=float, help="Keep tokens at least this share as likely as the likeliest.")
+@click.option("--repeat-penalty", type=float, help="Penalty on tokens that have occurred; 1 is none.")
+@click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
+@click.option(
+    "--chat/--raw", "chat", default=None, help="Use the model's chat template or not; default: if it has one."
+)
+@click.option("--system", help="System message of a chat.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write the routing of every step to this file.")
+def run(out: Path, **options: Any) -> None:
+    """Continue a prompt, or chat when started in a terminal without one."""
+    prompt = read_prompt(options["prompt"], options["file"])
+    if prompt is None and options["as_json"]:
+        raise click.UsageError("--json needs a prompt: -p, -f or a pipe")
+    engine = open_engine(out, **pick(options, ENGINE_OPTIONS), trace=options["trace"])
+    with engine:
+        chat = engine.text.has_chat_template if options["chat"] is None else options["chat"]
+        if options["system"] is not None and not chat:
+            raise RequestError("--system is set, but this is no chat: the model has no chat template, or --raw is set")
+        overrides = {
+            "temperature": options["temp"],
+            **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed")),
+        }
+        settings: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+        settings |= pick(options, ("max_new_tokens", "stop", "ignore_eos"))
+        if options["verbose"]:
+            say(f"sampling: {engine.sampling_options(**overrides)}")
+            say(f"stop tokens: {', '.join(f'{i} {engine.text.spelling(i)}' for i in engine.generation.stop_ids)}")
+        if prompt is None:
+            chat_loop(engine, settings, options["system"], chat=chat)
+            return
+        ids = engine.chat_ids(prompt, options["system"]) if chat else engine.text.encode(prompt)
+        text = []
+        for piece in engine.generate(ids, **settings):
+            text.append(piece)
+            if not options["as_json"]:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+        if options["as_json"]:
+            result = {"text": "".join(text), "prompt_token_ids": ids, **stats_json(engine.stats)}
+            click.echo(json.dumps(result))
+        else:
+            click.echo()
+        say(stats_line(engine.stats))
+
+
+ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "verbose")
+
+
+def pick(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The options of those names."""
+    return {name: options[name] for name in names}
+
+
+def read_prompt(prompt: str | None, file: IO[str] | None) -> str | None:
+    """The prompt from -p, a file or a pipe; None in a terminal without one."""
+    if prompt is not None and file is not None:
+        raise click.UsageError("-p and -f are both given")
+    if file is None and prompt is None and not sys.stdin.isatty():
+        file = click.File("r", encoding="utf-8").convert("-", None, None)
+    if file is not None:
+        prompt = read_text(file)
+    if prompt == "":
+        raise RequestError("the prompt is empty, expected text")
+    return prompt
+
+
+def read_text(file: IO[str]) -> str:
+    """The whole of a text file. Raises RequestError when it is not UTF-8."""
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file.name}: is not UTF-8 text (byte {error.start})") from None
+
+
+def stats_json(stats: Stats) -> dict[str, Any]:
+    """All counters and rates, bytes and seconds as plain numbers."""
+    names = ("prompt_tokens_per_s", "decode_tokens_per_s", "read_bytes_per_s", "hit_rate")
+    return {**asdict(stats), **{name: getattr(stats, name) for name in names}}
+
+
+def stats_line(stats: Stats) -> str:
+    """The one line of numbers after a run."""
+    return (
+        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_s:.3g} tokens/s; "
+        f"decode {stats.generated_tokens} tokens, {stats.decode_tokens_per_s:.3g} tokens/s; "
+        f"read {human(stats.bytes_read)} at {stats.read_bytes_per_s / 1e9:.3g} GB/s; "
+        f"cache hits {100 * stats.hit_rate:.3g} %; peak memory {human(stats.peak_memory_bytes)}; "
+        f"{stats.backend}, {stats.read_mode} reads"
+    )
+
+
+@cli.command()
+@engine_options
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens per window, from an empty state.")
+@click.option("--stride", type=int, help="Tokens from one window to the next; default: the window.")
+@click.option("--max-tokens", type=click.IntRange(min=2), help="Use only this many tokens of the file.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Container to compare with: KL, top-1 agreement.")
+def perplexity(out: Path, file: IO[str], window: int, stride: int | None, **options: Any) -> None:
+    """Perplexity on a text FILE; with --reference also KL divergence and top-1 agreement, each in half of --ram.
+
+    The text is encoded as a whole: above --ctx-size, each of its tokens takes 0.7 KB beside --ram.
+    """
+    picked, beside = pick(options, ENGINE_OPTIONS), options["reference"]
+    if beside is not None:
+        picked["ram"] = (default_ram_bytes() if picked["ram"] is None else picked["ram"]) // 2
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(out, **picked))
+        reference = stack.enter_context(open_engine(beside, **picked)) if beside is not None else None
+        token_ids = engine.text.encode(read_text(file))[: options["max_tokens"]]
+        progress = stack.enter_context(tqdm(total=len(token_ids), unit="token", disable=None, leave=False))
+        quality = measure(
+            engine,
+            token_ids,
+            window=window,
+            stride=window if stride is None else stride,
+            reference=reference,
+            progress=progress.update,
+        )
+        progress.close()
+        if options["as_json"]:
+            click.echo(json.dumps({**asdict(quality), **stats_json(engine.stats)}))
+            return
+        click.echo(f"tokens scored       {quality.tokens} (windows of {quality.window}, stride {quality.stride})")
+        click.echo(f"perplexity          {quality.perplexity:.4f} ({quality.nll:.5f} nats per token)")
+        if quality.top1_agreement is not None:
+            click.echo(f"reference           {quality.reference_perplexity:.4f}")
+            click.echo(f"KL divergence       {quality.kl_mean:.3g} nats mean, {quality.kl_p99:.3g} at 99 %")
+            click.echo(f"top-1 agreement     {100 * quality.top1_agreement:.2f} %")
+        say(stats_line(engine.stats))
+
+
+@cli.command()
+@engine_options
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: Any) -> None:
+    """Ceilings of disk and memory first, then prefill and decode and their share; the last line is JSON."""
+    with open_engine(out, **pick(options, ENGINE_OPTIONS)) as engine:
+        lines: Iterator[str] = run_bench(engine, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
+        for line in lines:
+            if not options["as_json"] or line.startswith("{"):
+                click.echo(line)
+
+
+@cli.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def simulate(trace: Path, as_json: bool) -> None:
+    """Hit rates that caches of several sizes and policies would have had on TRACE, a file of `--trace`."""
+    recorded = read_trace(trace)
+    every = sum(recorded.num_experts)
+    rates = {share: hit_rates(recorded, max(1, int(share * every))) for share in CACHE_SHARES}
+    if as_json:
+        click.echo(json.dumps({"steps": len(recorded.steps), "hit_rates": {s: r.table() for s, r in rates.items()}}))
+        return
+    click.echo(f"{'hit rate % with this share of the experts cached':48}" + "".join(f"{s:8.0%}" for s in rates))
+    for name in next(iter(rates.values())).table():
+        click.echo(f"{name:48}" + "".join(f"{100 * r.table()[name]:8.1f}" for r in rates.values()))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and status 1, Ctrl-C is 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StreamingExpertsError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,447 @@
+"""Engine: a container, opened within a memory ceiling; prompt in, logits, tokens or text out."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, LOGITS_ROWS, MemoryTerms, human, memory_terms
+from formats.container import Container, open_container
+from formats.dtypes import Float32
+from formats.errors import FormatError, RequestError
+from formats.index import REHEARSAL
+from runtime.backends.native import PRECISIONS, levels
+from runtime.backends.native_ops import NativeOps
+from runtime.backends.numpy_ops import NumpyOps
+from runtime.cache import default_policy
+from runtime.experts import Experts
+from runtime.memory import default_ram_bytes, peak_memory_bytes
+from runtime.models import MODELS, Model
+from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
+from runtime.session import Sequence as StepSequence
+from runtime.session import Session
+from runtime.store import EmbeddingRows, ExpertStore, load_resident
+from runtime.streaming import StopStrings
+from runtime.text import Text
+from runtime.trace import TraceWriter
+
+BACKENDS = ("native", "numpy")  # the first that is there is `auto`
+READERS = 4  # reads in flight; one is enough for a virtio disk, an NVMe wants 4 to 8
+
+
+@dataclass
+class Stats:
+    """Counters and seconds since the engine was opened."""
+
+    backend: str  # "numpy", or "native" with instruction set and precision
+    read_mode: str  # "direct" or "buffered"
+    ram_bytes: int
+    slots: int
+    prompt_tokens: int = 0
+    prompt_s: float = 0.0
+    generated_tokens: int = 0
+    decode_s: float = 0.0
+    bytes_read: int = 0
+    read_s: float = 0.0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    peak_memory_bytes: int = 0
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        return self.prompt_tokens / self.prompt_s if self.prompt_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.generated_tokens / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        return self.bytes_read / self.read_s if self.read_s else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        wanted = self.cache_hits + self.cache_misses
+        return self.cache_hits / wanted if wanted else 0.0
+
+
+class Engine:
+    """One opened container. Sessions are separate: several can be stepped together, sharing each expert's read.
+
+    Use as a context manager, or call `close`. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        ram_bytes: int,
+        terms: MemoryTerms,
+        threads: int,
+        ctx_size: int,
+        chunk_size: int,
+        readers: int,
+        backend: str,
+        precision: str,
+        trace: Path | None,
+    ) -> None:
+        layout = container.index.layout
+        num_slots = terms.slots(layout, ram_bytes)
+        self.container = container
+        self.terms = terms
+        self.config = layout.model
+        self.ctx_size = ctx_size
+        self.chunk_size = chunk_size
+        self.warnings: list[str] = []  # one line each, for the command to show
+        self._files = container.small_files()
+        self.generation: GenerationConfig = read_generation_config(self._files.get("generation_config.json"))
+        self._text: Text | None = None
+        self._blas = ThreadpoolController()
+        with ExitStack() as resources:
+            store = resources.enter_context(closing(ExpertStore(container)))
+            embedding = resources.enter_context(closing(EmbeddingRows(container)))
+            writer = resources.enter_context(TraceWriter(trace, layout)) if trace else None
+            policy = default_policy(
+                num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()}, self.config.top_k
+            )
+            self.experts = resources.enter_context(closing(Experts(store, num_slots, readers, policy, writer)))
+            pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", _ignore_nan))
+            self._stepper = resources.enter_context(ThreadPoolExecutor(1, "step"))
+            self.resident = load_resident(container)
+            self._ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size)
+            if backend == "native":
+                self._ops = resources.enter_context(
+                    closing(
+                        NativeOps(
+                            layout,
+                            self.resident,
+                            embedding,
+                            self.experts,
+                            pool,
+                            ctx_size,
+                            threads=threads,
+                            precision=precision,
+                        )
+                    )
+                )
+            self._resources = resources.pop_all()
+        self.model: Model = MODELS[self.config.model_type](self.config, self._ops)
+        self._stats = Stats(self._ops.description, "direct" if store.direct else "buffered", ram_bytes, num_slots)
+        if not store.direct:
+            self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
+        if REHEARSAL in container.index.extensions:
+            self.warnings.append("this is a rehearsal: its weights are made up, and its text means nothing")
+        if self.generation.ignored:
+            keys = ", ".join(self.generation.ignored)
+            self.warnings.append(f"generation_config.json: {keys}: not implemented, ignored")
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        ram_bytes: int | None = None,
+        backend: str = "auto",
+        precision: str = "exact",
+        threads: int | None = None,
+        ctx_size: int | None = None,
+        chunk_size: int | None = None,
+        readers: int = READERS,
+        trace: str | os.PathLike[str] | None = None,
+    ) -> "Engine":
+        """Open a container: index, small files and resident weights are checked, experts when first read.
+
+        ram_bytes is a ceiling on all memory of this process; by default a share of what the machine and its memory
+        groups grant. backend auto is native where its kernels were built; its precision is exact (float32) or fast
+        (activations rounded to 8 bits). `trace` names a file for the routing of every step (runtime/trace.py).
+        Raises FormatError, ChecksumError or UnsupportedError for a container that cannot be trusted or run,
+        RequestError for a value that cannot be met (too little memory names the floor and its terms).
+        """
+        if backend not in ("auto", *BACKENDS):
+            raise RequestError(f"--backend is {backend}, expected auto or {', '.join(BACKENDS)}")
+        if precision not in PRECISIONS:
+            raise RequestError(f"--precision is {precision}, expected {' or '.join(PRECISIONS)}")
+        slow = backend == "auto" and not levels()
+        if backend == "auto":
+            backend = "numpy" if slow else "native"
+        container = open_container(Path(path))
+        index = container.index
+        longest = index.layout.model.max_position_embeddings
+        ctx_size = _at_least_one("--ctx-size", ctx_size, min(DEFAULT_CTX_SIZE, longest))
+        if ctx_size > longest:
+            raise RequestError(f"--ctx-size is {ctx_size}, but the model's max_position_embeddings is {longest}")
+        chunk_size = _at_least_one("--chunk", chunk_size, DEFAULT_CHUNK_SIZE)
+        threads = _at_least_one("--threads", threads, os.cpu_count() or 1)
+        tokenizer = index.files.get("tokenizer.json")
+        terms = memory_terms(
+            index.layout,
+            tokenizer_json_bytes=tokenizer.nbytes if tokenizer else 0,
+            ctx_size=ctx_size,
+            chunk_size=chunk_size,
+            threads=threads,
+        )
+        free = terms.floor_bytes
+        if ram_bytes is None:
+            free = default_ram_bytes()
+            ram_bytes = max(free, terms.floor_bytes)
+        routing = Path(trace) if trace is not None else None
+        engine = cls(container, ram_bytes, terms, threads, ctx_size, chunk_size, readers, backend, precision, routing)
+        if slow:
+            engine.warnings.append("NumPy only: the native kernels were not built, as no C compiler was there; slow")
+        if free < terms.floor_bytes:
+            engine.warnings.append(f"{human(free)} of memory are free, but this model needs {human(ram_bytes)}")
+        return engine
+
+    # ---- tokens
+
+    def new_session(self) -> Session:
+        """The state of a sequence that has not begun."""
+        return Session([], self.model.new_states())
+
+    def step(self, batch: Sequence[tuple[Session, Sequence[int]]]) -> list[Float32]:
+        """Feed each session its next token ids (at least one) in one pass; experts are read once for all of them.
+
+        Returns per session the logits after its last id: [vocab_size]. A step that raises leaves the sessions as
+        they were. Raises RequestError for an id outside the vocabulary, no ids, more than ctx_size tokens in a
+        session or a session that stands twice in the batch, FormatError for logits that are no numbers.
+        """
+        hidden, sequences = self._forward(batch)
+        last = [hidden[sequence.rows.stop - 1 : sequence.rows.stop] for sequence in sequences]
+        logits = self._logits(self._ops.concatenate(last))
+        _keep(batch, sequences)
+        return list(logits)
+
+    def _advance(self, session: Session, token_ids: Sequence[int]) -> Float32:
+        """As `step` for one session, but the last hidden states of all new tokens: [tokens, hidden_size]."""
+        batch = [(session, token_ids)]
+        hidden, sequences = self._forward(batch)
+        _keep(batch, sequences)
+        return hidden
+
+    def _forward(self, batch: Sequence[tuple[Session, Sequence[int]]]) -> tuple[Float32, list[StepSequence]]:
+        """Last hidden states of all new tokens, session after session, and the states that the sessions would have."""
+        if len({id(session) for session, _ in batch}) != len(batch):
+            raise RequestError("a session stands twice in a step, expected distinct ones")
+        sequences: list[StepSequence] = []
+        token_ids: list[int] = []
+        for session, ids in batch:
+            self._check_ids(session, ids)
+            rows = slice(len(token_ids), len(token_ids) + len(ids))
+            sequences.append(StepSequence(rows, len(session.token_ids), list(session.states)))
+            token_ids.extend(ids)
+        return self._whole(lambda: self.model.forward(token_ids, sequences)), sequences
+
+    def _whole(self, compute: Callable[[], Float32]) -> Float32:
+        """Compute on a thread that Ctrl-C does not reach, so that it never leaves the cache half changed.
+
+        Ctrl-C ends the wait for it here, and the computation at its next expert.
+        """
+
+        def computing() -> Float32:
+            with self._computing():
+                return compute()
+
+        self.experts.stopping.clear()
+        future = self._stepper.submit(computing)
+        try:
+            return future.result()
+        except BaseException:
+            self.experts.stopping.set()
+            wait([future])
+            raise
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Where sums do not depend on BLAS threads, and NaN is not warned of on the way: the logits tell of it."""
+        with self._blas.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
+            yield
+
+    def _logits(self, hidden: Float32) -> Float32:
+        with self._computing():
+            logits: Float32 = self.model.logits(hidden)
+        if not np.isfinite(logits.max(axis=1)).all():  # the largest is NaN if any is
+            raise FormatError(f"{self.container.folder}: its logits are no finite numbers; are weights damaged?")
+        return logits
+
+    def prefill(self, session: Session, token_ids: Sequence[int]) -> Float32:
+        """Feed token_ids (at least one) in chunks; the logits after the last one: [vocab_size]."""
+        began = time.perf_counter()
+        self._check_ids(session, token_ids)
+        *chunks, last = self._chunks(token_ids)
+        for chunk in chunks:
+            self._advance(session, chunk)
+        (logits,) = self.step([(session, last)])
+        self._stats.prompt_tokens += len(token_ids)
+        self._stats.prompt_s += time.perf_counter() - began
+        return logits
+
+    def logits(self, token_ids: Sequence[int]) -> Float32:
+        """Logits at every position of a sequence of its own: [T, vocab_size]."""
+        return np.concatenate(list(self.logits_in_chunks(token_ids)))
+
+    def logits_in_chunks(self, token_ids: Sequence[int]) -> Iterator[Float32]:
+        """The rows of `logits`, some at a time: all of them can be larger than memory."""
+        session = self.new_session()
+        self._check_ids(session, token_ids)
+        for chunk in self._chunks(token_ids):
+            hidden = self._advance(session, chunk)
+            for i in range(0, len(hidden), LOGITS_ROWS):
+                yield self._logits(hidden[i : i + LOGITS_ROWS])
+
+    def generate_ids(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        ignore_eos: bool = False,
+        sampling: SamplingOptions | None = None,
+        session: Session | None = None,
+    ) -> list[int]:
+        """Continue token_ids; greedy unless sampling is given. The stop token, if one came, is not among the result.
+
+        With a session, token_ids are what follows the ones it has already seen. Raises RequestError when the prompt
+        does not fit into ctx_size; generation ends when ctx_size is full.
+        """
+        ids = self.stream_ids(token_ids, max_new_tokens, ignore_eos=ignore_eos, sampling=sampling, session=session)
+        return list(ids)
+
+    def stream_ids(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        ignore_eos: bool = False,
+        sampling: SamplingOptions | None = None,
+        session: Session | None = None,
+    ) -> Iterator[int]:
+        """As `generate_ids`, one id at a time, each as soon as it is chosen."""
+        session = session or self.new_session()
+        sampler = Sampler(sampling or SamplingOptions())
+        history = [*session.token_ids, *token_ids]
+        logits = self.prefill(session, token_ids)
+        for produced in range(max_new_tokens):
+            token_id = sampler.sample(logits, history)
+            if token_id in self.generation.stop_ids and not ignore_eos:
+                return
+            history.append(token_id)
+            yield token_id
+            if produced + 1 == max_new_tokens or len(session.token_ids) == self.ctx_size:
+                return
+            began = time.perf_counter()
+            (logits,) = self.step([(session, [token_id])])
+            self._stats.generated_tokens += 1
+            self._stats.decode_s += time.perf_counter() - began
+
+    # ---- text
+
+    @property
+    def text(self) -> Text:
+        """The tokenizer and chat template. Raises FormatError when the container has none."""
+        if self._text is None:
+            self._text = Text.from_files(self._files)
+        return self._text
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 256,
+        ignore_eos: bool = False,
+        stop: Sequence[str] = (),
+        session: Session | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Continue a text, or token ids, piece by piece.
+
+        Sampling keywords (temperature, top_k, top_p, min_p, repeat_penalty, seed) override generation_config.json.
+        Text ends before any of the stop strings.
+        """
+        token_ids = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        options = self.sampling_options(**sampling)
+        ids = self.stream_ids(token_ids, max_new_tokens, ignore_eos=ignore_eos, sampling=options, session=session)
+        decoder, stops = self.text.decoder(), StopStrings(stop)
+        for token_id in ids:
+            piece, stopped = stops.push(decoder.push(token_id))
+            if piece:
+                yield piece
+            if stopped:
+                return
+        piece, _ = stops.push(decoder.finish())
+        yield piece + stops.finish()
+
+    def chat_ids(self, prompt: str, system: str | None = None) -> list[int]:
+        """Token ids of a chat's first turn, through the model's template. Raises RequestError when it has none."""
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        return self.text.encode_chat([*messages, {"role": "user", "content": prompt}])
+
+    def sampling_options(self, **overrides: Any) -> SamplingOptions:
+        """generation_config.json's defaults with overrides; None leaves a default. Raises RequestError."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return replace(self.generation.sampling, **given)
+
+    # ---- the rest
+
+    @property
+    def stats(self) -> Stats:
+        """Counters and seconds so far: a copy that later work does not change."""
+        counters, cache = self.experts.store.counters, self.experts.cache
+        return replace(
+            self._stats,
+            bytes_read=counters.nbytes,
+            read_s=counters.seconds,
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def _chunks(self, token_ids: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (token_ids[i : i + self.chunk_size] for i in range(0, len(token_ids), self.chunk_size))
+
+    def _check_ids(self, session: Session, token_ids: Sequence[int]) -> None:
+        if len(token_ids) == 0:
+            raise RequestError("the prompt has no tokens, expected at least one")
+        total = len(session.token_ids) + len(token_ids)
+        if total > self.ctx_size:
+            raise RequestError(f"the prompt makes {total} tokens, but --ctx-size is {self.ctx_size}")
+        for token_id in token_ids:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise RequestError(f"token id is {token_id}, expected 0 to {self.config.vocab_size - 1}")
+
+    def close(self) -> None:
+        """Close all files and end all threads; once is enough, twice does no harm."""
+        self._resources.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _keep(batch: Sequence[tuple[Session, Sequence[int]]], sequences: Sequence[StepSequence]) -> None:
+    """Give the sessions what a step has made, each in one statement that Ctrl-C cannot part."""
+    for (session, ids), sequence in zip(batch, sequences, strict=True):
+        token_ids = [*session.token_ids, *ids]
+        session.token_ids, session.states = token_ids, sequence.states
+
+
+def _ignore_nan() -> None:
+    """What `_computing` does for its own thread, for a thread of the pool."""
+    np.seterr(all="ignore")
+
+
+def _at_least_one(option: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if value < 1:
+        raise RequestError(f"{option} is {value}, expected at least 1")
+    return value

@@ -1,0 +1,126 @@
+"""Qwen3.5 MoE: gated DeltaNet in three layers of four, gated attention in the fourth, routed and shared experts.
+
+Source: transformers' modeling_qwen3_5_moe.py, text part; with text alone its mRoPE is ordinary RoPE.
+Shapes: T tokens of one step, D hidden_size, H heads, d width of a head.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
+from runtime.backends.base import Array, Ops, State, Weight
+from runtime.session import Sequence
+
+
+@dataclass(frozen=True)
+class Qwen3_5Moe:
+    config: Qwen3_5MoeConfig
+    ops: Ops
+
+    def new_states(self) -> list[State]:
+        """What every layer remembers of a sequence that has not begun."""
+        return [
+            self._new_kv_cache() if layer_type == FULL_ATTENTION else self._new_delta_state()
+            for layer_type in self.config.layer_types
+        ]
+
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
+        h = self.ops.embed(token_ids)  # [T, D]
+        for layer, layer_type in enumerate(self.config.layer_types):
+            mixer = self._full_attention if layer_type == FULL_ATTENTION else self._linear_attention
+            h = h + mixer(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences)
+            h = h + self._moe(layer, self._norm(h, f"layers.{layer}.post_attention_layernorm"))
+        return self._norm(h, "norm")
+
+    def logits(self, hidden: Array) -> Array:
+        """[T, D] -> [T, vocab_size]."""
+        return self.ops.linear(hidden, self.ops.weight("lm_head"))
+
+    def _norm(self, x: Array, name: str) -> Array:
+        """RMSNorm over the last axis; weights are stored around zero."""
+        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps, offset=1.0)
+
+    # ---- gated attention
+
+    def _new_kv_cache(self) -> State:
+        return self.ops.new_kv_cache(self.config.num_key_value_heads, self.config.head_dim)
+
+    def _full_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
+        heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        q_gate = ops.linear(x, ops.weight(f"{name}.q_proj")).reshape(-1, heads, 2 * d)  # per head: query, then gate
+        q, gate = q_gate[..., :d], q_gate[..., d:]  # [T, heads, d]
+        k = ops.linear(x, ops.weight(f"{name}.k_proj")).reshape(-1, kv_heads, d)
+        v = ops.linear(x, ops.weight(f"{name}.v_proj")).reshape(-1, kv_heads, d)
+        q = self._norm(q, f"{name}.q_norm")
+        k = self._norm(k, f"{name}.k_norm")
+        outputs = []
+        for s in sequences:
+            q_s = ops.rope(q[s.rows], s.position, c.rope_theta, c.rotary_dim)
+            k_s = ops.rope(k[s.rows], s.position, c.rope_theta, c.rotary_dim)
+            output, s.states[layer] = ops.attention(q_s, k_s, v[s.rows], s.states[layer], scale=d**-0.5)
+            outputs.append(output)  # [tokens, heads, d]
+        o = ops.concatenate(outputs) * ops.sigmoid(gate)
+        return ops.linear(o.reshape(-1, heads * d), ops.weight(f"{name}.o_proj"))
+
+    # ---- gated DeltaNet
+
+    def _new_delta_state(self) -> State:
+        c = self.config
+        convolution = self.ops.zeros((c.linear_conv_kernel_dim - 1, c.linear_conv_channels))
+        recurrent = self.ops.zeros((c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim))
+        return convolution, recurrent
+
+    def _linear_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.linear_attn"
+        heads, d = c.linear_num_value_heads, c.linear_value_head_dim
+
+        def w(tensor: str) -> Weight:
+            return ops.weight(f"{name}.{tensor}")
+
+        qkv = ops.linear(x, w("in_proj_qkv"))  # [T, channels]: q | k | v
+        z = ops.linear(x, w("in_proj_z")).reshape(-1, heads, d)
+        beta = ops.sigmoid(ops.linear(x, w("in_proj_b")))  # [T, heads]
+        log_decay = ops.decay(ops.linear(x, w("in_proj_a")), w("dt_bias"), w("A_log"))  # [T, heads]
+        outputs = []
+        for s in sequences:
+            convolution, recurrent = s.states[layer]
+            mixed, convolution = ops.causal_conv1d(qkv[s.rows], w("conv1d"), convolution)
+            q, k, v = self._split_qkv(ops.silu(mixed))
+            output, recurrent = ops.gated_delta_rule(q, k, v, log_decay[s.rows], beta[s.rows], recurrent)
+            s.states[layer] = (convolution, recurrent)
+            outputs.append(output)  # [tokens, heads, d]
+        o = ops.rms_norm(ops.concatenate(outputs), w("norm"), c.rms_norm_eps) * ops.silu(z)
+        return ops.linear(o.reshape(-1, heads * d), w("out_proj"))
+
+    def _split_qkv(self, qkv: Array) -> tuple[Array, Array, Array]:
+        """[T, channels] -> q, k [T, value heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv]."""
+        c, ops = self.config, self.ops
+        dk, dv, key_dim = (
+            c.linear_key_head_dim,
+            c.linear_value_head_dim,
+            c.linear_num_key_heads * c.linear_key_head_dim,
+        )
+        group = c.linear_num_value_heads // c.linear_num_key_heads  # value heads that share a key head
+        q = ops.l2_norm(qkv[:, :key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6) * dk**-0.5
+        k = ops.l2_norm(qkv[:, key_dim : 2 * key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6)
+        v = qkv[:, 2 * key_dim :].reshape(-1, c.linear_num_value_heads, dv)
+        return ops.repeat_heads(q, group), ops.repeat_heads(k, group), v
+
+    # ---- mixture of experts
+
+    def _moe(self, layer: int, x: Array) -> Array:
+        ops, name = self.ops, f"layers.{layer}.mlp"
+        expert_ids, routing_weights = ops.route(
+            ops.linear(x, ops.weight(f"{name}.gate")), self.config.top_k, normalize=True
+        )
+        routed = ops.experts(layer, x, expert_ids, routing_weights)
+        gate = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate")))  # [T, 1]
+        return routed + gate * self._shared_expert(f"{name}.shared_expert", x)
+
+    def _shared_expert(self, name: str, x: Array) -> Array:
+        ops = self.ops
+        gate = ops.silu(ops.linear(x, ops.weight(f"{name}.gate_proj")))
+        up = ops.linear(x, ops.weight(f"{name}.up_proj"))
+        return ops.linear(gate * up, ops.weight(f"{name}.down_proj"))

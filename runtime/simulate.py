@@ -1,0 +1,108 @@
+"""What a cache of a given size would have hit on a recorded trace, under each policy and at best."""
+
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from runtime.cache import HALF_LIFE_STEPS, DecayedFrequency, ExpertCache, ExpertKey, LeastRecentlyUsed, Policy
+from runtime.trace import Trace
+
+Access = tuple[int, int]  # place of the layer in the trace, expert
+
+
+class HitRates(NamedTuple):
+    """Shares of all accesses that are hits. The last two know the future: no online policy can be asked for them."""
+
+    by_policy: Mapping[str, float]
+    most_used: float  # the experts that the whole trace uses most, held from the beginning
+    belady: float  # the one that is needed latest leaves; the upper bound
+
+    def table(self) -> dict[str, float]:
+        """All of them by name."""
+        known = {"most used of the whole trace": self.most_used, "Belady's bound": self.belady}
+        return {**self.by_policy, **known}
+
+
+def hit_rates(trace: Trace, num_slots: int) -> HitRates:
+    """Replay a trace from an empty cache under each policy, and the two that know the future."""
+    by_policy = {name: replay(trace, num_slots, make(trace, num_slots)) for name, make in POLICIES.items()}
+    return HitRates(by_policy, _most_used(trace, num_slots), _belady(trace, num_slots))
+
+
+def replay(trace: Trace, num_slots: int, policy: Policy) -> float:
+    """The hit rate of the engine's own cache, asked as the engine asks it (Experts.get)."""
+    cache = ExpertCache(num_slots, policy)
+    for step in trace.steps:
+        for layer, experts in zip(trace.layers, step, strict=True):
+            keys = [ExpertKey(layer, expert) for expert in experts]
+            leases = {key: cache.lease(key) for key in keys}
+            used = deque(key for key in keys if leases[key] is not None)
+            for key in keys:
+                if leases[key] is None:
+                    while cache.reserve(key) is None:
+                        cache.release(used.popleft())
+                    used.append(key)
+            for key in used:
+                cache.release(key)
+    return cache.hits / max(1, cache.hits + cache.misses)
+
+
+def _per_layer(half_life_steps: float) -> Callable[[Trace, int], Policy]:
+    def make(trace: Trace, num_slots: int) -> Policy:
+        by_layer = dict(zip(trace.layers, trace.num_experts, strict=True))
+        return DecayedFrequency(num_slots, by_layer, half_life_steps * experts_per_step(trace))
+
+    return make
+
+
+POLICIES: Mapping[str, Callable[[Trace, int], Policy]] = {
+    "least recently used, one pool": lambda trace, num_slots: LeastRecentlyUsed(),
+    "least recently used, per layer": _per_layer(1 / 8),
+    "decayed frequency, 10 steps": _per_layer(10),
+    "decayed frequency, 30 steps": _per_layer(HALF_LIFE_STEPS),
+    "decayed frequency, 120 steps": _per_layer(120),
+    "most frequently used, per layer": _per_layer(math.inf),
+}
+
+
+def experts_per_step(trace: Trace) -> float:
+    """Experts that a step asks a layer for, on average."""
+    return trace.accesses / max(1, len(trace.steps) * len(trace.layers))
+
+
+def _accesses(trace: Trace) -> Iterator[Access]:
+    for step in trace.steps:
+        for place, experts in enumerate(step):
+            for expert in experts:
+                yield place, expert
+
+
+def _most_used(trace: Trace, num_slots: int) -> float:
+    uses = Counter(_accesses(trace))
+    return sum(count for _, count in uses.most_common(num_slots)) / max(1, trace.accesses)
+
+
+def _belady(trace: Trace, num_slots: int) -> float:
+    """Belady's MIN, which also may leave an expert out of the cache altogether."""
+    accesses = list(_accesses(trace))
+    next_use = [0] * len(accesses)
+    later: dict[Access, int] = {}
+    for i in range(len(accesses) - 1, -1, -1):
+        next_use[i] = later.get(accesses[i], len(accesses))
+        later[accesses[i]] = i
+    held: dict[Access, int] = {}  # -> its next use
+    latest: list[tuple[int, Access]] = []  # heap of (-next use, access); entries that held contradicts are stale
+    hits = 0
+    for i, access in enumerate(accesses):
+        hits += access in held
+        if access not in held and len(held) >= num_slots:
+            while held.get(latest[0][1]) != -latest[0][0]:
+                heapq.heappop(latest)
+            if -latest[0][0] <= next_use[i]:
+                continue  # it is needed later than all that are held
+            del held[heapq.heappop(latest)[1]]
+        held[access] = next_use[i]
+        heapq.heappush(latest, (-next_use[i], access))
+    return hits / max(1, len(accesses))

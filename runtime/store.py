@@ -1,0 +1,165 @@
+"""From disk to memory, checked: one expert is one aligned read; resident weights and embedding rows likewise."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.budget import largest_record_bytes
+from formats.checksum import blocks, xxh3_64
+from formats.container import Container
+from formats.dtypes import AnyArray
+from formats.errors import ChecksumError
+from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE
+from runtime.cache import ExpertKey
+from runtime.direct import ALIGNMENT, DirectFile, aligned_bytes, proves_direct
+
+
+class ReadCounters:
+    """Bytes read and the seconds during which at least one read was under way; safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._began = 0.0
+        self.nbytes = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._under_way == 0:
+                self._began = time.perf_counter()
+            self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self.seconds += time.perf_counter() - self._began
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes += nbytes
+
+
+class ExpertStore:
+    """The layer files of a container. `read` may be called from many threads, each with its own slot."""
+
+    def __init__(self, container: Container) -> None:
+        """Opens every layer file. `direct` says whether reads were proven to go past the page cache."""
+        self._layout = container.index.layout
+        self._checksums = container.index.record_checksums
+        self._files: dict[int, DirectFile] = {}
+        self._checked: set[ExpertKey] = set()
+        self.counters = ReadCounters()
+        self.direct = True
+        with ExitStack() as opened:
+            for layer, layout in self._layout.moe_layers():
+                file = opened.enter_context(closing(DirectFile(container.data_path(layout.file), self.direct)))
+                if not self._files and not proves_direct(file):
+                    self.direct = file.direct = False
+                self._files[layer] = file
+            self._opened = opened.pop_all()
+
+    def record_bytes(self, layer: int) -> int:
+        """Bytes of one expert of the layer."""
+        layout = self._layout.layers[layer]
+        assert layout is not None
+        return layout.record.record_bytes
+
+    def new_slots(self, num_slots: int) -> AnyArray:
+        """uint8 [num_slots, bytes of the largest record]; each slot begins on a page."""
+        record = largest_record_bytes(self._layout)
+        return aligned_bytes(num_slots * record).reshape(num_slots, record)
+
+    def read(self, key: ExpertKey, slot: AnyArray) -> None:
+        """Read one expert into the start of slot: one read, checked the first time.
+
+        Raises StorageError for a failed or short read, ChecksumError for wrong bytes, naming file, layer and expert.
+        """
+        nbytes = self.read_raw(key, slot)
+        if key not in self._checked:
+            expected, found = self._checksums[key.layer][key.expert], xxh3_64(slot[:nbytes])
+            if found != expected:
+                raise ChecksumError(
+                    f"{self._files[key.layer].path}: layer {key.layer} expert {key.expert} has checksum {found}, "
+                    f"expected {expected}"
+                )
+            self._checked.add(key)
+
+    def read_raw(self, key: ExpertKey, slot: AnyArray) -> int:
+        """The read alone, unchecked; returns its bytes. Raises StorageError."""
+        nbytes = self.record_bytes(key.layer)
+        with self.counters:
+            what = f"layer {key.layer} expert {key.expert}"
+            self._files[key.layer].read_into(slot[:nbytes], key.expert * nbytes, what)
+        self.counters.add(nbytes)
+        return nbytes
+
+    def close(self) -> None:
+        """Close the layer files."""
+        self._opened.close()
+
+
+def load_resident(container: Container) -> AnyArray:
+    """The resident file in anonymous memory, uint8 [resident_bytes], every block checked.
+
+    Raises ChecksumError naming file, tensor and block, or StorageError.
+    """
+    layout, checksums = container.index.layout, container.index.block_checksums
+    file = DirectFile(container.data_path(RESIDENT_FILE))
+    memory = aligned_bytes(layout.resident_bytes)
+    try:
+        for tensor in layout.resident:
+            for block, (start, length) in enumerate(blocks(tensor.nbytes, BLOCK_BYTES)):
+                offset = tensor.offset + start
+                content = memory[offset : offset + length]
+                file.read_into(content, offset, f"tensor {tensor.name}")
+                expected, found = checksums[tensor.name][block], xxh3_64(content)
+                if found != expected:
+                    raise ChecksumError(
+                        f"{file.path}: tensor {tensor.name} block {block} has checksum {found}, expected {expected}"
+                    )
+    finally:
+        file.close()
+    return memory
+
+
+class _RowPlace(NamedTuple):
+    """The aligned read that covers a row, and where in it the row begins."""
+
+    offset: int
+    nbytes: int
+    skip: int
+
+
+class EmbeddingRows:
+    """The token embedding, read row by row when a token needs it; every row proves itself."""
+
+    def __init__(self, container: Container) -> None:
+        self.layout = container.index.layout.embedding
+        self._file = DirectFile(container.data_path(EMBEDDING_FILE))
+        self._buffer = aligned_bytes(self.layout.row_bytes + 2 * ALIGNMENT)
+
+    def read(self, token_ids: Sequence[int]) -> AnyArray:
+        """Raw rows of distinct token_ids: uint8 [n, row_bytes]. Raises ChecksumError or StorageError."""
+        rows = np.empty((len(token_ids), self.layout.row_bytes), np.uint8)
+        for row, token_id in zip(rows, token_ids, strict=True):
+            place = self._place(token_id)
+            content = self._buffer[: place.nbytes]
+            self._file.read_into(content, place.offset, f"row {token_id}")
+            row[:] = content[place.skip : place.skip + self.layout.row_bytes]
+            self.layout.check(token_id, row)
+        return rows
+
+    def _place(self, token_id: int) -> _RowPlace:
+        start = token_id * self.layout.row_bytes
+        offset = start // ALIGNMENT * ALIGNMENT
+        stop = -(-(start + self.layout.row_bytes) // ALIGNMENT) * ALIGNMENT
+        return _RowPlace(offset, stop - offset, start - offset)
+
+    def close(self) -> None:
+        self._file.close()
