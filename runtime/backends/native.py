@@ -1,0 +1,252 @@
+"""The native kernels as Python sees them: structs that mirror native/se_native.h, and a context of threads."""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.dtypes import AnyArray, Float32
+from formats.encodings import Affine, Encoding, Plain
+from formats.errors import UnsupportedError
+from formats.record import LINEAR_BIAS, Part, RecordLayout
+
+ABI_VERSION = 1
+LIBRARY_NAMES = ("libse_native.so", "libse_native.dylib")
+SPIN_US = 50  # an idle thread stays awake this long: the next call of a step often follows sooner
+
+READ_LOOPS = 4  # enum se_read_loop
+PRECISIONS = {"exact": 0, "fast": 1}
+_DTYPES = {"bf16": 0, "f16": 1, "f32": 2}
+_PLAIN, _AFFINE = 0, 1
+_STATUS = {1: "out of memory for scratch", 2: "a matrix that no kernel implements", 3: "two calls at once"}
+
+
+class Matrix(ctypes.Structure):
+    """se_matrix: where the arrays of a matrix lie, in bytes from the start of its record or tensor."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("weight_offset", c_int64),
+        ("scales_offset", c_int64),
+        ("biases_offset", c_int64),
+        ("linear_bias_offset", c_int64),
+        ("encoding", c_int32),
+        ("dtype", c_int32),
+        ("bits", c_int32),
+        ("group_size", c_int32),
+        ("linear_bias_dtype", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class Activation(ctypes.Structure):
+    """se_activation: what joins gate and up."""
+
+    _fields_ = (("kind", c_int32), ("alpha", c_float), ("limit", c_float), ("scale_input", c_int32))
+
+
+class Expert(ctypes.Structure):
+    """se_expert: a record and the pairs (token * k + place) that chose it."""
+
+    _fields_ = (("record", c_void_p), ("pairs", c_void_p), ("num_pairs", c_int64))
+
+
+class ExpertLayout(ctypes.Structure):
+    """se_expert_layout: what all experts of a layer share."""
+
+    _fields_ = (("gate", Matrix), ("up", Matrix), ("down", Matrix), ("activation", Activation))
+
+
+SILU, SWIGLU_CLAMPED, GELU_TANH = 0, 1, 2
+
+
+def matrix(
+    encoding: Encoding,
+    rows: int,
+    columns: int,
+    offsets: dict[str, int],
+    linear_bias: str | None = None,
+) -> Matrix:
+    """Describe a matrix whose arrays begin at the offsets. Raises UnsupportedError for an encoding without a kernel."""
+    bias_offset = offsets.get(LINEAR_BIAS, -1)
+    bias_dtype = _DTYPES[linear_bias] if linear_bias is not None else 0
+    if isinstance(encoding, Affine):
+        return Matrix(
+            rows, columns, offsets["codes"], offsets["scales"], offsets["biases"], bias_offset,
+            _AFFINE, _DTYPES[encoding.scale_dtype], encoding.bits, encoding.group_size, bias_dtype, 0,
+        )  # fmt: skip
+    if isinstance(encoding, Plain):
+        return Matrix(
+            rows, columns, offsets["weight"], 0, 0, bias_offset, _PLAIN, _DTYPES[encoding.id], 0, 0, bias_dtype, 0
+        )
+    raise UnsupportedError(f"encoding {encoding.id} has no native kernel, expected affine, bf16, f16 or f32")
+
+
+def expert_layout(layout: RecordLayout, activation: Activation) -> ExpertLayout:
+    """The records of a layer. Raises UnsupportedError for an encoding without a kernel."""
+
+    def part_matrix(part: Part) -> Matrix:
+        offsets = {array.name: array.offset for array in part.arrays}
+        return matrix(part.encoding, part.rows, part.columns, offsets, part.linear_bias)
+
+    gate, up, down = (part_matrix(part) for part in layout.parts)
+    return ExpertLayout(gate, up, down, activation)
+
+
+class Chosen(NamedTuple):
+    """An expert of a call: its record, uint8 [record_bytes], and the pairs that chose it, int64 [n]."""
+
+    record: AnyArray
+    pairs: AnyArray
+
+
+@cache
+def load_library() -> ctypes.CDLL | None:
+    """The shared library beside the package, or where a checkout builds it; None when there is none.
+
+    Raises UnsupportedError for a library of another version.
+    """
+    native = Path(__file__).resolve().parent.parent / "native"
+    for folder in (native, native / "build"):
+        for name in LIBRARY_NAMES:
+            if (folder / name).is_file():
+                return _declare(ctypes.CDLL(str(folder / name)), folder / name)
+    return None
+
+
+def _declare(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
+    """Argument and result types, so that no size is guessed."""
+    sizes = (ctypes.sizeof(Matrix), ctypes.sizeof(Activation), ctypes.sizeof(Expert), ctypes.sizeof(ExpertLayout))
+    assert sizes == (72, 16, 24, 232)  # static_assert of se_native.h
+    library.se_abi_version.restype = c_int32
+    library.se_abi_version.argtypes = ()
+    if (found := library.se_abi_version()) != ABI_VERSION:
+        raise UnsupportedError(f"{path}: ABI version is {found}, expected {ABI_VERSION}; build it again")
+    context, floats = c_void_p, c_void_p
+    signatures = {
+        "se_levels": (c_char_p, ()),
+        "se_open": (c_void_p, (c_char_p, c_int64, c_int64)),
+        "se_close": (None, (context,)),
+        "se_level": (c_char_p, (context,)),
+        "se_scratch_bytes": (c_int64, (context,)),
+        "se_dispatch": (c_int32, (context,)),
+        "se_linear": (c_int32, (context, c_int32, POINTER(Matrix), c_void_p, floats, c_int64, floats)),
+        "se_experts": (
+            c_int32,
+            (
+                context, c_int32, POINTER(ExpertLayout), POINTER(Expert), c_int64, floats, floats,
+                c_int64, c_int64, floats,
+            ),
+        ),
+        "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
+        "se_read": (c_int32, (context, c_int32, POINTER(c_void_p), c_int64, c_int64)),
+    }  # fmt: skip
+    for name, (restype, argtypes) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = restype, argtypes
+    return library
+
+
+def levels() -> tuple[str, ...]:
+    """Instruction sets that the library can use on this machine, best first; none without a library."""
+    library = load_library()
+    return tuple(library.se_levels().decode().split()) if library is not None else ()
+
+
+class Context:
+    """Threads and scratch memory for the kernels of one instruction set. One call at a time; close it."""
+
+    def __init__(self, threads: int, precision: str, level: str | None = None, spin_us: int = SPIN_US) -> None:
+        """Raises UnsupportedError without a library, or for a level that this machine cannot run."""
+        library = load_library()
+        if library is None:
+            raise UnsupportedError("the native kernels were not built, expected libse_native beside runtime/native")
+        if level is not None and level not in levels():
+            raise UnsupportedError(f"instruction set is {level}, expected one of {', '.join(levels())}")
+        self._library = library
+        self._precision = PRECISIONS[precision]
+        self._handle = library.se_open(level.encode() if level else None, threads, spin_us)
+        if not self._handle:
+            raise UnsupportedError(f"{threads} threads cannot be started")
+        self.level: str = library.se_level(self._handle).decode()
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory held between calls."""
+        return int(self._library.se_scratch_bytes(self._handle))
+
+    def dispatch(self) -> None:
+        """Wake all threads and wait for them: the price of a call."""
+        _check(self._library.se_dispatch(self._handle))
+
+    def linear(self, description: Matrix, base: int, x: Float32) -> Float32:
+        """x [T, columns] by the matrix whose record or tensor begins at address base: [T, rows]."""
+        x = np.ascontiguousarray(x, np.float32)
+        assert x.shape == (len(x), description.columns)
+        y = np.empty((len(x), description.rows), np.float32)
+        status = self._library.se_linear(
+            self._handle, self._precision, description, base, x.ctypes.data, len(x), y.ctypes.data
+        )
+        _check(status)
+        return y
+
+    def experts(
+        self, layout: ExpertLayout, chosen: Sequence[Chosen], x: Float32, weights: Float32, outputs: Float32
+    ) -> None:
+        """For every pair of the chosen experts: outputs[pair] = expert(x[pair // k]).
+
+        x [T, D], weights [T, k] and outputs [T * k, D] are contiguous float32.
+        """
+        tokens, k = weights.shape
+        assert all(array.flags.c_contiguous for array in (x, weights, outputs))
+        assert x.shape == (tokens, layout.gate.columns)
+        assert outputs.shape == (tokens * k, layout.down.rows)
+        experts = (Expert * len(chosen))(
+            *(Expert(record.ctypes.data, pairs.ctypes.data, len(pairs)) for record, pairs in chosen)
+        )
+        status = self._library.se_experts(
+            self._handle, self._precision, layout, experts, len(chosen),
+            x.ctypes.data, weights.ctypes.data, tokens, k, outputs.ctypes.data,
+        )  # fmt: skip
+        _check(status)
+
+    def weighted_sum(self, outputs: Float32, weights: Float32) -> Float32:
+        """Sum over k, in that order, of weights [T, k] times outputs [T * k, D]: [T, D]."""
+        tokens, k = weights.shape
+        y = np.empty((tokens, outputs.shape[1]), np.float32)
+        status = self._library.se_weighted_sum(
+            self._handle, outputs.ctypes.data, weights.ctypes.data, tokens, k, outputs.shape[1], y.ctypes.data
+        )
+        _check(status)
+        return y
+
+    def read(self, loop: int, pieces: Sequence[AnyArray]) -> None:
+        """Read all bytes of pieces of equal size and drop them; loop is one of range(READ_LOOPS)."""
+        addresses = (c_void_p * len(pieces))(*(piece.ctypes.data for piece in pieces))
+        _check(self._library.se_read(self._handle, loop, addresses, len(pieces), pieces[0].nbytes))
+
+    def close(self) -> None:
+        """End the threads; a second time does nothing."""
+        handle, self._handle = self._handle, None
+        self._library.se_close(handle)
+
+    def __enter__(self) -> "Context":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check(status: int) -> None:
+    if status == 1:
+        raise MemoryError(_STATUS[status])
+    if status != 0:
+        raise UnsupportedError(f"native kernel: {_STATUS[status]}")

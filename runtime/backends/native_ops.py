@@ -1,0 +1,82 @@
+"""The native backend: the reference with its hot operations done by the kernels of runtime/native."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from formats.dtypes import AnyArray, Float32
+from formats.layout import Layout
+from runtime.backends import native
+from runtime.backends.numpy_ops import NumpyOps, Weight
+from runtime.experts import Experts
+from runtime.store import EmbeddingRows
+
+SILU = native.Activation(native.SILU, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class NativeWeight(Weight):
+    """A resident matrix that kernels can read where it lies: offsets count from address base."""
+
+    matrix: native.Matrix
+    base: int
+
+
+class NativeOps(NumpyOps):
+    """Ops on native kernels. Results do not depend on threads, chunks, cache or on sequences that share a step."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        layout: Layout,
+        resident: AnyArray,
+        embedding: EmbeddingRows,
+        experts: Experts,
+        pool: ThreadPoolExecutor,
+        ctx_size: int,
+        *,
+        threads: int,
+        precision: str,
+        level: str | None = None,
+    ) -> None:
+        """Raises UnsupportedError without the library, or for an encoding or level that it does not have."""
+        super().__init__(layout, resident, embedding, experts, pool, ctx_size)
+        base = resident.ctypes.data
+        for tensor in layout.resident:
+            weight = self._weights[tensor.name]
+            offsets = {array.name: tensor.offset + array.offset for array in tensor.arrays}
+            matrix = native.matrix(weight.encoding, weight.rows, weight.columns, offsets)
+            self._weights[tensor.name] = NativeWeight(
+                weight.encoding, weight.arrays, weight.rows, weight.columns, matrix, base
+            )
+        self._record_layouts = {i: native.expert_layout(layer.record, SILU) for i, layer in layout.moe_layers()}
+        self._context = native.Context(threads, precision, level)
+        self.level = self._context.level
+        self.precision = precision
+
+    @property
+    def description(self) -> str:
+        return f"{self.name} ({self.level}, {self.precision})"
+
+    def linear(self, x: Float32, weight: Weight) -> Float32:
+        assert isinstance(weight, NativeWeight)
+        return self._context.linear(weight.matrix, weight.base, x)
+
+    def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
+        layout = self._record_layouts[layer]
+        x = np.ascontiguousarray(x, np.float32)
+        weights = np.ascontiguousarray(routing_weights, np.float32)
+        outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
+        flat = expert_ids.reshape(-1)
+        with closing(self._experts.get(layer, np.unique(flat).tolist())) as records:
+            for expert, record in records:
+                pairs = np.flatnonzero(flat == expert)
+                self._context.experts(layout, [native.Chosen(record, pairs)], x, weights, outputs)
+        return self._context.weighted_sum(outputs, weights)
+
+    def close(self) -> None:
+        """End the kernels' threads."""
+        self._context.close()

@@ -1,0 +1,60 @@
+"""Compiles the native kernels when the package is built or installed for development.
+
+Each instruction set is a file with flags of its own; which one runs is chosen at load (context.c). Without a C
+compiler the package is built all the same, and runs on NumPy only.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = ("context", "pool", "product", "linear", "experts", "ceiling", "kernels_portable")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+X86_SOURCES = {
+    "kernels_avx2": _AVX2,
+    "kernels_avx512": _AVX512,
+    "kernels_avx512vnni": (*_AVX512, "-mavx512vnni"),
+}
+# No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off")
+WARNINGS = ("-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math")
+
+
+class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic only in newer hatchlings
+    """Puts libse_native beside the sources and, for a wheel, into it."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        folder = Path(self.root) / "runtime" / "native"
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if compiler is None:
+            self.app.display_warning("no C compiler: the package will run on NumPy only")
+            return
+        library = compile_kernels(folder, compiler)
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["artifacts"].append(f"/{library.relative_to(self.root)}")
+
+
+def compile_kernels(folder: Path, compiler: str) -> Path:
+    """Compile the sources in folder into folder/libse_native; the name appears only when it is whole."""
+    files: dict[str, tuple[str, ...]] = dict.fromkeys(SOURCES, ())
+    if platform.machine() in ("x86_64", "AMD64"):
+        files |= X86_SOURCES
+    library = folder / ("libse_native.dylib" if platform.system() == "Darwin" else "libse_native.so")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects = [Path(scratch) / f"{name}.o" for name in files]
+        for (name, flags), compiled in zip(files.items(), objects, strict=True):
+            source = folder / f"{name}.c"
+            subprocess.run([compiler, *FLAGS, *WARNINGS, *flags, "-c", source, "-o", compiled], check=True)
+        linked = Path(scratch) / library.name
+        subprocess.run([compiler, "-shared", "-pthread", *objects, "-lm", "-o", linked], check=True)
+        linked.replace(library)
+    return library

@@ -1,0 +1,116 @@
+#include "context.h"
+
+#include <stdlib.h>
+
+#if defined(__x86_64__)
+#define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+#define HAS_AVX512                                                                                        \
+    (HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&               \
+     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+#include <cpuid.h>
+
+/* gcc 12 does not know the name; AVX, which f16c needs of the operating system, is implied by avx2. */
+static bool has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#elif defined(SE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+/* The levels that this machine can run, best first; returns how many. */
+static int available(const struct kernels **levels) {
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (HAS_AVX512 && __builtin_cpu_supports("avx512vnni")) levels[count++] = &kernels_avx512vnni;
+    if (HAS_AVX512) levels[count++] = &kernels_avx512;
+    if (HAS_AVX2) levels[count++] = &kernels_avx2;
+#elif defined(SE_NEON) && defined(__linux__)
+    if ((getauxval(AT_HWCAP) & (1 << 20)) != 0) levels[count++] = &kernels_neon; /* HWCAP_ASIMDDP */
+#elif defined(SE_NEON) && defined(__APPLE__)
+    levels[count++] = &kernels_neon; /* every Apple Silicon has the dot product */
+#endif
+    levels[count++] = &kernels_portable;
+    return count;
+}
+
+enum { MAX_LEVELS = 4, NAMES_BYTES = 64 };
+
+const char *se_levels(void) {
+    static char names[NAMES_BYTES]; /* the same bytes at every call */
+    const struct kernels *levels[MAX_LEVELS];
+    char all[NAMES_BYTES] = "";
+    int count = available(levels);
+    for (int i = 0; i < count; i++) {
+        if (i > 0) strcat(all, " ");
+        strcat(all, levels[i]->name);
+    }
+    memcpy(names, all, sizeof names);
+    return names;
+}
+
+int32_t se_abi_version(void) {
+    return SE_ABI_VERSION;
+}
+
+se_context *se_open(const char *level, int64_t threads, int64_t spin_us) {
+    const struct kernels *levels[MAX_LEVELS], *kernels = NULL;
+    int count = available(levels);
+    for (int i = count - 1; i >= 0; i--) {
+        if (level == NULL || strcmp(level, levels[i]->name) == 0) kernels = levels[i];
+    }
+    if (kernels == NULL || threads < 1 || threads > 1024 || spin_us < 0) return NULL;
+    se_context *context = calloc(1, sizeof *context);
+    if (context == NULL) return NULL;
+    context->kernels = kernels;
+    context->pool = pool_open(threads, spin_us);
+    if (context->pool == NULL) {
+        free(context);
+        return NULL;
+    }
+    return context;
+}
+
+void se_close(se_context *context) {
+    if (context == NULL) return;
+    pool_close(context->pool);
+    free(context->scratch);
+    free(context);
+}
+
+const char *se_level(const se_context *context) {
+    return context->kernels->name;
+}
+
+int64_t se_scratch_bytes(const se_context *context) {
+    return context->scratch_bytes;
+}
+
+int32_t context_enter(se_context *context) {
+    return atomic_exchange(&context->busy, true) ? SE_BUSY : SE_OK;
+}
+
+int32_t context_leave(se_context *context, int32_t status) {
+    atomic_store(&context->busy, false);
+    return status;
+}
+
+bool context_reserve(se_context *context, int64_t bytes) {
+    if (bytes <= context->scratch_bytes) return true;
+    free(context->scratch);
+    bytes = round_up(bytes, 1 << 16);
+    context->scratch = aligned_alloc(ALIGNMENT, (size_t)bytes);
+    context->scratch_bytes = context->scratch == NULL ? 0 : bytes;
+    return context->scratch != NULL;
+}
+
+static void nothing(void *argument) {
+    (void)argument;
+}
+
+int32_t se_dispatch(se_context *context) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    pool_run(context->pool, nothing, NULL);
+    return context_leave(context, SE_OK);
+}

@@ -1,0 +1,169 @@
+/* Loops that a compiler turns into any instruction set: included once by each kernels_*.c, whose flags decide.
+ * Every operation is one IEEE operation and fmaf is written where it is meant, so the bits are the same everywhere. */
+#ifndef SE_ELEMENTWISE_H
+#define SE_ELEMENTWISE_H
+
+#include "kernels.h"
+
+/* ---- operands */
+
+enum { MAX_GROUP = 128 };
+
+/* The largest |X|. 8-bit codes: all three digits within 8 bits, 127 * (65536 + 256 + 1) less a little for rounding up.
+ * 4-bit codes: the whole sum within 31 bits, 15 * group_size * limit < 2^31. */
+static inline float integer_limit(const struct shape *shape) {
+    if (shape->planes == 1) return 127.0f;
+    if (shape->bits == 8) return 8355584.0f;
+    return (float)(143150000 / shape->group_size);
+}
+
+static const int32_t SMALLEST = 0x0d800000; /* 2^-100: a group below it counts as zero, its scale would be no number */
+
+/* The integers X of one group, |X| <= limit, and the scale that gives x = scale * X. Infinity or NaN makes the scale so. */
+static inline float group_integers(const float *x, int64_t n, float limit, int32_t *integers) {
+    int32_t largest = 0; /* of magnitudes as bits: the order of floats, and NaN above all */
+    for (int64_t i = 0; i < n; i++) {
+        int32_t magnitude = (int32_t)(float_bits(x[i]) & 0x7fffffff);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    int finite = largest < 0x7f800000;
+    float inverse = largest < SMALLEST || !finite ? 0.0f : limit / bits_float((uint32_t)largest);
+    for (int64_t i = 0; i < n; i++) integers[i] = finite ? (int32_t)rintf(x[i] * inverse) : 1;
+    if (largest < SMALLEST) return 0.0f;
+    return bits_float((uint32_t)largest) / limit;
+}
+
+/* Digits of an integer: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127. */
+static inline void split_digits(const int32_t *integers, int64_t n, int8_t *high, int8_t *middle, int8_t *low) {
+    for (int64_t i = 0; i < n; i++) {
+        int32_t rest = integers[i];
+        int32_t digit = (int8_t)(rest & 255);
+        low[i] = (int8_t)digit;
+        rest = (rest - digit) >> 8;
+        digit = (int8_t)(rest & 255);
+        middle[i] = (int8_t)digit;
+        high[i] = (int8_t)((rest - digit) >> 8);
+    }
+}
+
+static inline void narrow(const int32_t *integers, int64_t n, int8_t *digits) {
+    for (int64_t i = 0; i < n; i++) digits[i] = (int8_t)integers[i];
+}
+
+/* One group: its scale, its sum and its digits at even, odd (4-bit codes) or in order (8-bit codes). */
+static inline void prepare_group(const struct shape *shape, const float *x, int64_t group, float *scales, float *sums,
+                                 int8_t *digits) {
+    const int64_t n = shape->group_size, plane = BLOCK_GROUPS * n;
+    int32_t integers[MAX_GROUP], ordered[MAX_GROUP], total = 0;
+    float scale = group_integers(x, n, integer_limit(shape), integers);
+    for (int64_t i = 0; i < n; i++) total += integers[i];
+    scales[group] = scale;
+    sums[group] = scale * (float)total;
+
+    int64_t parts = shape->bits == 4 ? 2 : 1, length = n / parts; /* even and odd columns apart, or all together */
+    for (int64_t part = 0; part < parts; part++) {
+        for (int64_t i = 0; i < length; i++) ordered[part * length + i] = integers[parts * i + part];
+    }
+    for (int64_t part = 0; part < parts; part++) {
+        int8_t *to = digits + group / BLOCK_GROUPS * shape->planes * plane + part * plane / 2 +
+                     group % BLOCK_GROUPS * length;
+        if (shape->planes == 3) {
+            split_digits(ordered + part * length, length, to, to + plane, to + 2 * plane);
+        } else {
+            narrow(ordered + part * length, length, to);
+        }
+    }
+}
+
+static void prepare(const struct shape *shape, const float *x, uint8_t *operand) {
+    if (shape->planes == 0) {
+        memset(operand, 0, (size_t)operand_bytes(shape));
+        memcpy(operand, x, (size_t)(4 * shape->columns));
+        return;
+    }
+    int64_t groups = shape->columns / shape->group_size, padded = shape_blocks(shape) * BLOCK_GROUPS;
+    if (groups < padded) memset(operand, 0, (size_t)operand_bytes(shape));
+    float *scales = (float *)(void *)operand;
+    int8_t *digits = (int8_t *)(operand + 8 * padded);
+    for (int64_t group = 0; group < groups; group++) {
+        prepare_group(shape, x + group * shape->group_size, group, scales, scales + padded, digits);
+    }
+}
+
+/* ---- activations */
+
+/* exp(x) for x <= 0 within 2 ulp: 2^n * e^r with |r| <= ln(2)/2; below -87.3 it is 0 where float32 has subnormals. */
+static inline float exp_nonpositive(float x) {
+    float clamped = x < -87.33654f ? -87.33654f : x;
+    float n = rintf(clamped * 1.44269504f);
+    float r = fmaf(n, -0.693359375f, clamped); /* ln(2) in two parts: the first exact times n */
+    r = fmaf(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f; /* Cephes expf */
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p * r, r, r) + 1.0f;
+    float y = p * bits_float((uint32_t)((int32_t)n + 127) << 23);
+    return x < -87.33654f ? 0.0f : y;
+}
+
+/* 1 / (1 + exp(-x)) by the two branches of NumpyOps.sigmoid. */
+static inline float sigmoid(float x) {
+    float y = exp_nonpositive(-fabsf(x));
+    return (x >= 0 ? 1.0f : y) / (1.0f + y);
+}
+
+static inline float clamp(float x, float low, float high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+static void activate(const se_activation *activation, float *gate, const float *up, int64_t n) {
+    const float alpha = activation->alpha, limit = activation->limit;
+    switch (activation->kind) {
+    case SE_SILU:
+        for (int64_t i = 0; i < n; i++) gate[i] = gate[i] * sigmoid(gate[i]) * up[i];
+        break;
+    case SE_SWIGLU_CLAMPED:
+        for (int64_t i = 0; i < n; i++) {
+            float g = gate[i] > limit ? limit : gate[i];
+            gate[i] = g * sigmoid(alpha * g) * (clamp(up[i], -limit, limit) + 1.0f);
+        }
+        break;
+    default: /* 0.5 x (1 + tanh(u)) is x * sigmoid(2 u) */
+        for (int64_t i = 0; i < n; i++) {
+            float x = gate[i];
+            float u = 0.7978845608f * fmaf(0.044715f * x * x, x, x);
+            gate[i] = x * sigmoid(2.0f * u) * up[i];
+        }
+    }
+}
+
+static void add_scaled(float *y, const float *x, float weight, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float product = weight * x[i];
+        y[i] += product;
+    }
+}
+
+/* ---- reading alone: the ceiling that benchmarks divide by */
+
+/* 512 bytes per step into eight registers; the prefetch, if any, runs that many bytes ahead into the second level. */
+static uint64_t read_bytes(const uint8_t *bytes, int64_t n, int64_t ahead) {
+    typedef uint64_t vector __attribute__((vector_size(64), aligned(8)));
+    vector sum[8] = {{0}};
+    for (int64_t i = 0; i + 512 <= n; i += 512) {
+        const vector *v = (const vector *)(const void *)(bytes + i);
+        for (int j = 0; j < 8; j++) {
+            if (ahead > 0) __builtin_prefetch(bytes + i + 64 * j + ahead, 0, 2);
+            sum[j] |= v[j];
+        }
+    }
+    uint64_t all = 0;
+    for (int j = 0; j < 64; j++) all |= sum[j / 8][j % 8];
+    return all;
+}
+
+#endif

@@ -1,0 +1,395 @@
+/* AVX-512 (F, BW, VL, DQ), compiled twice: kernels_avx512vnni.c has an instruction for dot4 (SE_VNNI), kernels_avx512.c
+ * builds it from two. A vector holds 16 lanes; a block is 16 groups, so its scales are one vector.
+ *
+ * Decoded codes and digits are bytes in the same order; dot4 adds four products into each 32-bit lane. What is left per
+ * group is a few lanes of one vector, and add_lanes of 16 groups at once makes them one vector, a group per lane. */
+#include "elementwise.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
+ * stack, for every constant offset from it. */
+INLINE const void *opaque(const void *pointer) {
+    __asm__("" : "+r"(pointer));
+    return pointer;
+}
+
+/* ---- sixteen sums at once. Each step adds halves of two vectors: 16 vectors of 16 lanes become one. */
+
+/* Per 128-bit lane: the sums of a, b, c and d, each (l0 + l2) + (l1 + l3). */
+INLINE __m512i quads_i(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* 128-bit lanes a0 + a1, a2 + a3, b0 + b1, b2 + b3. */
+INLINE __m512i pairs_i(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+INLINE __m512 quads_f(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    return _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+}
+
+INLINE __m512 pairs_f(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* The tree of kernels.h for 16 rows: lanes [16 rows][16] -> one sum per row. */
+INLINE __m512 add_rows(const float *lanes) {
+    __m512 q[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const float *l = lanes + 64 * i;
+        q[i] = quads_f(_mm512_load_ps(l), _mm512_load_ps(l + 16), _mm512_load_ps(l + 32), _mm512_load_ps(l + 48));
+    }
+    return pairs_f(pairs_f(q[0], q[1]), pairs_f(q[2], q[3]));
+}
+
+/* Sums of 16 groups, in their order, from the quads of their vectors. A group fills `width` 128-bit lanes. */
+INLINE __m512i order_groups(const __m512i *quads, int width) {
+    if (width == 1) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        return _mm512_permutexvar_epi32(order, quads[0]);
+    }
+    if (width == 2) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+        return _mm512_permutexvar_epi32(order, pairs_i(quads[0], quads[1]));
+    }
+    return pairs_i(pairs_i(quads[0], quads[1]), pairs_i(quads[2], quads[3]));
+}
+
+/* ---- dots of bytes */
+
+/* Each 32-bit lane of sum += four products of unsigned codes and signed digits. */
+INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int bits) {
+#ifdef SE_VNNI
+    (void)bits;
+    return _mm512_dpbusd_epi32(sum, codes, digits);
+#else
+    const __m512i ones = _mm512_set1_epi16(1), top = _mm512_set1_epi8((char)0x80);
+    if (bits == 4) return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, digits), ones));
+    /* Two products of full bytes overflow 16 bits; those of the top bits and of the rest do not. */
+    __m512i high = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_and_si512(codes, top), digits), ones);
+    __m512i low = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_andnot_si512(top, codes), digits), ones);
+    return _mm512_add_epi32(sum, _mm512_add_epi32(high, low));
+#endif
+}
+
+/* What the compiler must know of an encoding and a precision to make straight code. */
+struct kind {
+    int bits;
+    int group_size;
+    int planes; /* of digits */
+};
+
+/* A block of a row: 16 groups, `bytes` of codes left in the row if it is not whole. */
+struct block {
+    const uint8_t *packed;
+    const __m512i *decoded; /* or NULL */
+    int64_t bytes;
+    __m512 scale;
+    __m512 bias;
+};
+
+/* How far ahead codes are asked into the second-level cache; into the first they would drive out the operand. */
+enum { AHEAD_BYTES = 4096 };
+
+/* Vector i of a block's codes as bytes: for 4 bits the even and the odd columns, for 8 bits one vector. */
+INLINE void decode(__m512i *codes, const struct block *b, int i, struct kind kind, int whole) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i p;
+    if (whole) {
+        _mm_prefetch(b->packed + 64 * i + AHEAD_BYTES, _MM_HINT_T1);
+        p = _mm512_loadu_si512(b->packed + 64 * i);
+    } else {
+        const int64_t left = b->bytes - 64 * i;
+        p = _mm512_maskz_loadu_epi8(left >= 64 ? ~0ULL : left <= 0 ? 0 : ~0ULL >> (64 - left), b->packed + 64 * i);
+    }
+    codes[0] = kind.bits == 4 ? _mm512_and_si512(p, nibble) : p;
+    if (kind.bits == 4) codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
+}
+
+/* Blocks of `rows` rows against planes of digits, each worth 256 times the next: the sum of every group.
+ * The rows share every load of digits, which else would be the limit. */
+INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, const int8_t *digits, int planes,
+                       struct kind kind, int whole) {
+    const int halves = kind.bits == 4 ? 2 : 1;                   /* even and odd columns */
+    const int width = kind.group_size * kind.bits / 128;         /* 128-bit lanes of a group */
+    const int joined = width == 8 ? 2 : 1;                       /* vectors of a group */
+    const int vectors = kind.group_size / 4 / halves, plane_bytes = BLOCK_GROUPS * kind.group_size;
+    __m512i quads[MAX_STREAMS][4];
+    UNROLL
+    for (int q = 0; q < vectors / joined / 4; q++) {
+        __m512i sum[MAX_STREAMS][4];
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            __m512i codes[MAX_STREAMS][2][2]; /* [row][joined][half] */
+            UNROLL
+            for (int j = 0; j < rows * joined; j++) {
+                const int row = j / joined, v = joined * (4 * q + i) + j % joined;
+                if (b->decoded == NULL) {
+                    decode(codes[row][j % joined], &b[row], v, kind, whole);
+                } else {
+                    codes[row][j % joined][0] = b[row].decoded[halves * v];
+                    if (halves == 2) codes[row][j % joined][1] = b[row].decoded[halves * v + 1];
+                }
+            }
+            UNROLL
+            for (int row = 0; row < rows; row++) sum[row][i] = _mm512_setzero_si512();
+            UNROLL
+            for (int j = 0; j < planes * joined * halves; j++) {
+                const int plane = j / (joined * halves), part = j / halves % joined, half = j % halves;
+                const int v = joined * (4 * q + i) + part;
+                const __m512i x = _mm512_loadu_si512(digits + plane * plane_bytes + half * plane_bytes / 2 + 64 * v);
+                UNROLL
+                for (int row = 0; row < rows; row++) {
+                    if (plane > 0 && part + half == 0) sum[row][i] = _mm512_slli_epi32(sum[row][i], 8);
+                    sum[row][i] = dot4(sum[row][i], codes[row][part][half], x, kind.bits);
+                }
+            }
+        }
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            quads[row][q] = quads_i(sum[row][0], sum[row][1], sum[row][2], sum[row][3]);
+        }
+    }
+    UNROLL
+    for (int row = 0; row < rows; row++) sums[row] = order_groups(quads[row], width);
+}
+
+/* lanes[row] += a block of each row times the same block of an operand. */
+INLINE void multiply(__m512 *lanes, const struct block *b, int rows, const struct operand *x, int64_t block,
+                     struct kind kind, int whole) {
+    const int plane_bytes = BLOCK_GROUPS * kind.group_size;
+    const int8_t *digits = opaque(x->digits + block * kind.planes * plane_bytes);
+    const int joined = kind.bits == 4 ? kind.planes : 1; /* planes whose sum fits 32 bits */
+    const __m512 scale = _mm512_loadu_ps(x->scale + BLOCK_GROUPS * block);
+    const __m512 sum = _mm512_loadu_ps(x->sum + BLOCK_GROUPS * block);
+    __m512i high[MAX_STREAMS], low[MAX_STREAMS];
+    dot_planes(high, b, rows, digits, joined, kind, whole);
+    if (joined < kind.planes) dot_planes(low, b, rows, digits + plane_bytes, 2, kind, whole);
+    UNROLL
+    for (int row = 0; row < rows; row++) {
+        __m512 v = _mm512_cvtepi32_ps(high[row]);
+        if (joined < kind.planes) v = _mm512_fmadd_ps(v, _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low[row]));
+        lanes[row] = _mm512_fmadd_ps(_mm512_mul_ps(b[row].scale, scale), v, lanes[row]);
+        lanes[row] = _mm512_fmadd_ps(b[row].bias, sum, lanes[row]);
+    }
+}
+
+/* ---- blocks of rows */
+
+INLINE __m512 load_halves(const uint8_t *p, __mmask16 mask, int dtype, int whole) {
+    const __m256i halves = whole ? _mm256_loadu_si256((const void *)p) : _mm256_maskz_loadu_epi16(mask, p);
+    if (dtype == SE_F16) return _mm512_cvtph_ps(halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, struct kind kind,
+                       int whole) {
+    const int64_t first = block * BLOCK_GROUPS, left = w->shape.columns / kind.group_size - first;
+    const __mmask16 mask = (__mmask16)(left >= 16 ? 0xffff : (1 << left) - 1);
+    const int64_t group_bytes = kind.group_size * kind.bits / 8;
+    b->scale = load_halves(w->scales + row * w->scales_stride + 2 * first, mask, w->dtype, whole);
+    b->bias = load_halves(w->biases + row * w->scales_stride + 2 * first, mask, w->dtype, whole);
+    b->packed = opaque(w->weight + row * w->weight_stride + first * group_bytes);
+    b->bytes = left * group_bytes;
+    b->decoded = NULL;
+}
+
+/* ---- tiles */
+
+/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. lanes [2][TILE_ROWS][16] */
+INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, int streams,
+                        struct kind kind) {
+    const struct shape *shape = &tile->weights[0]->shape;
+    const struct operand x = operand_at(shape, tile->operands[0]);
+    const int64_t whole = shape->columns / (BLOCK_GROUPS * kind.group_size), blocks = shape_blocks(shape);
+    for (int64_t row = first; row < first + rows; row++) {
+        __m512 sum[MAX_STREAMS] = {0};
+        struct block b[MAX_STREAMS];
+        for (int64_t block = 0; block < whole; block++) {
+            for (int s = 0; s < streams; s++) load_block(&b[s], tile->weights[s], tile->first[s] + row, block, kind, 1);
+            multiply(sum, b, streams, &x, block, kind, 1);
+        }
+        if (whole < blocks) {
+            for (int s = 0; s < streams; s++) load_block(&b[s], tile->weights[s], tile->first[s] + row, whole, kind, 0);
+            multiply(sum, b, streams, &x, whole, kind, 0);
+        }
+        for (int s = 0; s < streams; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
+    }
+}
+
+enum { TILE_TOKENS = 8 }; /* their digits of one block stay in the first-level cache while the rows pass by */
+
+/* Several operands: each block of a row is decoded once for all of them. lanes [TILE_TOKENS][TILE_ROWS][16] */
+INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
+                         int64_t tokens, float *lanes, struct kind kind) {
+    const struct weights *w = tile->weights[stream];
+    const int vectors = BLOCK_GROUPS * kind.group_size * kind.bits / 512, halves = kind.bits == 4 ? 2 : 1;
+    const int64_t whole = w->shape.columns / (BLOCK_GROUPS * kind.group_size), blocks = shape_blocks(&w->shape);
+    struct operand x[TILE_TOKENS];
+    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
+    for (int64_t block = 0; block < blocks; block++) {
+        for (int64_t row = 0; row < rows; row++) {
+            struct block b;
+            __m512i codes[32];
+            load_block(&b, w, tile->first[stream] + first + row, block, kind, block < whole);
+            UNROLL
+            for (int i = 0; i < vectors; i++) decode(codes + halves * i, &b, i, kind, block < whole);
+            b.decoded = codes;
+            for (int64_t t = 0; t < tokens; t++) {
+                float *l = lanes + 16 * (TILE_ROWS * t + row);
+                __m512 sum = _mm512_load_ps(l);
+                multiply(&sum, &b, 1, &x[t], block, kind, 1);
+                _mm512_store_ps(l, sum);
+            }
+        }
+    }
+}
+
+INLINE void affine_tile(const struct tile *tile, struct kind kind) {
+    _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
+    for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
+        const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
+        const __mmask16 mask = (__mmask16)((1 << rows) - 1);
+        if (tile->tokens == 1) {
+            if (tile->streams == 2) {
+                rows_by_one(tile, first, rows, lanes, 2, kind);
+            } else {
+                rows_by_one(tile, first, rows, lanes, 1, kind);
+            }
+            for (int s = 0; s < tile->streams; s++) {
+                _mm512_mask_storeu_ps(tile->y[s][0] + tile->first[s] + first, mask, add_rows(lanes + 16 * TILE_ROWS * s));
+            }
+            continue;
+        }
+        for (int s = 0; s < tile->streams; s++) {
+            for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
+                const int64_t left = tile->tokens - token, tokens = left < TILE_TOKENS ? left : TILE_TOKENS;
+                memset(lanes, 0, (size_t)tokens * TILE_ROWS * 16 * sizeof *lanes);
+                rows_by_many(tile, s, first, rows, token, tokens, lanes, kind);
+                for (int64_t t = 0; t < tokens; t++) {
+                    float *y = tile->y[s][token + t] + tile->first[s] + first;
+                    _mm512_mask_storeu_ps(y, mask, add_rows(lanes + 16 * TILE_ROWS * t));
+                }
+            }
+        }
+    }
+}
+
+/* ---- plain weights */
+
+/* The tree of kernels.h for the lanes of one row. */
+INLINE float add_lanes(__m512 v) {
+    v = _mm512_add_ps(v, _mm512_shuffle_ps(v, v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_shuffle_ps(v, v, 0xb1));
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
+}
+
+/* Sixteen plain values from column k on; `left` of them exist. */
+INLINE __m512 load_plain(const uint8_t *row, int64_t k, int64_t left, int dtype) {
+    const int whole = left >= 16;
+    const __mmask16 mask = (__mmask16)(whole ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
+    if (dtype != SE_F32) return load_halves(row + 2 * k, mask, dtype, whole);
+    return whole ? _mm512_loadu_ps(row + 4 * k) : _mm512_maskz_loadu_ps(mask, row + 4 * k);
+}
+
+/* One row of each stream times `tokens` operands. */
+INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int dtype) {
+    const int64_t columns = tile->weights[0]->shape.columns;
+    __m512 sum[MAX_STREAMS][4][2];
+    const uint8_t *w[MAX_STREAMS];
+    const float *x[4];
+    UNROLL
+    for (int s = 0; s < streams; s++) {
+        w[s] = tile->weights[s]->weight + (tile->first[s] + row) * tile->weights[s]->weight_stride;
+        UNROLL
+        for (int t = 0; t < tokens; t++) sum[s][t][0] = sum[s][t][1] = _mm512_setzero_ps();
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) x[t] = (const float *)(const void *)tile->operands[token + t];
+    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
+        UNROLL
+        for (int s = 0; s < streams; s++) {
+            _mm_prefetch(w[s] + k * (dtype == SE_F32 ? 4 : 2) + AHEAD_BYTES, _MM_HINT_T1);
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                const int64_t at = k + 16 * half;
+                const __m512 v = load_plain(w[s], at, columns - at, dtype);
+                UNROLL
+                for (int t = 0; t < tokens; t++) {
+                    sum[s][t][half] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[t] + at), sum[s][t][half]);
+                }
+            }
+        }
+    }
+    UNROLL
+    for (int s = 0; s < streams; s++) {
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            tile->y[s][token + t][tile->first[s] + row] = add_lanes(_mm512_add_ps(sum[s][t][0], sum[s][t][1]));
+        }
+    }
+}
+
+INLINE void plain_tile(const struct tile *tile, int dtype) {
+    for (int64_t row = 0; row < tile->rows; row++) {
+        int64_t token = 0;
+        if (tile->streams == 2) {
+            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 2, 4, dtype);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, dtype);
+        } else {
+            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 1, 4, dtype);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, dtype);
+        }
+    }
+}
+
+/* ---- the table */
+
+static void plain_bf16(const struct tile *tile) {
+    plain_tile(tile, SE_BF16);
+}
+
+static void plain_f16(const struct tile *tile) {
+    plain_tile(tile, SE_F16);
+}
+
+static void plain_f32(const struct tile *tile) {
+    plain_tile(tile, SE_F32);
+}
+
+#define KERNEL(bits, group_size, planes)                                                          \
+    static void affine_##bits##_##group_size##_##planes(const struct tile *tile) {                \
+        affine_tile(tile, (struct kind){bits, group_size, planes});                               \
+    }
+#define KERNELS(bits, group_size) KERNEL(bits, group_size, 1) KERNEL(bits, group_size, 3)
+KERNELS(4, 32)
+KERNELS(4, 64)
+KERNELS(4, 128)
+KERNELS(8, 32)
+KERNELS(8, 64)
+KERNELS(8, 128)
+#define AFFINE(bits, group_size) {affine_##bits##_##group_size##_3, affine_##bits##_##group_size##_1}
+
+#define KERNELS_AVX512(level)                                                                                    \
+    {                                                                                                            \
+        .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
+        .affine = {{AFFINE(4, 32), AFFINE(4, 64), AFFINE(4, 128)}, {AFFINE(8, 32), AFFINE(8, 64), AFFINE(8, 128)}}, \
+        .plain = {plain_bf16, plain_f16, plain_f32},                                                             \
+    }

@@ -1,0 +1,143 @@
+/* The native kernels of streaming-experts: a plain C ABI, loaded with ctypes (runtime/backends/native.py mirrors it).
+ *
+ * Shapes: T tokens, D hidden_size, F intermediate size, k experts per token. All arrays are C-contiguous float32
+ * unless said otherwise; sizes and offsets are int64_t. Functions return SE_OK or an error code and never print.
+ *
+ * What every result promises: it is the same to the bit for every number of threads, every number of tokens that
+ * share a call, and every instruction set (kernels.h tells how).
+ */
+#ifndef SE_NATIVE_H
+#define SE_NATIVE_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SE_API __attribute__((visibility("default")))
+#else
+#define SE_API
+#endif
+
+#define SE_ABI_VERSION 1
+
+enum se_status {
+    SE_OK = 0,
+    SE_NO_MEMORY = 1,   /* scratch memory could not be had */
+    SE_UNSUPPORTED = 2, /* an encoding, a shape or a parameter that no kernel implements */
+    SE_BUSY = 3,        /* another thread is inside a call with the same context */
+};
+
+/* How activations meet quantized weights. Plain weights (bf16, f16, f32) are always exact. */
+enum se_precision {
+    SE_EXACT = 0, /* activations as integers of 21 to 24 bits per group: error of a product at most 2e-6 for Gaussian inputs */
+    SE_FAST = 1,  /* activations as 8-bit integers per group */
+};
+
+enum se_dtype { SE_BF16 = 0, SE_F16 = 1, SE_F32 = 2 };
+
+enum se_encoding {
+    SE_PLAIN = 0,  /* formats/encodings/plain.py: `dtype` values */
+    SE_AFFINE = 1, /* formats/encodings/affine.py: `bits` wide codes, scales and biases of `dtype` */
+};
+
+/* A matrix [rows, columns] inside a record or tensor: where its arrays lie, in bytes from the start of it. */
+typedef struct {
+    int64_t rows;
+    int64_t columns; /* the input axis */
+    int64_t weight_offset;      /* plain values, or packed codes; on a multiple of 4 */
+    int64_t scales_offset;      /* affine only */
+    int64_t biases_offset;      /* affine only */
+    int64_t linear_bias_offset; /* added to the product; -1 for none */
+    int32_t encoding;           /* enum se_encoding */
+    int32_t dtype;              /* enum se_dtype */
+    int32_t bits;               /* affine: 4 or 8 */
+    int32_t group_size;         /* affine: 32, 64 or 128 */
+    int32_t linear_bias_dtype;  /* enum se_dtype */
+    int32_t reserved;           /* zero */
+} se_matrix;
+static_assert(sizeof(se_matrix) == 72, "mirrored in runtime/backends/native.py");
+static_assert(offsetof(se_matrix, encoding) == 48, "mirrored in runtime/backends/native.py");
+
+/* What joins gate and up: h = activation(gate, up), element by element. */
+enum se_activation_kind {
+    SE_SILU = 0,           /* silu(gate) * up */
+    SE_SWIGLU_CLAMPED = 1, /* gpt-oss: g = min(gate, limit), u = clip(up, -limit, limit); g * sigmoid(alpha g) * (u + 1) */
+    SE_GELU_TANH = 2,      /* gelu(gate) by its tanh approximation, * up */
+};
+
+typedef struct {
+    int32_t kind; /* enum se_activation_kind */
+    float alpha;
+    float limit;
+    int32_t scale_input; /* routing weights multiply the experts' input, not their output (Llama 4) */
+} se_activation;
+static_assert(sizeof(se_activation) == 16, "mirrored in runtime/backends/native.py");
+
+/* One expert of a call, and the (token, place) pairs that chose it; pair = token * k + place. */
+typedef struct {
+    const uint8_t *record;
+    const int64_t *pairs;
+    int64_t num_pairs;
+} se_expert;
+static_assert(sizeof(se_expert) == 24, "mirrored in runtime/backends/native.py");
+
+/* The layout that all experts of a layer share. */
+typedef struct {
+    se_matrix gate; /* [F, D] */
+    se_matrix up;   /* [F, D] */
+    se_matrix down; /* [D, F] */
+    se_activation activation;
+} se_expert_layout;
+static_assert(sizeof(se_expert_layout) == 3 * 72 + 16, "mirrored in runtime/backends/native.py");
+
+/* ---- context: an instruction set, a pool of threads, scratch memory. One call at a time. */
+
+typedef struct se_context se_context;
+
+SE_API int32_t se_abi_version(void);
+
+/* Names of the levels that this machine can run, best first, separated by spaces: "avx512vnni avx512 avx2 portable". */
+SE_API const char *se_levels(void);
+
+/* level: one of se_levels, or NULL for the best. threads counts the caller. spin_us: how long an idle thread spins
+ * before it sleeps. NULL when the level is not among se_levels, threads < 1, or there is no memory. */
+SE_API se_context *se_open(const char *level, int64_t threads, int64_t spin_us);
+SE_API void se_close(se_context *context);
+SE_API const char *se_level(const se_context *context);
+SE_API int64_t se_scratch_bytes(const se_context *context);
+
+/* Wakes all threads and waits for them: the price of a call. */
+SE_API int32_t se_dispatch(se_context *context);
+
+/* ---- products */
+
+/* y [T, rows] = x [T, columns] . matrix^T + linear bias. base: first byte of the record or tensor. */
+SE_API int32_t se_linear(se_context *context, int32_t precision, const se_matrix *matrix, const uint8_t *base,
+                         const float *x, int64_t tokens, float *y);
+
+/* outputs [T * k, D]: row `pair` becomes expert(x[pair / k]) for every pair of the experts given; other rows stay.
+ * weights [T, k]: routing weights, read here only where they scale the input. */
+SE_API int32_t se_experts(se_context *context, int32_t precision, const se_expert_layout *layout,
+                          const se_expert *experts, int64_t num_experts, const float *x, const float *weights,
+                          int64_t tokens, int64_t k, float *outputs);
+
+/* y [T, D] = sum over k, in that order, of weights[t, i] * outputs[t * k + i]. weights NULL: all one. */
+SE_API int32_t se_weighted_sum(se_context *context, const float *outputs, const float *weights, int64_t tokens,
+                               int64_t k, int64_t columns, float *y);
+
+/* ---- ceilings */
+
+/* Ways to read memory that se_read knows: the best of them is what a kernel is measured against. */
+enum se_read_loop {
+    SE_READ_PLAIN = 0,    /* widest vectors, the hardware's prefetchers */
+    SE_READ_NEAR = 1,     /* with a prefetch 1 KiB ahead */
+    SE_READ_FAR = 2,      /* with a prefetch 4 KiB ahead */
+    SE_READ_STREAMS = 3,  /* two distant streams, as the kernels read, with the far prefetch */
+};
+
+/* Reads num_pieces pieces of `bytes` each, in that order, shared among the threads; returns SE_OK. */
+SE_API int32_t se_read(se_context *context, int32_t loop, const uint8_t *const *pieces, int64_t num_pieces,
+                       int64_t bytes);
+
+#endif

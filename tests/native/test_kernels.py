@@ -1,0 +1,231 @@
+"""The native kernels against their definition, and against each other to the bit: levels, threads, tokens per call."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formats.dtypes import AnyArray, Float32, to_float32
+from formats.encodings import Affine, Encoding, Plain
+from formats.errors import UnsupportedError
+from formats.record import PART_NAMES, Part, PartSpec, RecordLayout, decode_part, lay_out_record
+from runtime.backends import native
+
+Float64 = npt.NDArray[np.float64]
+
+pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels are not built")
+
+LEVELS = native.levels()
+# The largest error over the norm of the answer. Exact: 21 to 24 bits per group, and sums in another order.
+# Fast: 8 bits per group, over two products in a row.
+TOLERANCE = {"exact": 1e-5, "fast": 4e-2}
+NUM_EXPERTS = 4
+
+encodings = st.one_of(
+    st.builds(
+        Affine,
+        bits=st.sampled_from((4, 8)),
+        group_size=st.sampled_from((32, 64, 128)),
+        scale_dtype=st.sampled_from(("bf16", "f16")),
+    ),
+    st.sampled_from((Plain("bf16"), Plain("f16"), Plain("f32"))),
+)
+
+
+def columns_of(encoding: Encoding, groups: int) -> int:
+    """A width of so many groups; any width for plain weights."""
+    return groups * encoding.group_size if isinstance(encoding, Affine) else 11 * groups + 1
+
+
+class Matrix:
+    """A random matrix in its encoding, as a record of one part, and what it means."""
+
+    def __init__(self, encoding: Encoding, rows: int, columns: int, bias: str | None, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.part: Part
+        (self.part,) = lay_out_record([PartSpec("gate", rows, columns, encoding, bias)]).parts
+        self.record = np.zeros(max(a.offset + a.nbytes for a in self.part.arrays), np.uint8)
+        fill(self.part, self.record, rng)
+        offsets = {array.name: array.offset for array in self.part.arrays}
+        self.native = native.matrix(encoding, rows, columns, offsets, bias)
+
+    def product(self, x: Float32) -> Float64:
+        """In float64: [T, rows]."""
+        values, bias = decode_part(self.part, self.record)
+        return x.astype(np.float64) @ values.T + (0 if bias is None else bias)
+
+
+def fill(part: Part, record: AnyArray, rng: np.random.Generator) -> None:
+    """Random weights, of variance 1 / columns, into a record."""
+    views = part.views(record)
+    values = rng.standard_normal((part.rows, part.columns), np.float32) / np.float32(np.sqrt(part.columns))
+    arrays = part.encoding.encode(values)
+    if part.linear_bias is not None:
+        (arrays["linear_bias"],) = Plain(part.linear_bias).encode(rng.standard_normal((1, part.rows), np.float32))[
+            "weight"
+        ]
+    for name, array in arrays.items():
+        views[name][...] = array
+
+
+def relative_error(found: Float32, expected: Float64) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def contexts(precision: str, threads: Sequence[int] = (1, 2, 3)) -> Iterator[native.Context]:
+    """Every level with every number of threads, one after another."""
+    for level in LEVELS:
+        for n in threads:
+            with native.Context(n, precision, level) as context:
+                yield context
+
+
+@given(
+    encoding=encodings,
+    groups=st.integers(1, 40),
+    rows=st.integers(1, 70),
+    tokens=st.integers(1, 11),
+    bias=st.sampled_from((None, "bf16", "f32")),
+    precision=st.sampled_from(tuple(native.PRECISIONS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_linear_is_the_product_whatever_computes_it(
+    encoding: Encoding, groups: int, rows: int, tokens: int, bias: str | None, precision: str, seed: int
+) -> None:
+    matrix = Matrix(encoding, rows, columns_of(encoding, groups), bias, seed)
+    x = np.random.default_rng(seed).standard_normal((tokens, matrix.part.columns), np.float32)
+    base = matrix.record.ctypes.data
+    results = []
+    for context in contexts(precision):
+        results.append(context.linear(matrix.native, base, x))
+        one_by_one = np.concatenate([context.linear(matrix.native, base, x[t : t + 1]) for t in range(tokens)])
+        assert (one_by_one == results[-1]).all()
+    assert all((result == results[0]).all() for result in results)
+    assert relative_error(results[0], matrix.product(x)) < TOLERANCE[precision]
+
+
+class Experts:
+    """NUM_EXPERTS random experts of one layout."""
+
+    def __init__(self, encoding: Encoding, hidden: int, intermediate: int, bias: str | None, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        shapes = {"gate": (intermediate, hidden), "up": (intermediate, hidden), "down": (hidden, intermediate)}
+        self.layout: RecordLayout = lay_out_record(PartSpec(name, *shapes[name], encoding, bias) for name in PART_NAMES)
+        self.records = np.zeros((NUM_EXPERTS, self.layout.record_bytes), np.uint8)
+        for record in self.records:
+            for part in self.layout.parts:
+                fill(part, record, rng)
+
+    def expected(self, x: Float32, ids: AnyArray, weights: Float32, activation: native.Activation) -> Float64:
+        """In float64, token by token."""
+        y = np.zeros(x.shape)
+        for t, chosen in enumerate(ids):
+            for expert, weight in zip(chosen, weights[t], strict=True):
+                parts = [decode_part(part, self.records[expert]) for part in self.layout.parts]
+                (gate, gate_bias), (up, up_bias), (down, down_bias) = [
+                    (values.astype(np.float64), 0 if bias is None else bias) for values, bias in parts
+                ]
+                v = x[t] * weight if activation.scale_input else x[t]
+                h = activated(activation, gate @ v + gate_bias, up @ v + up_bias)
+                y[t] += (1 if activation.scale_input else weight) * (down @ h + down_bias)
+        return y
+
+
+def activated(activation: native.Activation, gate: Float64, up: Float64) -> Any:
+    """The three activations as their models define them."""
+    if activation.kind == native.SILU:
+        return gate / (1 + np.exp(-gate)) * up
+    if activation.kind == native.GELU_TANH:
+        return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+    gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
+    return gate / (1 + np.exp(-activation.alpha * gate)) * (up + 1)
+
+
+def run(
+    context: native.Context,
+    experts: Experts,
+    x: Float32,
+    ids: AnyArray,
+    weights: Float32,
+    activation: native.Activation,
+) -> Float32:
+    """All chosen experts in one call, then the sum."""
+    outputs = np.full((ids.size, x.shape[1]), np.nan, np.float32)
+    pairs = {expert: np.flatnonzero(ids.reshape(-1) == expert) for expert in np.unique(ids).tolist()}
+    chosen = [native.Chosen(experts.records[expert], pairs[expert]) for expert in pairs]
+    context.experts(native.expert_layout(experts.layout, activation), chosen, x, weights, outputs)
+    return context.weighted_sum(outputs, np.ones_like(weights) if activation.scale_input else weights)
+
+
+@given(
+    encoding=encodings,
+    groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    tokens=st.integers(1, 9),
+    bias=st.sampled_from((None, "bf16")),
+    kind=st.sampled_from((native.SILU, native.SWIGLU_CLAMPED, native.GELU_TANH)),
+    scale_input=st.booleans(),
+    precision=st.sampled_from(tuple(native.PRECISIONS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
+    encoding: Encoding,
+    groups: tuple[int, int],
+    tokens: int,
+    bias: str | None,
+    kind: int,
+    scale_input: bool,
+    precision: str,
+    seed: int,
+) -> None:
+    experts = Experts(encoding, columns_of(encoding, groups[0]), columns_of(encoding, groups[1]), bias, seed)
+    activation = native.Activation(kind, 1.702, 1.0, scale_input)
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, experts.layout.parts[0].columns), np.float32)
+    ids = np.stack([rng.permutation(NUM_EXPERTS)[:2] for _ in range(tokens)])
+    weights = rng.random((tokens, 2), np.float32) + np.float32(0.1)
+    results = []
+    for context in contexts(precision):
+        results.append(run(context, experts, x, ids, weights, activation))
+        last = run(context, experts, x[-1:].copy(), ids[-1:], weights[-1:].copy(), activation)
+        assert (last == results[-1][-1:]).all()
+    assert all((result == results[0]).all() for result in results)
+    if precision == "exact" or x.shape[1] >= 256:  # eight bits need many columns for their errors to even out
+        assert relative_error(results[0], experts.expected(x, ids, weights, activation)) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+def test_what_is_no_number_stays_none(level: str, value: float, precision: str) -> None:
+    matrix = Matrix(Affine(4, 64, "bf16"), 20, 256, None, 0)
+    x = np.ones((1, 256), np.float32)
+    x[0, 100] = value
+    with native.Context(1, precision, level) as context:
+        assert not np.isfinite(context.linear(matrix.native, matrix.record.ctypes.data, x)).any()
+
+
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+def test_nothing_times_anything_is_nothing(precision: str) -> None:
+    matrix = Matrix(Affine(4, 64, "bf16"), 20, 256, None, 0)
+    x = np.full((3, 256), 1e-38, np.float32)
+    x[0] = 0
+    for context in contexts(precision):
+        assert (context.linear(matrix.native, matrix.record.ctypes.data, x) == 0).all()
+
+
+def test_a_float16_means_the_same_as_in_numpy() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    matrix = native.matrix(Plain("f16"), len(every), 1, {"weight": 0})
+    for context in contexts("exact", threads=(1,)):
+        found = context.linear(matrix, every.ctypes.data, np.ones((1, 1), np.float32))
+        assert (found[0] == to_float32(every, "f16")).all()
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"instruction set is z80, expected one of .*portable"):
+        native.Context(1, "exact", "z80")
