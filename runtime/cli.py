@@ -18,10 +18,11 @@ from formats.budget import human, token_bytes
 from formats.errors import RequestError, StreamingExpertsError
 from runtime.bench import run_bench
 from runtime.chat import chat_loop
-from runtime.engine import BACKENDS, Engine, Stats
+from runtime.engine import BACKENDS, Engine
 from runtime.memory import default_ram_bytes
 from runtime.perplexity import measure
 from runtime.simulate import hit_rates
+from runtime.stats import Stats
 from runtime.trace import read_trace
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +28,7 @@ from runtime.models import MODELS, Model
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
 from runtime.session import Sequence as StepSequence
 from runtime.session import Session
+from runtime.stats import Stats
 from runtime.store import EmbeddingRows, ExpertStore, load_resident
 from runtime.streaming import StopStrings
 from runtime.text import Text
@@ -35,42 +36,6 @@ from runtime.trace import TraceWriter
 
 BACKENDS = ("native", "numpy")  # the first that is there is `auto`
 READERS = 4  # reads in flight; one is enough for a virtio disk, an NVMe wants 4 to 8
-
-
-@dataclass
-class Stats:
-    """Counters and seconds since the engine was opened."""
-
-    backend: str  # "numpy", or "native" with instruction set and precision
-    read_mode: str  # "direct" or "buffered"
-    ram_bytes: int
-    slots: int
-    prompt_tokens: int = 0
-    prompt_s: float = 0.0
-    generated_tokens: int = 0
-    decode_s: float = 0.0
-    bytes_read: int = 0
-    read_s: float = 0.0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    peak_memory_bytes: int = 0
-
-    @property
-    def prompt_tokens_per_s(self) -> float:
-        return self.prompt_tokens / self.prompt_s if self.prompt_s else 0.0
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        return self.generated_tokens / self.decode_s if self.decode_s else 0.0
-
-    @property
-    def read_bytes_per_s(self) -> float:
-        return self.bytes_read / self.read_s if self.read_s else 0.0
-
-    @property
-    def hit_rate(self) -> float:
-        wanted = self.cache_hits + self.cache_misses
-        return self.cache_hits / wanted if wanted else 0.0
 
 
 class Engine:

@@ -82,8 +82,13 @@ static void plain_tile(const struct tile *tile) {
 #define BY_PRECISION {affine_tile, affine_tile}
 #define BY_GROUP_SIZE {BY_PRECISION, BY_PRECISION, BY_PRECISION}
 
-const struct kernels kernels_portable = {
-    .name = "portable",
+#ifndef TABLE /* kernels_avx2.c compiles these loops once more */
+#define TABLE kernels_portable
+#define NAME "portable"
+#endif
+
+const struct kernels TABLE = {
+    .name = NAME,
     .prepare = prepare,
     .affine = {BY_GROUP_SIZE, BY_GROUP_SIZE},
     .plain = {plain_tile, plain_tile, plain_tile},

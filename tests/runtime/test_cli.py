@@ -16,8 +16,8 @@ import pytest
 from formats import __version__
 from runtime import Engine, bench
 from runtime.cli import Size, main
-from runtime.engine import Stats
 from runtime.sampling import Sampler
+from runtime.stats import Stats
 from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, flip, floor_bytes
 
 PROMPT = "It was a fine morning, and Elizabeth"
