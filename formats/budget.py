@@ -44,7 +44,11 @@ class MemoryTerms:
         """How many experts fit into ram_bytes, at most all of them. Raises RequestError below the floor."""
         if ram_bytes < self.floor_bytes:
             terms = ", ".join(f"{name.removesuffix('_bytes')} {human(n)}" for name, n in asdict(self).items())
-            raise RequestError(f"--ram is {human(ram_bytes)}, but this model needs {human(self.floor_bytes)} ({terms})")
+            enough = -(-self.floor_bytes // UNIT_BYTES["MiB"])  # in whole MiB: a rounded floor may be too little
+            raise RequestError(
+                f"--ram is {human(ram_bytes)}, but this model needs {human(self.floor_bytes)} ({terms}); "
+                f"--ram {enough}MiB is enough"
+            )
         every = sum(layer.num_experts for _, layer in layout.moe_layers())
         spare = ram_bytes - self.floor_bytes
         return min(every, MIN_SLOTS + spare // max(1, largest_record_bytes(layout)))
