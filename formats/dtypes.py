@@ -11,6 +11,7 @@ import numpy.typing as npt
 from formats.errors import UnsupportedError
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[np.generic]
 
 

@@ -176,7 +176,7 @@ class Fields:
         return values
 
     def object(self, key: str) -> "Fields":
-        return Fields(self.raw(key), self.name(key))
+        return Fields(self.mapping(key), self.name(key))
 
     def objects(self, key: str) -> Iterator["Fields"]:
         for i, value in enumerate(self.items(key)):

@@ -40,9 +40,11 @@ class Family:
     dims: Callable[[Any], Mapping[str, int]]  # symbol -> length
     before_mixer: tuple[Tensor, ...]
     mixers: Mapping[str, tuple[Tensor, ...]]  # by layer type
-    after_mixer: tuple[Tensor, ...]
+    after_mixer: tuple[Tensor, ...]  # of every layer
+    moe: tuple[Tensor, ...]  # of a layer with experts, beside them
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
+    dense: tuple[Tensor, ...] = ()  # of a layer without experts
 
     def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
         """The shape that a word of symbols means for this config."""
@@ -58,9 +60,9 @@ class Family:
 
         yield named(prefix, EMBEDDING)
         for i, layer_type in enumerate(config.layer_types):
-            for tensor in self.layer_tensors(layer_type):
+            for tensor in self.layer_tensors(layer_type, config.has_experts(i)):
                 yield named(f"{prefix}layers.{i}.", tensor)
-            for rule in self.expert_layouts[0]:
+            for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 shape = self.shape(rule.shape, config)
                 if "{expert}" in rule.name:
                     for expert in range(config.num_experts):
@@ -71,9 +73,10 @@ class Family:
         if not config.tie_word_embeddings:
             yield named("", LM_HEAD)
 
-    def layer_tensors(self, layer_type: str) -> tuple[Tensor, ...]:
+    def layer_tensors(self, layer_type: str, has_experts: bool) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""
-        return self.before_mixer + self.mixers[layer_type] + self.after_mixer
+        feed_forward = self.moe if has_experts else self.dense
+        return self.before_mixer + self.mixers[layer_type] + self.after_mixer + feed_forward
 
 
 EMBEDDING = Tensor("embed_tokens", "V D")
@@ -135,8 +138,8 @@ QWEN3_5_MOE = Family(
             Tensor("self_attn.o_proj", "D O"),
         ),
     },
-    after_mixer=(
-        Tensor("post_attention_layernorm", "D"),
+    after_mixer=(Tensor("post_attention_layernorm", "D"),),
+    moe=(
         Tensor("mlp.gate", "E D", keep=True),  # the router
         Tensor("mlp.shared_expert.gate_proj", "S D"),
         Tensor("mlp.shared_expert.up_proj", "S D"),
@@ -180,8 +183,8 @@ QWEN3_MOE = Family(
             Tensor("self_attn.o_proj", "D O"),
         ),
     },
-    after_mixer=(
-        Tensor("post_attention_layernorm", "D"),
+    after_mixer=(Tensor("post_attention_layernorm", "D"),),
+    moe=(
         Tensor("mlp.gate", "E D", keep=True),  # the router
     ),
     expert_layouts=(PER_EXPERT,),

@@ -56,11 +56,12 @@ class _Planner:
         layers: list[LayerLayout | None] = []
         experts = {}
         for i, layer_type in enumerate(self.config.layer_types):
-            for tensor in self.family.layer_tensors(layer_type):
+            for tensor in self.family.layer_tensors(layer_type, self.config.has_experts(i)):
                 name = f"layers.{i}.{tensor.name}"
                 self.add_resident(name, tensor, self.take(f"{self.prefix}{name}{tensor.suffix}", self.shape(tensor)))
-            layer, experts[i] = self.expert_layer(i)
-            layers.append(layer)
+            layers.append(None)
+            if self.config.has_experts(i):
+                layers[i], experts[i] = self.expert_layer(i)
         self.add_resident(
             FINAL_NORM.name,
             FINAL_NORM,

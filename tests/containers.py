@@ -41,6 +41,7 @@ MODEL = Qwen3_5MoeConfig(
     head_dim=32,
     rotary_dim=8,
     rope_theta=10000.0,
+    rope_scaling=None,
     num_experts=3,
     top_k=2,
     moe_intermediate_size=64,

@@ -94,6 +94,8 @@ def text_files() -> Iterator[tuple[Path, str]]:
             and not Path(folder, name, "pyvenv.cfg").exists()
         ]
         for file in files:
+            if file == ".git":  # a worktree's: where its repository lies
+                continue
             path = Path(folder, file)
             data = path.read_bytes() if path.is_file() else b"\0"  # a dangling link holds no text
             if b"\0" not in data:

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen3_moe import Qwen3MoeConfig
+from formats.config.rope import Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
 
@@ -20,6 +21,8 @@ __all__ = [
     "ModelConfig",
     "Qwen3MoeConfig",
     "Qwen3_5MoeConfig",
+    "Rope",
+    "Yarn",
     "model_facts",
     "read_config",
     "read_model_facts",
@@ -57,25 +60,31 @@ def model_facts(config: ModelConfig) -> dict[str, Any]:
 def read_model_facts(facts: Fields) -> ModelConfig:
     """Read the index's form strictly. Raises FormatError or UnsupportedError."""
     kind = _of_model_type(CONFIG_CLASSES, facts)
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for field in fields(kind):
-        hint = hints[field.name]
-        if hint is int:
-            values[field.name] = facts.integer(field.name, 1, 2**31)
-        elif hint is float:
-            values[field.name] = facts.number(field.name)
-        elif hint is bool:
-            values[field.name] = facts.boolean(field.name)
-        elif hint is str:
-            values[field.name] = facts.string(field.name)
-        else:
-            assert get_args(hint) == (str, ...)
-            values[field.name] = tuple(facts.strings(field.name))
-    facts.close()
-    config = kind(**values)
+    config: ModelConfig = _read_dataclass(kind, facts)
     config.check(facts.where)
     return config
+
+
+def _read_dataclass(kind: type[Any], facts: Fields) -> Any:
+    hints = get_type_hints(kind)
+    values = {field.name: _read_fact(hints[field.name], facts, field.name) for field in fields(kind)}
+    facts.close()
+    return kind(**values)
+
+
+def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
+    if hint is int:
+        return facts.integer(key, 1, 2**31)
+    if hint is float:
+        return facts.number(key)
+    if hint is bool:
+        return facts.boolean(key)
+    if hint is str:
+        return facts.string(key)
+    if get_args(hint) == (str, ...):
+        return tuple(facts.strings(key))
+    (kind,) = (arg for arg in get_args(hint) if arg is not type(None))  # of an optional dataclass
+    return facts.nullable(key, lambda key: _read_dataclass(kind, facts.object(key)))
 
 
 def _of_model_type(table: Mapping[str, Any], source: Fields) -> Any:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from formats.config.rope import Rope, Yarn
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
@@ -32,9 +33,19 @@ class ModelConfig(ABC):
     head_dim: int
     rotary_dim: int
     rope_theta: float
+    rope_scaling: Yarn | None
     num_experts: int
     top_k: int
     moe_intermediate_size: int
+
+    @property
+    def rope(self) -> Rope:
+        """How positions turn queries and keys."""
+        return Rope(self.rope_theta, self.rotary_dim, scaling=self.rope_scaling)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer's feed-forward part is a mixture of experts; a dense one otherwise."""
+        return True
 
     @property
     def cache_values_per_token(self) -> int:

@@ -80,6 +80,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             head_dim=head_dim,
             rotary_dim=int(rotary_dim),
             rope_theta=rope.number("rope_theta"),
+            rope_scaling=None,
             num_experts=text.integer("num_experts", 1, 2**20),
             top_k=text.integer("num_experts_per_tok", 1, 2**20),
             moe_intermediate_size=text.integer("moe_intermediate_size", 1, 2**24),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from formats.config.base import FULL_ATTENTION, ModelConfig, only
+from formats.config.rope import read_rope
 from formats.fields import Fields
 
 
@@ -32,10 +33,7 @@ class Qwen3MoeConfig(ModelConfig):
         only(config, "mlp_only_layers", [])
         only(config, "decoder_sparse_step", 1)
         only(config, "use_sliding_window", False)
-        only(config, "rope_scaling", None)
-        # Published files hold rope_theta at the top; transformers 5 writes it into rope_parameters.
-        rope = config.object("rope_parameters") if "rope_parameters" in config else config
-        only(rope, "rope_type", "default")
+        rope_theta, rope_scaling = read_rope(config)
         num_layers = config.integer("num_hidden_layers", 1, 10_000)
         hidden_size = config.integer("hidden_size", 1, 2**24)
         num_attention_heads = config.integer("num_attention_heads", 1, 2**16)
@@ -53,7 +51,8 @@ class Qwen3MoeConfig(ModelConfig):
             num_key_value_heads=config.integer("num_key_value_heads", 1, 2**16),
             head_dim=head_dim,
             rotary_dim=head_dim,
-            rope_theta=rope.number("rope_theta"),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             num_experts=config.integer("num_experts", 1, 2**20),
             top_k=config.integer("num_experts_per_tok", 1, 2**20),
             moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),

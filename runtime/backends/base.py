@@ -8,6 +8,8 @@ A cache or state is changed by no one: an operation returns the new one.
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+from formats.config import Rope
+
 Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
 State: TypeAlias = Any  # of the backend: a KV cache, or an Array
 Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
@@ -48,8 +50,12 @@ class Ops(Protocol):
     def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Join along the first axis."""
 
-    def rope(self, x: Array, position: int, theta: float, rotary_dim: int) -> Array:
-        """Rotary embedding, half-split pairs (i, i + rotary_dim/2), of x [T, H, d] at position, position + 1, ..."""
+    def rope(self, x: Array, position: int, rope: Rope) -> Array:
+        """Rotary embedding of x [T, H, d] at position, position + 1, ...: the first rope.dim values are turned.
+
+        Pair j is (j, j + dim/2), or (2j, 2j + 1) if rope.interleaved; it turns by position * rope.inv_freq[j] and
+        grows by rope.attention_factor. Values stay in their places.
+        """
 
     def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
         """An empty cache of keys and values."""

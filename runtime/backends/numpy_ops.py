@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
+from formats.config import Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
@@ -168,16 +169,17 @@ class NumpyOps:
 
     # ---- attention
 
-    def rope(self, x: Float32, position: int, theta: float, rotary_dim: int) -> Float32:
-        half = rotary_dim // 2
-        inv_freq = theta ** -(np.arange(half, dtype=np.float64) / half)
-        angles = np.arange(position, position + len(x))[:, None] * inv_freq  # [T, half]
-        cos = np.cos(angles).astype(np.float32)[:, None]
-        sin = np.sin(angles).astype(np.float32)[:, None]
-        first, second = x[..., :half], x[..., half:rotary_dim]
+    def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
+        angles = np.arange(position, position + len(x))[:, None] * rope.inv_freq  # [T, dim / 2]
+        cos = (np.cos(angles) * rope.attention_factor).astype(np.float32)[:, None]
+        sin = (np.sin(angles) * rope.attention_factor).astype(np.float32)[:, None]
+        half = rope.dim // 2
+        first, second = slice(0, half), slice(half, rope.dim)
+        if rope.interleaved:
+            first, second = slice(0, rope.dim, 2), slice(1, rope.dim, 2)
         y = x.copy()
-        y[..., :half] = first * cos - second * sin
-        y[..., half:rotary_dim] = second * cos + first * sin
+        y[..., first] = x[..., first] * cos - x[..., second] * sin
+        y[..., second] = x[..., second] * cos + x[..., first] * sin
         return y
 
     def new_kv_cache(self, num_heads: int, head_dim: int) -> KVCache:

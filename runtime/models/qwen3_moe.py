@@ -44,8 +44,8 @@ class Qwen3Moe:
         v = ops.linear(x, ops.weight(f"{name}.v_proj")).reshape(-1, kv_heads, d)
         outputs = []
         for s in sequences:
-            q_s = ops.rope(q[s.rows], s.position, c.rope_theta, c.rotary_dim)
-            k_s = ops.rope(k[s.rows], s.position, c.rope_theta, c.rotary_dim)
+            q_s = ops.rope(q[s.rows], s.position, c.rope)
+            k_s = ops.rope(k[s.rows], s.position, c.rope)
             output, s.states[layer] = ops.attention(q_s, k_s, v[s.rows], s.states[layer], scale=d**-0.5)
             outputs.append(output)  # [tokens, heads, d]
         o = ops.concatenate(outputs).reshape(-1, heads * d)

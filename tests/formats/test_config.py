@@ -1,6 +1,7 @@
 """config.json: what is used is read, what is not implemented is refused by name."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.config import ModelConfig, Qwen3_5MoeConfig, Qwen3MoeConfig, model_facts, read_config, read_model_facts
+from formats.config import (
+    ModelConfig,
+    Qwen3_5MoeConfig,
+    Qwen3MoeConfig,
+    Yarn,
+    model_facts,
+    read_config,
+    read_model_facts,
+)
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import Fields
 from tests.containers import MODEL
@@ -151,8 +160,8 @@ def test_the_facts_in_an_index_survive_and_are_strict() -> None:
             read_model_facts(Fields({k: v for k, v in facts.items() if k != key}, "x"))
         with pytest.raises(StreamingExpertsError, match=f"x: {key} is"):
             read_model_facts(Fields({**facts, key: -1}, "x"))
-    with pytest.raises(FormatError, match="x: rope_scaling is unknown to this version"):
-        read_model_facts(Fields({**facts, "rope_scaling": None}, "x"))
+    with pytest.raises(FormatError, match="x: rope_type is unknown to this version"):
+        read_model_facts(Fields({**facts, "rope_type": None}, "x"))
 
 
 # ---- qwen3_moe
@@ -201,6 +210,17 @@ def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() ->
     assert read(config) == read(QWEN3_30B)
 
 
+def test_yarn_is_read_in_either_of_its_forms() -> None:
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768}
+    published = read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **scaling}})
+    parameters = {"rope_type": "yarn", "rope_theta": 1000000.0, **scaling}
+    assert read({**QWEN3_30B, "rope_theta": None, "rope_parameters": parameters}) == published
+    factor = 0.1 * math.log(4) + 1
+    assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
+    assert published.rope.attention_factor == factor
+    assert read_model_facts(Fields(model_facts(published), "x")) == published
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -208,8 +228,13 @@ def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() ->
         ("mlp_only_layers", [0], r"mlp_only_layers is \[0\], only \[\] is implemented"),
         ("decoder_sparse_step", 2, "decoder_sparse_step is 2, only 1 is implemented"),
         ("use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*, only nothing is implemented"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0}, "rope_type is yarn, only 'default'"),
+        (
+            "rope_scaling",
+            {"rope_type": "linear", "factor": 4.0},
+            "rope_type is linear, only default and yarn",
+        ),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}, "rope_scaling.original_max_position_embeddings is missing"),
+        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is llama3, only default and yarn"),
         ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
         ("quantization_config", {"quant_method": "fp8"}, "quantization_config is set"),
         ("num_experts_per_tok", 129, "top_k is 129, expected 1 to num_experts 128"),

@@ -38,7 +38,7 @@ def test_shapes_of_both_kinds_of_layers_are_the_published_ones() -> None:
     found = {
         tensor.name: QWEN3_5_MOE.shape(tensor.shape, CONFIG)
         for layer_type in (LINEAR_ATTENTION, FULL_ATTENTION)
-        for tensor in QWEN3_5_MOE.layer_tensors(layer_type)
+        for tensor in QWEN3_5_MOE.layer_tensors(layer_type, has_experts=True)
     }
     assert found == PUBLISHED
 
@@ -60,7 +60,7 @@ def test_every_layout_of_experts_gives_each_part_once() -> None:
 
 def test_what_decides_or_remembers_is_never_quantized() -> None:
     kept = {tensor.name for tensors in QWEN3_5_MOE.mixers.values() for tensor in tensors if tensor.keep}
-    kept |= {tensor.name for tensor in QWEN3_5_MOE.after_mixer if tensor.keep}
+    kept |= {tensor.name for tensor in QWEN3_5_MOE.moe if tensor.keep}
     assert kept == {
         "linear_attn.in_proj_a",
         "linear_attn.in_proj_b",

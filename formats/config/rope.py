@@ -1,0 +1,106 @@
+"""Rotary position embeddings: how config.json states them, and the angles they mean."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from formats.dtypes import Float64
+from formats.errors import UnsupportedError
+from formats.fields import Fields, shown
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """A context stretched by `factor` (Peng et al., YaRN, 2309.00071; transformers' _compute_yarn_parameters)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool  # of the range of dimensions that are stretched in part, to whole numbers
+    attention_factor: float  # multiplies cos and sin
+    mscale_all_dim: float  # DeepSeek multiplies the scale of attention by mscale(factor, this)^2; 0 is none
+
+    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
+        """Angle per position of each pair: [rotary_dim / 2]."""
+
+        def dimension(rotations: float) -> float:
+            wavelength = self.original_max_position_embeddings / (rotations * 2 * math.pi)
+            return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
+
+        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
+        stretched = (np.arange(rotary_dim // 2) - low) / ((high - low) or 0.001)
+        stretched = np.clip(stretched, 0, 1)
+        return _inv_freq(theta, rotary_dim) * (1 - stretched + stretched / self.factor)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """What turns queries and keys: pairs (i, i + dim/2) of the first `dim` values, or interleaved (2i, 2i + 1)."""
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    scaling: Yarn | None = None
+
+    @cached_property
+    def inv_freq(self) -> Float64:
+        """Angle per position of each pair: [dim / 2]."""
+        return self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
+
+    @property
+    def attention_factor(self) -> float:
+        """Multiplies cos and sin."""
+        return self.scaling.attention_factor if self.scaling else 1.0
+
+
+def mscale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's correction of attention for a context stretched by factor."""
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def read_rope(config: Fields) -> tuple[float, Yarn | None]:
+    """(rope_theta, rope_scaling) of a config.json, in either of its forms.
+
+    Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
+    rope_parameters. Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    """
+    parameters = config.object("rope_parameters") if "rope_parameters" in config else config
+    theta = parameters.number("rope_theta")
+    if "rope_scaling" in config:
+        parameters = config.object("rope_scaling")
+    key = "rope_type" if "rope_type" in parameters or parameters is config else "type"
+    kind = parameters.string(key, "default")
+    if kind not in ("default", "yarn"):
+        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only default and yarn are implemented")
+    return theta, _read_yarn(parameters, config) if kind == "yarn" else None
+
+
+def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
+    original = scaling.integer("original_max_position_embeddings", 1, 2**31)
+    factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)
+    weight, all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    implied = mscale(factor, weight) / mscale(factor, all_dim) if weight and all_dim else mscale(factor)
+    yarn = Yarn(
+        factor=factor,
+        original_max_position_embeddings=original,
+        beta_fast=scaling.number("beta_fast", 32.0),
+        beta_slow=scaling.number("beta_slow", 1.0),
+        truncate=scaling.boolean("truncate", default=True),
+        attention_factor=scaling.number("attention_factor", implied),
+        mscale_all_dim=all_dim,
+    )
+    for key in ("factor", "beta_fast", "beta_slow"):
+        if getattr(yarn, key) <= 0:
+            raise scaling.wrong(key, "a number above 0")
+    return yarn
+
+
+def _inv_freq(theta: float, dim: int) -> Float64:
+    half = dim // 2
+    return theta ** -(np.arange(half, dtype=np.float64) / half)
