@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args, get_type_hints
 
-from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig
+from formats.config.base import (
+    FULL_ATTENTION,
+    GELU_TANH,
+    LINEAR_ATTENTION,
+    SILU,
+    SWIGLU_CLAMPED,
+    Activation,
+    ModelConfig,
+)
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen3_moe import Qwen3MoeConfig
 from formats.config.rope import Rope, Yarn
@@ -17,7 +25,11 @@ from formats.fields import Fields, parse_json, shown
 __all__ = [
     "CONFIG_CLASSES",
     "FULL_ATTENTION",
+    "GELU_TANH",
     "LINEAR_ATTENTION",
+    "SILU",
+    "SWIGLU_CLAMPED",
+    "Activation",
     "ModelConfig",
     "Qwen3MoeConfig",
     "Qwen3_5MoeConfig",

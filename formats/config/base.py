@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from formats.config.rope import Rope, Yarn
 from formats.errors import FormatError, UnsupportedError
@@ -10,6 +11,16 @@ from formats.fields import Fields, shown
 
 LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
+SILU, SWIGLU_CLAMPED, GELU_TANH = "silu", "swiglu_clamped", "gelu_tanh"
+
+
+class Activation(NamedTuple):
+    """What joins the gate and up of an expert."""
+
+    kind: str = SILU
+    alpha: float = 0.0  # of swiglu_clamped
+    limit: float = 0.0  # of swiglu_clamped
+    scale_input: bool = False  # routing weights multiply the experts' input, not their output
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class ModelConfig(ABC):
     top_k: int
     moe_intermediate_size: int
 
-    @property
+    @cached_property
     def rope(self) -> Rope:
         """How positions turn queries and keys."""
         return Rope(self.rope_theta, self.rotary_dim, scaling=self.rope_scaling)
@@ -46,6 +57,11 @@ class ModelConfig(ABC):
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward part is a mixture of experts; a dense one otherwise."""
         return True
+
+    @property
+    def expert_activation(self) -> Activation:
+        """What the experts do between their projections."""
+        return Activation()
 
     @property
     def cache_values_per_token(self) -> int:

@@ -6,13 +6,32 @@ A cache or state is changed by no one: an operation returns the new one.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from formats.config import Rope
 
 Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
 State: TypeAlias = Any  # of the backend: a KV cache, or an Array
 Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
+
+
+SOFTMAX, SIGMOID = "softmax", "sigmoid"
+
+
+class Routing(NamedTuple):
+    """How a router chooses, in the names of config.json (source: transformers' DeepseekV3TopkRouter).
+
+    Scores are the softmax or sigmoid of the logits, and those of the chosen ones are the weights. What is compared is
+    score + correction bias; with groups only experts of the topk_group best groups, by the sum of their two best.
+    The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
+    """
+
+    top_k: int
+    scoring_func: str = SOFTMAX  # or SIGMOID
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
 
 
 class Ops(Protocol):
@@ -26,8 +45,8 @@ class Ops(Protocol):
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Rows of the token embedding: [T, D]."""
 
-    def linear(self, x: Array, weight: Weight) -> Array:
-        """x @ weight.T: [T, columns], weight [rows, columns] -> [T, rows]."""
+    def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
+        """x @ weight.T + bias: [T, columns], weight [rows, columns], bias [rows] -> [T, rows]."""
 
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
@@ -60,8 +79,22 @@ class Ops(Protocol):
     def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
         """An empty cache of keys and values."""
 
-    def attention(self, q: Array, k: Array, v: Array, cache: State, scale: float) -> tuple[Array, State]:
-        """Causal softmax attention of q [T, Hq, d] over the cache and k, v [T, Hkv, d]: ([T, Hq, d], new cache)."""
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        cache: State,
+        scale: float,
+        *,
+        window: int | None = None,
+        sinks: Weight | None = None,
+    ) -> tuple[Array, State]:
+        """Causal softmax attention of q [T, Hq, d] over the cache and k, v [T, Hkv, d]: ([T, Hq, d], new cache).
+
+        With a window a token sees itself and the window - 1 tokens before it. sinks [Hq]: a score per head that takes
+        part in the softmax and brings no value.
+        """
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """An empty convolution or recurrent state."""
@@ -78,8 +111,11 @@ class Ops(Protocol):
         Source: Yang et al., Gated Delta Networks (2412.06464); transformers' torch_recurrent_gated_delta_rule.
         """
 
-    def route(self, logits: Array, top_k: int, *, normalize: bool) -> tuple[Array, Array]:
-        """Softmax, then the top_k largest: ids [T, k] and routing_weights [T, k], largest first; sum 1 if normalize."""
+    def route(self, logits: Array, routing: Routing, correction_bias: Weight | None = None) -> tuple[Array, Array]:
+        """logits [T, num_experts] -> ids [T, k] and routing_weights [T, k], best first; of equals the lower id."""
 
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
-        """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts."""
+        """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.
+
+        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config.
+        """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED
 from formats.dtypes import AnyArray, Float32
 from formats.layout import Layout
 from runtime.backends import native
@@ -13,7 +14,7 @@ from runtime.backends.numpy_ops import NumpyOps, Weight
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
-SILU = native.Activation(native.SILU, 0.0, 0.0, 0)
+ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class NativeOps(NumpyOps):
             self._weights[tensor.name] = NativeWeight(
                 weight.encoding, weight.arrays, weight.rows, weight.columns, matrix, base
             )
-        self._record_layouts = {i: native.expert_layout(layer.record, SILU) for i, layer in layout.moe_layers()}
+        kind, alpha, limit, self._scale_input = layout.model.expert_activation
+        activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, self._scale_input)
+        self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
         self._context = native.Context(threads, precision, level)
         self.level = self._context.level
         self.precision = precision
@@ -61,9 +64,10 @@ class NativeOps(NumpyOps):
     def description(self) -> str:
         return f"{self.name} ({self.level}, {self.precision})"
 
-    def linear(self, x: Float32, weight: Weight) -> Float32:
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None) -> Float32:
         assert isinstance(weight, NativeWeight)
-        return self._context.linear(weight.matrix, weight.base, x)
+        y = self._context.linear(weight.matrix, weight.base, x)
+        return y if bias is None else y + bias.vector()
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._record_layouts[layer]
@@ -75,7 +79,7 @@ class NativeOps(NumpyOps):
             for expert, record in records:
                 pairs = np.flatnonzero(flat == expert)
                 self._context.experts(layout, [native.Chosen(record, pairs)], x, weights, outputs)
-        return self._context.weighted_sum(outputs, weights)
+        return self._context.weighted_sum(outputs, np.ones_like(weights) if self._scale_input else weights)
 
     def close(self) -> None:
         """End the kernels' threads."""

@@ -4,6 +4,7 @@ Weights stay in their encoding and are decoded in row blocks of a fixed size, wh
 threads never changes a bit of the result (NumPy's own BLAS threads are switched off by the engine).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import Rope
+from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED, Activation, Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
+from runtime.backends.base import SOFTMAX, Routing
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -92,7 +94,7 @@ class NumpyOps:
 
     # ---- matrices
 
-    def linear(self, x: Float32, weight: Weight) -> Float32:
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None) -> Float32:
         y = np.empty((len(x), weight.rows), np.float32)
         block = max(1, ROW_BLOCK_BYTES // (4 * weight.columns))
 
@@ -103,22 +105,39 @@ class NumpyOps:
             multiply(0)
         else:
             list(self._pool.map(multiply, range(0, weight.rows, block)))
+        if bias is not None:
+            y += bias.vector()
         return y
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None
+        activation = self._layout.model.expert_activation
         outputs = np.empty((*expert_ids.shape, x.shape[1]), np.float32)  # [T, k, D]
         with closing(self._experts.get(layer, np.unique(expert_ids).tolist())) as records:
             for expert, record in records:
                 token, place = np.nonzero(expert_ids == expert)
                 gate, up, down = (self._project(part, record) for part in layout.record.parts)
                 x_e = x[token]  # [n, D]
-                outputs[token, place] = down(self.silu(gate(x_e)) * up(x_e))
+                if activation.scale_input:
+                    x_e = x_e * routing_weights[token, place, None]
+                outputs[token, place] = down(self._activate(activation, gate(x_e), up(x_e)))
         y = np.zeros_like(x)
         for i in range(expert_ids.shape[1]):  # in the router's order, whatever order they arrived in
-            y += routing_weights[:, i, None] * outputs[:, i]
+            y += outputs[:, i] if activation.scale_input else routing_weights[:, i, None] * outputs[:, i]
         return y
+
+    def _activate(self, activation: Activation, gate: Float32, up: Float32) -> Float32:
+        """What joins gate and up, element by element."""
+        if activation.kind == SILU:
+            return self.silu(gate) * up
+        if activation.kind == GELU_TANH:
+            inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
+            return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+        assert activation.kind == SWIGLU_CLAMPED
+        limit = np.float32(activation.limit)
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        return gate * self.sigmoid(np.float32(activation.alpha) * gate) * (up + 1)
 
     def _project(self, part: Part, record: AnyArray) -> Callable[[Float32], Float32]:
         """The linear map of one part of an expert's record."""
@@ -135,11 +154,22 @@ class NumpyOps:
 
         return project
 
-    def route(self, logits: Float32, top_k: int, *, normalize: bool) -> tuple[AnyArray, Float32]:
-        p = _softmax(logits)  # [T, num_experts]
-        expert_ids = np.argsort(-p, axis=1, kind="stable")[:, :top_k]  # of equals the lower id first
-        chosen = np.take_along_axis(p, expert_ids, axis=1)
-        return expert_ids, chosen / chosen.sum(axis=1, keepdims=True) if normalize else chosen
+    def route(
+        self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
+    ) -> tuple[AnyArray, Float32]:
+        scores = _softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
+        compared = scores if correction_bias is None else scores + correction_bias.vector()
+        if routing.n_group > 1:
+            groups = compared.reshape(len(logits), routing.n_group, -1).copy()
+            best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)  # [T, n_group]
+            lost = np.argsort(-best, axis=1, kind="stable")[:, routing.topk_group :]
+            np.put_along_axis(groups, lost[..., None], -np.inf, axis=1)
+            compared = groups.reshape(scores.shape)
+        expert_ids = np.argsort(-compared, axis=1, kind="stable")[:, : routing.top_k]
+        weights = np.take_along_axis(scores, expert_ids, axis=1)
+        if routing.norm_topk_prob:
+            weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-20))
+        return expert_ids, weights * np.float32(routing.routed_scaling_factor)
 
     # ---- element by element
 
@@ -186,7 +216,17 @@ class NumpyOps:
         shape = (self._ctx_size, num_heads, head_dim)  # memory becomes resident only as tokens come
         return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0)
 
-    def attention(self, q: Float32, k: Float32, v: Float32, cache: KVCache, scale: float) -> tuple[Float32, KVCache]:
+    def attention(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        cache: KVCache,
+        scale: float,
+        *,
+        window: int | None = None,
+        sinks: Weight | None = None,
+    ) -> tuple[Float32, KVCache]:
         tokens, heads, d = q.shape
         start, stop = cache.length, cache.length + tokens
         cache.keys[start:stop], cache.values[start:stop] = k, v
@@ -197,13 +237,15 @@ class NumpyOps:
         for first in range(0, tokens, block):
             queries = q[first : first + block]  # [n, heads, d]
             seen = start + first + len(queries)
-            position = start + first + np.arange(len(queries))
-            hidden = np.repeat(np.arange(seen) > position[:, None], group, axis=0)  # [n * group, seen]
+            behind = start + first + np.arange(len(queries))[:, None] - np.arange(seen)  # [n, seen]
+            hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
+            hidden = np.repeat(hidden, group, axis=0)  # [n * group, seen]
             for h in range(kv_heads):
                 q_h = queries[:, h * group : (h + 1) * group].reshape(-1, d)  # [n * group, d]
                 scores = q_h @ cache.keys[:seen, h].T * np.float32(scale)
                 scores[hidden] = -np.inf
-                mixed = _softmax(scores) @ cache.values[:seen, h]
+                sink = None if sinks is None else np.tile(sinks.vector()[h * group : (h + 1) * group], len(queries))
+                mixed = _softmax(scores, sink) @ cache.values[:seen, h]
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
         return output, KVCache(cache.keys, cache.values, stop)
 
@@ -235,8 +277,12 @@ class NumpyOps:
         return output, state
 
 
-def _softmax(x: Float32) -> Float32:
-    """Over the last axis."""
-    y = np.exp(x - x.max(axis=-1, keepdims=True))
-    y /= y.sum(axis=-1, keepdims=True)
+def _softmax(x: Float32, sink: Float32 | None = None) -> Float32:
+    """Over the last axis, with one more score per row that is left out of the result."""
+    highest = x.max(axis=-1, keepdims=True)
+    if sink is not None:
+        highest = np.maximum(highest, sink[:, None])
+    y = np.exp(x - highest)
+    total = y.sum(axis=-1, keepdims=True)
+    y /= total if sink is None else total + np.exp(sink[:, None] - highest)
     return y

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
-from runtime.backends.base import Array, Ops, State, Weight
+from runtime.backends.base import Array, Ops, Routing, State, Weight
 from runtime.session import Sequence
 
 
@@ -112,9 +112,8 @@ class Qwen3_5Moe:
 
     def _moe(self, layer: int, x: Array) -> Array:
         ops, name = self.ops, f"layers.{layer}.mlp"
-        expert_ids, routing_weights = ops.route(
-            ops.linear(x, ops.weight(f"{name}.gate")), self.config.top_k, normalize=True
-        )
+        logits = ops.linear(x, ops.weight(f"{name}.gate"))
+        expert_ids, routing_weights = ops.route(logits, Routing(self.config.top_k))
         routed = ops.experts(layer, x, expert_ids, routing_weights)
         gate = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate")))  # [T, 1]
         return routed + gate * self._shared_expert(f"{name}.shared_expert", x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import Qwen3MoeConfig
-from runtime.backends.base import Array, Ops, State
+from runtime.backends.base import Array, Ops, Routing, State
 from runtime.session import Sequence
 
 
@@ -54,5 +54,5 @@ class Qwen3Moe:
     def _moe(self, layer: int, x: Array) -> Array:
         c, ops = self.config, self.ops
         logits = ops.linear(x, ops.weight(f"layers.{layer}.mlp.gate"))
-        expert_ids, routing_weights = ops.route(logits, c.top_k, normalize=c.norm_topk_prob)
+        expert_ids, routing_weights = ops.route(logits, Routing(c.top_k, norm_topk_prob=c.norm_topk_prob))
         return ops.experts(layer, x, expert_ids, routing_weights)

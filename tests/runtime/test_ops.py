@@ -1,0 +1,142 @@
+"""What the reference's operations mean, each against its definition written out as a loop."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from formats.config import Rope, Yarn
+from formats.dtypes import Float32
+from formats.encodings import Plain
+from runtime.backends.base import SIGMOID, SOFTMAX, Routing
+from runtime.backends.numpy_ops import NumpyOps, Weight
+from tests.containers import make_layout
+
+TOKENS, HEADS, KV_HEADS, WIDTH = 7, 4, 2, 8
+
+
+@pytest.fixture
+def ops() -> NumpyOps:
+    layout = make_layout()
+    nothing: Any = None
+    return NumpyOps(layout, np.zeros(layout.resident_bytes, np.uint8), nothing, nothing, ThreadPoolExecutor(1), 64)
+
+
+def normal(*shape: int, seed: int = 0) -> Float32:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def vector(values: Float32) -> Weight:
+    return Weight(Plain("f32"), {"weight": values[None]}, 1, len(values))
+
+
+# ---- routing
+
+
+def chosen_by_definition(logits: list[float], routing: Routing, bias: list[float]) -> dict[int, float]:
+    """Expert and weight, one token at a time, in Python's floats."""
+    if routing.scoring_func == SIGMOID:
+        scores = [1 / (1 + math.exp(-x)) for x in logits]
+    else:
+        scores = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]
+    compared = [score + b for score, b in zip(scores, bias, strict=True)]
+    size = len(logits) // routing.n_group
+    groups = [range(g * size, (g + 1) * size) for g in range(routing.n_group)]
+    groups.sort(key=lambda group: -sum(sorted((compared[e] for e in group), reverse=True)[:2]))
+    allowed = [e for group in groups[: routing.topk_group] for e in group]
+    ids = sorted(allowed, key=lambda e: -compared[e])[: routing.top_k]
+    total = sum(scores[e] for e in ids) if routing.norm_topk_prob else 1.0
+    return {e: scores[e] / total * routing.routed_scaling_factor for e in ids}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    "routing",
+    [
+        Routing(3),
+        Routing(3, norm_topk_prob=False),
+        Routing(3, SIGMOID, routed_scaling_factor=2.5),
+        Routing(3, SIGMOID, n_group=4, topk_group=2),
+        Routing(4, SOFTMAX, False, 1.5, 3, 2),
+    ],
+)
+def test_a_router_chooses_as_its_definition_does(ops: NumpyOps, routing: Routing, with_bias: bool) -> None:
+    logits, bias = 2 * normal(40, 12), 0.3 * normal(12, seed=1)
+    ids, weights = ops.route(logits, routing, vector(bias) if with_bias else None)
+    for row, of_token in enumerate(logits.tolist()):
+        expected = chosen_by_definition(of_token, routing, bias.tolist() if with_bias else [0.0] * 12)
+        assert ids[row].tolist() == list(expected)
+        assert weights[row] == pytest.approx(list(expected.values()), rel=1e-5)
+
+
+def test_the_normalised_softmax_of_all_is_the_softmax_of_the_chosen(ops: NumpyOps) -> None:
+    logits = 5 * normal(40, 12)
+    ids, weights = ops.route(logits, Routing(4))
+    top = np.exp(np.take_along_axis(logits.astype(np.float64), ids.astype(np.intp), axis=1))
+    assert weights == pytest.approx(top / top.sum(axis=1, keepdims=True), rel=1e-5)
+
+
+# ---- attention
+
+
+def attended_by_definition(q: Float32, k: Float32, v: Float32, window: int, sinks: Float32) -> Float32:
+    output = np.empty_like(q)
+    for t in range(len(q)):
+        for h in range(HEADS):
+            seen = range(max(0, t - window + 1), t + 1)
+            scores = np.array([q[t, h] @ k[i, h // 2] * 0.5 for i in seen] + [sinks[h]], np.float64)
+            p = np.exp(scores) / np.exp(scores).sum()
+            output[t, h] = sum(p[n] * v[i, h // 2] for n, i in enumerate(seen))
+    return output
+
+
+@pytest.mark.parametrize("steps", [[7], [1] * 7, [3, 1, 3]])
+@pytest.mark.parametrize(("window", "with_sinks"), [(3, False), (3, True), (None, True), (1, False), (None, False)])
+def test_windows_and_sinks_are_as_defined(
+    ops: NumpyOps, steps: list[int], window: int | None, with_sinks: bool
+) -> None:
+    q = normal(TOKENS, HEADS, WIDTH)
+    k, v = normal(TOKENS, KV_HEADS, WIDTH, seed=1), normal(TOKENS, KV_HEADS, WIDTH, seed=2)
+    sinks = normal(HEADS, seed=3) if with_sinks else np.full(HEADS, -1e9, np.float32)
+    cache, outputs, start = ops.new_kv_cache(KV_HEADS, WIDTH), [], 0
+    for tokens in steps:
+        at = slice(start, start + tokens)
+        given = vector(sinks) if with_sinks else None
+        output, cache = ops.attention(q[at], k[at], v[at], cache, 0.5, window=window, sinks=given)
+        outputs.append(output)
+        start += tokens
+    expected = attended_by_definition(q, k, v, window or TOKENS, sinks)
+    assert np.concatenate(outputs) == pytest.approx(expected, abs=1e-5)
+
+
+# ---- rotary embeddings
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_rotation_turns_pairs_as_complex_numbers(ops: NumpyOps, interleaved: bool) -> None:
+    yarn = Yarn(4.0, 64, 8.0, 1.0, True, 1.25, 0.0)
+    rope = Rope(100.0, 6, interleaved, yarn)
+    x = normal(TOKENS, HEADS, WIDTH)
+    y = ops.rope(x, 5, rope)
+    for i, frequency in enumerate(rope.inv_freq):
+        one, other = (2 * i, 2 * i + 1) if interleaved else (i, i + 3)
+        turn = 1.25 * np.exp(1j * frequency * np.arange(5, 5 + TOKENS))[:, None]
+        expected = (x[..., one] + 1j * x[..., other]) * turn
+        assert y[..., one] + 1j * y[..., other] == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(y[..., 6:], x[..., 6:])
+
+
+# Of gpt-oss: theta 150000, 64 dimensions, factor 32, betas 32 and 1; by transformers 5.23's _compute_yarn_parameters.
+YARN_PAIRS = (0, 8, 9, 12, 17, 18, 31)
+YARN_FREQUENCIES = {
+    True: (1.0, 0.05081327, 0.03162075, 0.007015714, 0.0002279478, 3.830881e-05, 3.023511e-07),
+    False: (1.0, 0.05081327, 0.0317057, 0.006794959, 0.0001293187, 3.830881e-05, 3.023511e-07),
+}
+
+
+def test_yarn_is_that_of_transformers() -> None:
+    for truncate, expected in YARN_FREQUENCIES.items():
+        found = Rope(150000.0, 64, scaling=Yarn(32.0, 4096, 32.0, 1.0, truncate, 1.0, 0.0)).inv_freq
+        assert [found[i] for i in YARN_PAIRS] == pytest.approx(list(expected), rel=1e-6)
