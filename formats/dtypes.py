@@ -30,6 +30,8 @@ DTYPES = {
         DType("f16", np.dtype("<f2"), "F16"),
         DType("f32", np.dtype("<f4"), "F32"),
         DType("u32", np.dtype("<u4"), "U32"),
+        DType("u8", np.dtype("u1"), "U8"),
+        DType("i8", np.dtype("i1"), "I8"),
     )
 }
 FLOAT_DTYPES = ("bf16", "f16", "f32")

@@ -13,7 +13,7 @@ import click
 
 from formats import __version__
 from formats.budget import human, three_digits
-from formats.encodings.affine import GROUP_SIZES
+from formats.encodings.base import GROUP_SIZES
 from formats.errors import StreamingExpertsError
 from repack import report, tables
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare

@@ -11,7 +11,7 @@ import numpy as np
 from formats.config import ModelConfig, read_config
 from formats.container import Container
 from formats.dtypes import FLOAT_DTYPES, AnyArray, Float32, storage_dtype, to_float32
-from formats.encodings import Encoding, encoding_label
+from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.errors import FormatError
 from formats.fields import shown
 from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
@@ -220,6 +220,7 @@ def _difference(
     encoding: Encoding, arrays: dict[str, AnyArray], stored: Float32, values: Float32
 ) -> tuple[str, int] | None:
     """(array, row) where arrays first differ from what values encode to, or plain ones from the values."""
+    assert isinstance(encoding, (Affine, Plain))
     for name, expected in encoding.encode(values).items():
         bits = np.dtype(f"u{expected.itemsize}")
         unequal = arrays[name].view(bits) != expected.view(bits)

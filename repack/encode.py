@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype, to_float32
-from formats.encodings import Encoding, encoding_label
+from formats.encodings import Affine, Encoding, encoding_label
 from formats.errors import FormatError
 from formats.record import PlacedArray
 from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
@@ -113,6 +113,7 @@ class SourceWeights:
                 assert encoding.id == source.dtype
                 yield EncodedRows(row, {"weight": bits}, bits.nbytes)
                 continue
+            assert isinstance(encoding, Affine)
             with np.errstate(over="ignore", invalid="ignore"):
                 arrays = encoding.encode(to_float32(bits, source.dtype))
             for spec in encoding.arrays(*bits.shape):

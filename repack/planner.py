@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from formats.config import ModelConfig
 from formats.dtypes import DTYPES, FLOAT_DTYPES
 from formats.encodings import Affine, Encoding, Plain
-from formats.encodings.affine import GROUP_SIZES
+from formats.encodings.base import GROUP_SIZES
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
 from formats.layout import (

@@ -4,7 +4,7 @@ All sizes are bytes. Numbers of a layout come from the layout alone, so that a p
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, bits_per_weight
 from formats.checksum import xxh3_64
 from formats.container import Container, open_container
 from formats.dtypes import FLOAT_DTYPES, AnyArray, to_float32
-from formats.encodings import Affine, Encoding, encoding_label
+from formats.encodings import Encoding, encoding_label
+from formats.encodings.packing import unpack_codes
 from formats.errors import ChecksumError, RequestError
 from formats.index import INDEX_FILE, source_to_json
 from formats.layout import LayerLayout, Layout
@@ -238,8 +239,9 @@ def _describe_part(part: Part, record: AnyArray) -> dict[str, Any]:
         "columns": part.columns,
         "arrays": [_describe_array(array, array.view(record)) for array in part.arrays],
     }
-    if isinstance(part.encoding, Affine):
-        result["codes"] = _count_codes(part.encoding, part.views(record))
+    arrays = part.views(record)
+    if "codes" in arrays:
+        result["codes"] = _count_codes(arrays["codes"], part.encoding.bits)
     return result
 
 
@@ -258,11 +260,11 @@ def _describe_array(array: PlacedArray, values: AnyArray) -> dict[str, Any]:
     return result
 
 
-def _count_codes(encoding: Affine, arrays: Mapping[str, AnyArray]) -> list[int]:
+def _count_codes(codes: AnyArray, bits: int) -> list[int]:
     """How often each code stands: [2 ** bits]."""
-    counts = np.zeros(1 << encoding.bits, np.int64)
-    for words in _row_blocks(arrays["codes"]):
-        counts += np.bincount(encoding.unpack(words).ravel(), minlength=len(counts))
+    counts = np.zeros(1 << bits, np.int64)
+    for words in _row_blocks(codes):
+        counts += np.bincount(unpack_codes(words, bits).ravel(), minlength=len(counts))
     return [int(count) for count in counts]
 
 

@@ -26,6 +26,7 @@ from formats.layout import (
     place_resident,
 )
 from formats.record import LINEAR_BIAS, PartSpec, PlacedArray, lay_out_record
+from tests.encodings import EVERY_ENCODING, random_arrays
 
 MODEL = Qwen3_5MoeConfig(
     model_type="qwen3_5_moe",
@@ -66,6 +67,7 @@ RESIDENT: tuple[tuple[str, tuple[int, ...], Encoding], ...] = (
     ("layers.0.linear_attn.conv1d", (64, 4), Plain("f16")),
     ("layers.0.mlp.gate", (3, 128), Plain("bf16")),
     ("layers.0.self_attn.q_proj", (128, 128), AFFINE8),
+    *((f"layers.1.encoding_{i}", (5, 256), encoding) for i, encoding in enumerate(EVERY_ENCODING)),
     ("lm_head", (2100, 128), Plain("f32")),  # more than one block
 )
 
@@ -148,7 +150,7 @@ def _fill(
     shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> None:
-    encoded = encoding.encode(_values(shape, rng))
+    encoded = random_arrays(encoding, *shape, rng)
     for array in arrays:
         if array.name == LINEAR_BIAS:
             array.view(buffer)[:] = from_float32(_values((1, shape[0]), rng)[0], array.dtype)
@@ -160,7 +162,7 @@ def _embedding(layout: Layout, rng: np.random.Generator) -> AnyArray:
     embedding = layout.embedding
     content = np.zeros(embedding.nbytes, np.uint8)
     rows = content[: embedding.rows * embedding.row_bytes].reshape(embedding.rows, embedding.row_bytes)
-    encoded = embedding.encoding.encode(_values((embedding.rows, embedding.columns), rng))
+    encoded = random_arrays(embedding.encoding, embedding.rows, embedding.columns, rng)
     for array in embedding.arrays:
         raw = np.ascontiguousarray(encoded[array.name]).view(np.uint8).reshape(embedding.rows, array.nbytes)
         rows[:, array.offset : array.offset + array.nbytes] = raw

@@ -1,20 +1,32 @@
-"""Weight encodings: one file each, and one explicit table from id to reader."""
+"""Weight encodings: one file per kind, and one explicit table from id to reader."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from formats.encodings.affine import Affine
-from formats.encodings.base import ArraySpec, Encoding
+from formats.encodings.base import ArraySpec, Encoder, Encoding
+from formats.encodings.fp4 import MXFP4, NVFP4
+from formats.encodings.fp8 import FP8
+from formats.encodings.integer import Symmetric, ZeroPoint
+from formats.encodings.k_quants import Q4K, Q6K
 from formats.encodings.plain import Plain
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
 __all__ = [
     "ENCODINGS",
+    "FP8",
+    "MXFP4",
+    "NVFP4",
+    "Q4K",
+    "Q6K",
     "Affine",
     "ArraySpec",
+    "Encoder",
     "Encoding",
     "Plain",
+    "Symmetric",
+    "ZeroPoint",
     "encoding_from_json",
     "encoding_label",
     "encoding_to_json",
@@ -25,6 +37,13 @@ ENCODINGS: Mapping[str, Callable[[Fields], Encoding]] = {
     "bf16": Plain.read,
     "f16": Plain.read,
     "f32": Plain.read,
+    "fp8": FP8.read,
+    "mxfp4": MXFP4.read,
+    "nvfp4": NVFP4.read,
+    "q4_k": Q4K.read,
+    "q6_k": Q6K.read,
+    "symmetric": Symmetric.read,
+    "zero_point": ZeroPoint.read,
 }
 
 

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from formats.dtypes import AnyArray, Float32, from_float32, to_float32
-from formats.encodings.base import ArraySpec
-from formats.errors import FormatError
+from formats.encodings.base import GROUP_SIZES, SCALE_DTYPES, ArraySpec, codes_spec, num_groups, one_of
+from formats.encodings.packing import pack_codes, unpack_codes
 from formats.fields import Fields
 
-BITS = (4, 8)
-GROUP_SIZES = (32, 64, 128)
-SCALE_DTYPES = ("bf16", "f16")
+BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,19 @@ class Affine:
     @classmethod
     def read(cls, fields: Fields) -> "Affine":
         """Raises FormatError for a parameter that is not in the tables above."""
-        bits, group_size = fields.integer("bits"), fields.integer("group_size")
-        scale_dtype = fields.string("scale_dtype")
-        for key, value, known in (
-            ("bits", bits, BITS),
-            ("group_size", group_size, GROUP_SIZES),
-            ("scale_dtype", scale_dtype, SCALE_DTYPES),
-        ):
-            if value not in known:
-                raise fields.wrong(key, f"one of {', '.join(map(str, known))}")
-        return cls(bits, group_size, scale_dtype)
+        return cls(
+            one_of(fields, "bits", BITS),
+            one_of(fields, "group_size", GROUP_SIZES),
+            one_of(fields, "scale_dtype", SCALE_DTYPES),
+        )
 
     def parameters(self) -> dict[str, Any]:
         return {"bits": self.bits, "group_size": self.group_size, "scale_dtype": self.scale_dtype}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
-        if columns % self.group_size:
-            fitting = [str(size) for size in GROUP_SIZES if columns % size == 0]
-            raise FormatError(
-                f"input width {columns} is not a multiple of group_size {self.group_size}, "
-                f"expected a group_size of {' or '.join(fitting) or 'none: no supported size fits'}"
-            )
-        groups = (rows, columns // self.group_size)
+        groups = (rows, num_groups(columns, self.group_size))
         return (
-            ArraySpec("codes", "u32", (rows, columns * self.bits // 32)),
+            codes_spec(rows, columns, self.bits),
             ArraySpec("scales", self.scale_dtype, groups),
             ArraySpec("biases", self.scale_dtype, groups),
         )
@@ -84,32 +71,15 @@ class Affine:
         np.rint(codes, out=codes)
         np.clip(codes, 0, levels, out=codes)
         return {
-            "codes": self._pack(codes.astype(np.uint8).reshape(rows, columns)),
+            "codes": pack_codes(codes.astype(np.uint8).reshape(rows, columns), self.bits),
             "scales": from_float32(scale, self.scale_dtype),
             "biases": from_float32(bias, self.scale_dtype),
         }
 
     def decode(self, arrays: Mapping[str, AnyArray]) -> Float32:
-        codes = self.unpack(arrays["codes"])  # [rows, columns]
+        codes = unpack_codes(arrays["codes"], self.bits)  # [rows, columns]
         rows, columns = codes.shape
         values = codes.astype(np.float32).reshape(rows, columns // self.group_size, self.group_size)
         values *= to_float32(arrays["scales"], self.scale_dtype)[..., None]
         values += to_float32(arrays["biases"], self.scale_dtype)[..., None]
         return values.reshape(rows, columns)
-
-    def _pack(self, codes: AnyArray) -> AnyArray:
-        """uint8 codes [rows, columns] -> uint32 words [rows, columns * bits / 32]."""
-        if self.bits == 4:
-            pairs = codes.view("<u2")  # low byte: even column; high byte: odd column
-            codes = (pairs | (pairs >> 4)).astype(np.uint8)
-        return codes.view("<u4")
-
-    def unpack(self, words: AnyArray) -> AnyArray:
-        """uint32 words [rows, columns * bits / 32] -> uint8 codes [rows, columns]."""
-        packed = np.ascontiguousarray(words).view(np.uint8)
-        if self.bits == 8:
-            return packed
-        codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
-        np.bitwise_and(packed, 15, out=codes[:, 0::2])
-        np.right_shift(packed, 4, out=codes[:, 1::2])
-        return codes

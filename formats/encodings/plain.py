@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from formats.dtypes import AnyArray, Float32, from_float32, to_float32
+from formats.dtypes import AnyArray, Float32, from_float32, storage_dtype, to_float32
 from formats.encodings.base import ArraySpec
 from formats.fields import Fields
 
@@ -18,6 +18,10 @@ class Plain:
     @classmethod
     def read(cls, fields: Fields) -> "Plain":
         return cls(fields.string("id"))
+
+    @property
+    def bits(self) -> int:
+        return 8 * storage_dtype(self.id).itemsize
 
     def parameters(self) -> dict[str, Any]:
         return {}

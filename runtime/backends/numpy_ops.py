@@ -79,8 +79,6 @@ class NumpyOps:
         for tensor in layout.resident:
             arrays = {array.name: array.view(resident, tensor.offset) for array in tensor.arrays}
             rows, columns = matrix_shape(tensor.shape)
-            if tensor.encoding.id != "affine":
-                arrays = {name: array.reshape(rows, columns) for name, array in arrays.items()}
             self._weights[tensor.name] = Weight(tensor.encoding, arrays, rows, columns)
 
     def weight(self, name: str) -> Weight:

@@ -22,6 +22,7 @@ from formats.record import (
     lay_out_record,
     padding_ranges,
 )
+from tests.encodings import random_arrays
 
 PLAIN = st.sampled_from([Plain("bf16"), Plain("f16"), Plain("f32")])
 AFFINE = st.builds(Affine, st.sampled_from((4, 8)), st.sampled_from((32, 64, 128)), st.sampled_from(("bf16", "f16")))
@@ -95,7 +96,7 @@ def test_what_is_written_into_a_record_is_decoded_from_it(specs: list[PartSpec],
     first = place * PAGE_BYTES
     buffer = np.zeros(first + record.record_bytes, np.uint8)
     for part in record.parts:
-        encoded = part.encoding.encode(rng.standard_normal((part.rows, part.columns), np.float32))
+        encoded = random_arrays(part.encoding, part.rows, part.columns, rng)
         views = part.views(buffer, first)
         assert set(views) == set(encoded) | ({LINEAR_BIAS} if part.linear_bias else set())
         for name, values in encoded.items():

@@ -63,6 +63,7 @@ def fill(part: Part, record: AnyArray, rng: np.random.Generator) -> None:
     """Random weights, of variance 1 / columns, into a record."""
     views = part.views(record)
     values = rng.standard_normal((part.rows, part.columns), np.float32) / np.float32(np.sqrt(part.columns))
+    assert isinstance(part.encoding, (Affine, Plain))
     arrays = part.encoding.encode(values)
     if part.linear_bias is not None:
         (arrays["linear_bias"],) = Plain(part.linear_bias).encode(rng.standard_normal((1, part.rows), np.float32))[

@@ -11,6 +11,7 @@ from formats.budget import DEFAULT_CHUNK_SIZE, memory_terms, token_bytes
 from formats.container import open_container
 from formats.dtypes import to_float32
 from formats.encodings import Affine
+from formats.encodings.packing import unpack_codes
 from formats.errors import ChecksumError, RequestError
 from repack.convert import convert, prepare
 from repack.findings import Comparison, Damage, Verification
@@ -120,7 +121,7 @@ def test_one_expert_is_described_array_by_array(mixed: Path, layer: int, expert:
                 values = to_float32(array.view(records[expert]), array.dtype)
                 assert (entry["min"], entry["max"]) == (values.min(), values.max())
         if isinstance(part.encoding, Affine):
-            codes = part.encoding.unpack(part.views(records[expert])["codes"])
+            codes = unpack_codes(part.views(records[expert])["codes"], part.encoding.bits)
             assert described["codes"] == np.bincount(codes.ravel(), minlength=2**part.encoding.bits).tolist()
             assert sum(described["codes"]) == part.rows * part.columns
         else:
