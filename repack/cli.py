@@ -17,6 +17,7 @@ from formats.encodings.base import GROUP_SIZES
 from formats.errors import StreamingExpertsError
 from repack import report, tables
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
+from repack.encode import encoder_name
 from repack.output import SMALL_FILES, check_space, inspect_folder
 from repack.plan import Options, Plan
 from repack.rehearse import prepare_rehearsal
@@ -203,6 +204,7 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
                 "read_bytes": read_bytes,
                 "resumed_bytes": outcome.resumed_bytes,
                 "seconds": seconds,
+                "encoder": encoder_name(),
                 "skipped": _skipped(conversion.plan),
             }
         )
@@ -217,7 +219,10 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
         )
         resumed = f", {human(outcome.resumed_bytes)} were there already" if outcome.resumed_bytes else ""
         rate = three_digits(read_bytes / max(seconds, 1e-9) / 1e9)
-        click.echo(f"read {human(read_bytes)} of weights in {three_digits(seconds)} s, {rate} GB/s{resumed}")
+        click.echo(
+            f"read {human(read_bytes)} of weights in {three_digits(seconds)} s, {rate} GB/s{resumed}, "
+            f"encoder {encoder_name()}"
+        )
     click.echo(f"run it: stream-run {out}")
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from formats import native
 from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype, to_float32
 from formats.encodings import Affine, Encoding, encoding_label
 from formats.errors import FormatError
@@ -108,6 +109,10 @@ class SourceWeights:
         for first in range(0, source.rows, step):
             bits, row = buffer[: source.rows - first], first_row + first
             self._reader.read_into(source.file, source.offset + first * source.row_bytes, bits.data.cast("B"))
+            encoded = _native_arrays(encoding, bits, source.dtype)
+            if encoded is not None:
+                yield EncodedRows(row, encoded, bits.nbytes)
+                continue
             _check_finite(bits, unit, source, row)
             if encoding.id in FLOAT_DTYPES:
                 assert encoding.id == source.dtype
@@ -132,6 +137,19 @@ class SourceWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reader.__exit__(kind, error, trace)
+
+
+def encoder_name() -> str:
+    """What encodes affine weights here: `native (avx2)`, or `NumPy`."""
+    levels = native.encoder_levels()
+    return f"native ({levels[0]})" if levels else "NumPy"
+
+
+def _native_arrays(encoding: Encoding, bits: AnyArray, dtype: str) -> Mapping[str, AnyArray] | None:
+    """The arrays by the native encoder; None where it has none, or for weights that a refusal is due to."""
+    if isinstance(encoding, Affine) and encoding.bits in native.ENCODED_BITS and native.encoder_levels():
+        return native.encode_affine(encoding, bits, dtype)
+    return None
 
 
 def _check_finite(bits: AnyArray, unit: str, source: SourceMatrix, first_row: int) -> None:

@@ -4,24 +4,22 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
+from formats import native
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import Affine, Encoding, Plain
 from formats.errors import UnsupportedError
+from formats.native import DTYPES
 from formats.record import LINEAR_BIAS, Part, RecordLayout
 
-ABI_VERSION = 1
-LIBRARY_NAMES = ("libse_native.so", "libse_native.dylib")
 SPIN_US = 50  # an idle thread stays awake this long: the next call of a step often follows sooner
 
 READ_LOOPS = 4  # enum se_read_loop
 PRECISIONS = {"exact": 0, "fast": 1}
-_DTYPES = {"bf16": 0, "f16": 1, "f32": 2}
 _PLAIN, _AFFINE = 0, 1
 _STATUS = {1: "out of memory for scratch", 2: "a matrix that no kernel implements", 3: "two calls at once"}
 
@@ -75,15 +73,15 @@ def matrix(
 ) -> Matrix:
     """Describe a matrix whose arrays begin at the offsets. Raises UnsupportedError for an encoding without a kernel."""
     bias_offset = offsets.get(LINEAR_BIAS, -1)
-    bias_dtype = _DTYPES[linear_bias] if linear_bias is not None else 0
+    bias_dtype = DTYPES[linear_bias] if linear_bias is not None else 0
     if isinstance(encoding, Affine):
         return Matrix(
             rows, columns, offsets["codes"], offsets["scales"], offsets["biases"], bias_offset,
-            _AFFINE, _DTYPES[encoding.scale_dtype], encoding.bits, encoding.group_size, bias_dtype, 0,
+            _AFFINE, DTYPES[encoding.scale_dtype], encoding.bits, encoding.group_size, bias_dtype, 0,
         )  # fmt: skip
     if isinstance(encoding, Plain):
         return Matrix(
-            rows, columns, offsets["weight"], 0, 0, bias_offset, _PLAIN, _DTYPES[encoding.id], 0, 0, bias_dtype, 0
+            rows, columns, offsets["weight"], 0, 0, bias_offset, _PLAIN, DTYPES[encoding.id], 0, 0, bias_dtype, 0
         )
     raise UnsupportedError(f"encoding {encoding.id} has no native kernel, expected affine, bf16, f16 or f32")
 
@@ -108,26 +106,19 @@ class Chosen(NamedTuple):
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The shared library beside the package, or where a checkout builds it; None when there is none.
+    """The shared library with the kernels declared; None when there is none.
 
     Raises UnsupportedError for a library of another version.
     """
-    native = Path(__file__).resolve().parent.parent / "native"
-    for folder in (native, native / "build"):
-        for name in LIBRARY_NAMES:
-            if (folder / name).is_file():
-                return _declare(ctypes.CDLL(str(folder / name)), folder / name)
-    return None
+    library = native.load_library()
+    if library is not None:
+        _declare(library)
+    return library
 
 
-def _declare(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
-    """Argument and result types, so that no size is guessed."""
+def _declare(library: ctypes.CDLL) -> None:
     sizes = (ctypes.sizeof(Matrix), ctypes.sizeof(Activation), ctypes.sizeof(Expert), ctypes.sizeof(ExpertLayout))
     assert sizes == (72, 16, 24, 232)  # static_assert of se_native.h
-    library.se_abi_version.restype = c_int32
-    library.se_abi_version.argtypes = ()
-    if (found := library.se_abi_version()) != ABI_VERSION:
-        raise UnsupportedError(f"{path}: ABI version is {found}, expected {ABI_VERSION}; build it again")
     context, floats = c_void_p, c_void_p
     signatures = {
         "se_levels": (c_char_p, ()),
@@ -147,10 +138,7 @@ def _declare(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
         "se_read": (c_int32, (context, c_int32, POINTER(c_void_p), c_int64, c_int64)),
     }  # fmt: skip
-    for name, (restype, argtypes) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = restype, argtypes
-    return library
+    native.declare(library, signatures)
 
 
 def levels() -> tuple[str, ...]:

@@ -1,20 +1,9 @@
 #include "context.h"
+#include "cpu.h"
 
 #include <stdlib.h>
 
-#if defined(__x86_64__)
-#define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
-#define HAS_AVX512                                                                                        \
-    (HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&               \
-     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-#include <cpuid.h>
-
-/* gcc 12 does not know the name; AVX, which f16c needs of the operating system, is implied by avx2. */
-static bool has_f16c(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
-}
-#elif defined(SE_NEON) && defined(__linux__)
+#if defined(SE_NEON) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -22,10 +11,9 @@ static bool has_f16c(void) {
 static int available(const struct kernels **levels) {
     int count = 0;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (HAS_AVX512 && __builtin_cpu_supports("avx512vnni")) levels[count++] = &kernels_avx512vnni;
-    if (HAS_AVX512) levels[count++] = &kernels_avx512;
-    if (HAS_AVX2) levels[count++] = &kernels_avx2;
+    if (cpu_has_avx512vnni()) levels[count++] = &kernels_avx512vnni;
+    if (cpu_has_avx512()) levels[count++] = &kernels_avx512;
+    if (cpu_has_avx2()) levels[count++] = &kernels_avx2;
 #elif defined(SE_NEON) && defined(__linux__)
     if ((getauxval(AT_HWCAP) & (1 << 20)) != 0) levels[count++] = &kernels_neon; /* HWCAP_ASIMDDP */
 #elif defined(SE_NEON) && defined(__APPLE__)

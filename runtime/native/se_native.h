@@ -1,4 +1,5 @@
-/* The native kernels of streaming-experts: a plain C ABI, loaded with ctypes (runtime/backends/native.py mirrors it).
+/* The native kernels of streaming-experts: a plain C ABI, loaded with ctypes (formats/native.py and
+ * runtime/backends/native.py mirror it).
  *
  * Shapes: T tokens, D hidden_size, F intermediate size, k experts per token. All arrays are C-contiguous float32
  * unless said otherwise; sizes and offsets are int64_t. Functions return SE_OK or an error code and never print.
@@ -26,6 +27,8 @@ enum se_status {
     SE_NO_MEMORY = 1,   /* scratch memory could not be had */
     SE_UNSUPPORTED = 2, /* an encoding, a shape or a parameter that no kernel implements */
     SE_BUSY = 3,        /* another thread is inside a call with the same context */
+    SE_NOT_FINITE = 4,  /* a weight to encode is infinite or no number */
+    SE_TOO_LARGE = 5,   /* a scale or bias is too large for its dtype */
 };
 
 /* How activations meet quantized weights. Plain weights (bf16, f16, f32) are always exact. */
@@ -125,6 +128,19 @@ SE_API int32_t se_experts(se_context *context, int32_t precision, const se_exper
 /* y [T, D] = sum over k, in that order, of weights[t, i] * outputs[t * k + i]. weights NULL: all one. */
 SE_API int32_t se_weighted_sum(se_context *context, const float *outputs, const float *weights, int64_t tokens,
                                int64_t k, int64_t columns, float *y);
+
+/* ---- encoding (formats/native.py); no context: any number of threads at once */
+
+/* Names of what compiled loops this machine can run: 0 the best, and so on; NULL behind the last. */
+SE_API const char *se_encode_level(int32_t number);
+
+/* values [groups, group_size] of dtype (bf16, f16, f32) become packed codes of 4 or 8 bits [groups, group_size],
+ * scales [groups] and biases [groups] of scale_dtype, to the bit as formats/encodings/affine.py has it.
+ * level: one of se_encode_level, or NULL for the best. All arrays begin on a multiple of their elements' size.
+ * SE_NOT_FINITE or SE_TOO_LARGE leaves the output unfinished. */
+SE_API int32_t se_encode_affine(const char *level, int32_t bits, int64_t group_size, int32_t dtype,
+                                int32_t scale_dtype, const uint8_t *values, int64_t groups, uint8_t *codes,
+                                uint8_t *scales, uint8_t *biases);
 
 /* ---- ceilings */
 

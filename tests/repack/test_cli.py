@@ -54,7 +54,7 @@ def test_convert_says_what_was_written_and_what_comes_next(repack: Run, tmp_path
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
     assert lines[0] == f"{tmp_path / 'out'}: 17.1 MiB: experts 10.0 MiB, resident 5.86 MiB, embedding 1.25 MiB"
-    assert re.fullmatch(r"read 39\.7 MiB of weights in [\d.]+ s, [\d.]+ GB/s", lines[1])
+    assert re.fullmatch(r"read 39\.7 MiB of weights in [\d.]+ s, [\d.]+ GB/s, encoder (native \(\w+\)|NumPy)", lines[1])
     assert lines[2] == f"run it: stream-run {tmp_path / 'out'}"
 
 

@@ -1,0 +1,3 @@
+#include "encode_affine.h"
+
+ENCODE_AFFINE(encode_affine_avx2)
