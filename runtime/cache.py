@@ -1,11 +1,12 @@
 """Which experts lie in which slot, and which leaves when another needs one. No I/O, no threads."""
 
-from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+MOST_WEIGHT = 2.0**500
 HALF_LIFE_STEPS = 30  # of a use, in steps of the model (docs/LEARNED.md 7)
 
 
@@ -14,6 +15,20 @@ class ExpertKey(NamedTuple):
 
     layer: int
     expert: int
+
+
+class Held(NamedTuple):
+    """An expert and its slot, leased."""
+
+    key: ExpertKey
+    slot: int
+
+
+class Wave(NamedTuple):
+    """Experts of a layer that are computed together, and reads to begin before that: theirs and of later waves."""
+
+    experts: list[Held]
+    reads: list[Held]
 
 
 class Policy(Protocol):
@@ -63,17 +78,21 @@ class DecayedFrequency:
         """num_experts by layer; half_life in uses of any one layer."""
         every = sum(num_experts.values())
         self._share = {layer: num_slots * number // every for layer, number in num_experts.items()}
-        self._half_life = half_life
-        self._uses = dict.fromkeys(num_experts, 0)
+        self._growth = 2 ** (1 / half_life)
+        self._weight = dict.fromkeys(
+            num_experts, 1.0
+        )  # of the layer's next use: it grows, instead of all counts decaying
         self._held_count = dict.fromkeys(num_experts, 0)
         self._held = {layer: np.zeros(number, np.bool_) for layer, number in num_experts.items()}
-        # log2 of the count that an expert would have, had no time passed since the beginning.
-        self._score = {layer: np.full(number, -np.inf) for layer, number in num_experts.items()}
+        self._score = {layer: np.zeros(number) for layer, number in num_experts.items()}
 
     def used(self, key: ExpertKey) -> None:
-        self._uses[key.layer] += 1
-        score = self._score[key.layer]
-        score[key.expert] = np.logaddexp2(score[key.expert], self._uses[key.layer] / self._half_life)
+        layer = key.layer
+        self._score[layer][key.expert] += self._weight[layer]
+        self._weight[layer] *= self._growth
+        if self._weight[layer] > MOST_WEIGHT:
+            self._score[layer] /= MOST_WEIGHT
+            self._weight[layer] /= MOST_WEIGHT
 
     def added(self, key: ExpertKey) -> None:
         self._held[key.layer][key.expert] = True
@@ -113,12 +132,15 @@ class ExpertCache:
         self.misses = 0
 
     def lease(self, key: ExpertKey) -> int | None:
-        """The slot that holds key, leased to the caller until `release`; None when it must be read."""
+        """The slot that holds key, leased to the caller until `release`; None when it must be read.
+
+        One that is leased already is on its way, read on a guess: a miss all the same, for it had to be read.
+        """
         self._policy.used(key)
         slot = self._slots.get(key)
-        if slot is None:
+        if slot is None or key in self._leased:
             self.misses += 1
-            return None
+            return slot
         self.hits += 1
         self._leased.add(key)
         return slot
@@ -147,3 +169,41 @@ class ExpertCache:
         self._leased.remove(key)
         self._policy.removed(key)
         self._free.append(self._slots.pop(key))
+
+    def holds(self, key: ExpertKey) -> bool:
+        """Whether key has a slot; counts nothing."""
+        return key in self._slots
+
+    def leased(self) -> list[Held]:
+        """All experts in use."""
+        return [Held(key, self._slots[key]) for key in self._leased]
+
+    @property
+    def idle_slots(self) -> int:
+        """Slots that no one uses now."""
+        return len(self._free) + len(self._slots) - len(self._leased)
+
+    def waves(self, layer: int, experts: Sequence[int]) -> Iterator[Wave]:
+        """Lease distinct experts of a layer, first those at hand, then the others; all at once if slots suffice.
+
+        The leases of a wave end when the next one is asked for. Otherwise each wave takes half of what is being read,
+        so that the disk works on the other half meanwhile. No expert of the layer leaves for another one of it before
+        it was used. Who is held and who leaves depends on nothing but the experts asked for.
+        """
+        leases = [(key := ExpertKey(layer, expert), self.lease(key)) for expert in experts]
+        ready = [Held(key, slot) for key, slot in leases if slot is not None]
+        misses = deque(key for key, slot in leases if slot is None)
+        coming: deque[Held] = deque()
+        while ready or misses or coming:
+            reads = []
+            while misses and (slot := self.reserve(misses[0])) is not None:
+                reads.append(Held(misses.popleft(), slot))
+            coming.extend(reads)
+            share = (len(coming) + 1) // 2 if misses else len(coming)
+            wave = [*ready, *(coming.popleft() for _ in range(share))]
+            if not wave:
+                raise RuntimeError("all slots are leased by others, expected one that is free or idle")
+            yield Wave(wave, reads)
+            for key, _ in wave:
+                self.release(key)
+            ready = []

@@ -15,9 +15,12 @@ ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block d
 _F_NOCACHE = 48  # macOS fcntl.h
 
 
-def aligned_bytes(nbytes: int) -> AnyArray:
-    """Zeroed uint8 [nbytes] that begins on a page: anonymous memory, resident only once touched."""
-    return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), np.uint8)[:nbytes]
+def aligned_bytes(nbytes: int, *, touched: bool = False) -> AnyArray:
+    """Zeroed uint8 [nbytes] that begins on a page: anonymous memory, resident once touched, or from the beginning."""
+    memory = np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), np.uint8)[:nbytes]
+    if touched:
+        memory[:: mmap.PAGESIZE] = 0
+    return memory
 
 
 class DirectFile:
@@ -28,7 +31,7 @@ class DirectFile:
         self.path = path
         self.direct = direct
         try:
-            self._fd = self._open(path)
+            self.fd = self._open(path)
         except OSError as error:
             raise StorageError(f"{path}: cannot be opened ({error.strerror})") from None
 
@@ -47,16 +50,24 @@ class DirectFile:
     def read_into(self, buffer: AnyArray, offset: int, what: str) -> None:
         """Fill uint8 buffer from offset, all aligned. Raises StorageError naming `what` on failure or a short read."""
         try:
-            done = os.preadv(self._fd, [buffer.data], offset)
+            done = os.preadv(self.fd, [buffer.data], offset)
         except OSError as error:
-            raise StorageError(f"{self.path}: {what} cannot be read ({error.strerror})") from None
+            raise self.unreadable(what, error.strerror or str(error)) from None
         if done != len(buffer):
-            raise StorageError(f"{self.path}: {what} has {done} bytes at {offset}, expected {len(buffer)}: it was cut")
+            raise self.cut(what, done, offset, len(buffer))
         if not self.direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+
+    def unreadable(self, what: str, reason: str) -> StorageError:
+        """The kernel refuses."""
+        return StorageError(f"{self.path}: {what} cannot be read ({reason})")
+
+    def cut(self, what: str, done: int, offset: int, nbytes: int) -> StorageError:
+        """The file ends too early."""
+        return StorageError(f"{self.path}: {what} has {done} bytes at {offset}, expected {nbytes}: it was cut")
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 def proves_direct(file: DirectFile) -> bool:

@@ -76,7 +76,9 @@ class Engine:
             policy = default_policy(
                 num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()}, self.config.top_k
             )
-            self.experts = resources.enter_context(closing(Experts(store, num_slots, readers, policy, writer)))
+            self.experts = resources.enter_context(
+                closing(Experts(store, num_slots, readers, policy, writer, native=backend == "native"))
+            )
             pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", _ignore_nan))
             self._stepper = resources.enter_context(ThreadPoolExecutor(1, "step"))
             self.resident = load_resident(container)
@@ -210,15 +212,19 @@ class Engine:
         """
 
         def computing() -> Float32:
-            with self._computing():
-                return compute()
+            try:
+                with self._computing():
+                    return compute()
+            except BaseException:
+                self.experts.abandon()
+                raise
 
-        self.experts.stopping.clear()
+        self.experts.resume()
         future = self._stepper.submit(computing)
         try:
             return future.result()
         except BaseException:
-            self.experts.stopping.set()
+            self.experts.stop()
             wait([future])
             raise
 
@@ -356,11 +362,12 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """Counters and seconds so far: a copy that later work does not change."""
-        counters, cache = self.experts.store.counters, self.experts.cache
+        experts, cache = self.experts, self.experts.cache
         return replace(
             self._stats,
-            bytes_read=counters.nbytes,
-            read_s=counters.seconds,
+            bytes_read=experts.bytes_read,
+            read_s=experts.read_s,
+            wait_s=experts.wait_s,
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             peak_memory_bytes=peak_memory_bytes(),

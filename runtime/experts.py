@@ -1,18 +1,20 @@
 """All that a backend sees of the disk: the records of one layer's experts, each leased while it is used."""
 
 import threading
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import closing
 
 from formats.dtypes import AnyArray
-from runtime.cache import ExpertCache, ExpertKey, Policy
+from runtime.cache import ExpertCache, ExpertKey, Held, Policy, Wave
+from runtime.native_reader import NativeReader
+from runtime.reader import Reader, ThreadReader
 from runtime.store import ExpertStore
 from runtime.trace import TraceWriter
 
 
 class Experts:
-    """The cache and the store behind it, with a bounded number of reads in flight."""
+    """The cache, its slots, and the reader that fills them."""
 
     def __init__(
         self,
@@ -21,83 +23,162 @@ class Experts:
         readers: int,
         policy: Policy | None = None,
         trace: TraceWriter | None = None,
+        *,
+        native: bool = False,
     ) -> None:
+        """readers: how many reads may be under way at once. Raises UnsupportedError for native without the library."""
         self.store = store
         self.cache = ExpertCache(num_slots, policy)
+        self.stopping = threading.Event()
+        self.early_reads = self.early_used = 0
         self._trace = trace
         self._slots = store.new_slots(num_slots)
-        self._readers = readers
-        self.stopping = threading.Event()  # set by another thread, to end `get` at the next expert
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        self.native = NativeReader(store, self._slots, readers) if native else None
+        self.reader: Reader = self.native or ThreadReader(store, self._slots, readers)
+        self._begun: tuple[int, Wave | None, Iterator[Wave]] | None = None
+        self._early: dict[ExpertKey, int] = {}
+
+    # ---- what a step asks for
+
+    def begin(self, layer: int, expert_ids: Sequence[int]) -> None:
+        """Lease distinct experts and begin all reads that they need and that slots are there for.
+
+        The next `waves` or `get` must ask for the same ones; until then other work can be done.
+        """
+        if self._trace is not None:
+            self._trace.add(layer, expert_ids)
+        self._settle_early(layer, expert_ids)
+        waves = self.cache.waves(layer, expert_ids)
+        first = next(waves, None)
+        self._begun = layer, first, waves
+        if first is not None:
+            self.reader.submit(first.reads)
+
+    def waves(self, layer: int, expert_ids: Sequence[int]) -> Generator[list[Held], None, None]:
+        """Yield the experts in parts (ExpertCache.waves), each leased until the next part is asked for.
+
+        Their reads are under way and have not ended: ask the reader. A caller that stops early leaves nothing leased.
+        Raises CancelledError after `stop`.
+        """
+        try:
+            if self._begun is None:
+                self.begin(layer, expert_ids)
+            assert self._begun is not None
+            begun, wave, rest = self._begun
+            assert begun == layer
+            while wave is not None:
+                self.check_stopped()
+                yield wave.experts
+                wave = next(rest, None)
+                if wave is not None:
+                    self.reader.submit(wave.reads)
+            self._begun = None
+        finally:
+            if self._begun is not None:
+                self.abandon()
 
     def get(self, layer: int, expert_ids: Sequence[int]) -> Generator[tuple[int, AnyArray], None, None]:
         """Yield (expert, its record as uint8 [record_bytes]) for distinct expert_ids, in any order.
 
         Cached ones come first while the others are being read. A record is valid until the next one is asked for.
-        No expert of the step leaves the cache for another one of it, unless there are fewer slots than experts.
-        Raises ChecksumError or StorageError naming layer and expert, CancelledError when `stopping` is set.
+        Raises ChecksumError or StorageError naming layer and expert, CancelledError after `stop`.
         """
-        if self._trace is not None:
-            self._trace.add(layer, expert_ids)
-        hits: deque[tuple[ExpertKey, int]] = deque()
-        misses: deque[ExpertKey] = deque()
-        reads: dict[Future[None], tuple[ExpertKey, int]] = {}
-        used: deque[ExpertKey] = deque()
-        for expert in expert_ids:
-            key = ExpertKey(layer, expert)
-            slot = self.cache.lease(key)
-            if slot is None:
-                misses.append(key)
-            else:
-                hits.append((key, slot))
-        try:
-            while hits or misses or reads:
-                if self.stopping.is_set():
-                    raise CancelledError
-                self._start_reads(misses, reads, used)
-                if hits:
-                    key, slot = hits.popleft()
-                else:
-                    key, slot = self._next_read(reads)
-                try:
-                    yield key.expert, self._record(layer, slot)
-                finally:
-                    used.append(key)
-        finally:
-            for key in (*used, *(key for key, _ in hits)):
-                self.cache.release(key)
-            wait(reads)
-            for future, (key, _) in reads.items():
-                (self.cache.discard if future.exception() else self.cache.release)(key)
+        record_bytes = self.store.record_bytes(layer)
+        with closing(self.waves(layer, expert_ids)) as waves:
+            for wave in waves:
+                left = list(wave)
+                while left:
+                    self.check_stopped()
+                    key, slot = left.pop(self.reader.wait_any([slot for _, slot in left]))
+                    self.reader.check(key, slot)
+                    yield key.expert, self._slots[slot][:record_bytes]
 
-    def _start_reads(
-        self,
-        misses: deque[ExpertKey],
-        reads: dict[Future[None], tuple[ExpertKey, int]],
-        used: deque[ExpertKey],
-    ) -> None:
-        while misses and len(reads) < self._readers:
-            slot = self.cache.reserve(misses[0])
-            if slot is None:
-                if not used:
-                    return
-                self.cache.release(used.popleft())
-                continue
-            key = misses.popleft()
-            reads[self._pool.submit(self.store.read, key, self._slots[slot])] = key, slot
+    def abandon(self) -> None:
+        """Give up what was begun: reads are taken back or waited for, and nothing stays leased."""
+        self._begun = None
+        self._early.clear()
+        leased = self.cache.leased()
+        self.reader.cancel([slot for _, slot in leased])
+        for key, slot in leased:
+            self._end_lease(key, slot)
 
-    def _next_read(self, reads: dict[Future[None], tuple[ExpertKey, int]]) -> tuple[ExpertKey, int]:
-        future = next(iter(wait(reads, return_when=FIRST_COMPLETED).done))
-        key, slot = reads.pop(future)
-        error = future.exception()
-        if error is not None:
+    def _end_lease(self, key: ExpertKey, slot: int) -> None:
+        """Of a slot that has no read under way."""
+        if self.reader.holds(slot):
+            self.cache.release(key)
+        else:
             self.cache.discard(key)
-            raise error
-        return key, slot
+            self.store.proven.discard(key)
 
-    def _record(self, layer: int, slot: int) -> AnyArray:
-        return self._slots[slot][: self.store.record_bytes(layer)]
+    # ---- reads on a guess
+
+    def look_ahead(self, layer: int, expert_ids: Sequence[int], most: int) -> None:
+        """Begin to read up to `most` experts that a later layer may ask for, while nothing that is wanted waits.
+
+        Only the native reader knows how to wait its turn.
+        """
+        assert self.native is not None
+        reads: list[Held] = []
+        most = min(most, self.cache.idle_slots // 2)
+        for key in (ExpertKey(layer, expert) for expert in expert_ids):
+            if len(reads) == most:
+                break
+            if not self.cache.holds(key) and (slot := self.cache.reserve(key)) is not None:
+                reads.append(Held(key, slot))
+        self._early.update(reads)
+        self.early_reads += len(reads)
+        self.native.submit(reads, early=True)
+
+    def _settle_early(self, layer: int, expert_ids: Sequence[int]) -> None:
+        """Of what was read on a guess, keep what is wanted now and take back what has not begun."""
+        if not self._early:
+            return
+        assert self.native is not None
+        wanted = {ExpertKey(layer, expert) for expert in expert_ids}
+        right = {key: slot for key, slot in self._early.items() if key in wanted}
+        wrong = {key: slot for key, slot in self._early.items() if key not in wanted}
+        self.native.promote(list(right.values()))
+        self.native.cancel(list(wrong.values()), wait=False)
+        self.early_used += len(right)
+        self._early = {key: slot for key, slot in wrong.items() if self.native.pending(slot)}
+        for key, slot in wrong.items():
+            if key not in self._early:
+                self._end_lease(key, slot)
+
+    # ---- the rest
+
+    def stop(self) -> None:
+        """End what is being computed at its next wait, from another thread, until `resume`."""
+        self.stopping.set()
+        if self.native is not None:
+            self.native.stop(True)
+
+    def resume(self) -> None:
+        """Take `stop` back."""
+        self.stopping.clear()
+        if self.native is not None:
+            self.native.stop(False)
+
+    def check_stopped(self) -> None:
+        """Raise CancelledError after `stop`."""
+        if self.stopping.is_set():
+            raise CancelledError
+
+    @property
+    def bytes_read(self) -> int:
+        """Of experts, by either way to read."""
+        return self.store.counters.nbytes + (self.native.counters.nbytes if self.native is not None else 0)
+
+    @property
+    def read_s(self) -> float:
+        """Seconds during which at least one read was under way."""
+        return self.store.counters.seconds + (self.native.counters.busy_ns / 1e9 if self.native is not None else 0.0)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds during which native kernels had nothing to do but wait for reads."""
+        return self.native.counters.wait_ns / 1e9 if self.native is not None else 0.0
 
     def close(self) -> None:
-        """End the reader threads; the store is its owner's to close."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the reader's threads; the store is its owner's to close."""
+        self.reader.close()

@@ -2,11 +2,11 @@
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from runtime.cache import HALF_LIFE_STEPS, DecayedFrequency, ExpertCache, ExpertKey, LeastRecentlyUsed, Policy
+from runtime.cache import HALF_LIFE_STEPS, DecayedFrequency, ExpertCache, LeastRecentlyUsed, Policy
 from runtime.trace import Trace
 
 Access = tuple[int, int]  # place of the layer in the trace, expert
@@ -32,27 +32,19 @@ def hit_rates(trace: Trace, num_slots: int) -> HitRates:
 
 
 def replay(trace: Trace, num_slots: int, policy: Policy) -> float:
-    """The hit rate of the engine's own cache, asked as the engine asks it (Experts.get)."""
+    """The hit rate of the engine's own cache, asked as the engine asks it."""
     cache = ExpertCache(num_slots, policy)
     for step in trace.steps:
         for layer, experts in zip(trace.layers, step, strict=True):
-            keys = [ExpertKey(layer, expert) for expert in experts]
-            leases = {key: cache.lease(key) for key in keys}
-            used = deque(key for key in keys if leases[key] is not None)
-            for key in keys:
-                if leases[key] is None:
-                    while cache.reserve(key) is None:
-                        cache.release(used.popleft())
-                    used.append(key)
-            for key in used:
-                cache.release(key)
+            for _ in cache.waves(layer, experts):
+                pass
     return cache.hits / max(1, cache.hits + cache.misses)
 
 
 def _per_layer(half_life_steps: float) -> Callable[[Trace, int], Policy]:
     def make(trace: Trace, num_slots: int) -> Policy:
         by_layer = dict(zip(trace.layers, trace.num_experts, strict=True))
-        return DecayedFrequency(num_slots, by_layer, half_life_steps * experts_per_step(trace))
+        return DecayedFrequency(num_slots, by_layer, half_life_steps * max(1.0, experts_per_step(trace)))
 
     return make
 

@@ -16,7 +16,8 @@ class Stats:
     generated_tokens: int = 0
     decode_s: float = 0.0
     bytes_read: int = 0
-    read_s: float = 0.0
+    read_s: float = 0.0  # at least one read was under way
+    wait_s: float = 0.0  # native kernels had nothing to do but wait for reads
     cache_hits: int = 0
     cache_misses: int = 0
     peak_memory_bytes: int = 0

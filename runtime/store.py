@@ -12,7 +12,7 @@ from formats.budget import largest_record_bytes
 from formats.checksum import blocks, xxh3_64
 from formats.container import Container
 from formats.dtypes import AnyArray
-from formats.errors import ChecksumError
+from formats.errors import ChecksumError, StorageError
 from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE
 from runtime.cache import ExpertKey
 from runtime.direct import ALIGNMENT, DirectFile, aligned_bytes, proves_direct
@@ -45,6 +45,15 @@ class ReadCounters:
             self.nbytes += nbytes
 
 
+class RecordPlace(NamedTuple):
+    """Where an expert lies on disk, and what it is."""
+
+    fd: int
+    offset: int
+    nbytes: int
+    checksum: str
+
+
 class ExpertStore:
     """The layer files of a container. `read` may be called from many threads, each with its own slot."""
 
@@ -53,7 +62,7 @@ class ExpertStore:
         self._layout = container.index.layout
         self._checksums = container.index.record_checksums
         self._files: dict[int, DirectFile] = {}
-        self._checked: set[ExpertKey] = set()
+        self.proven: set[ExpertKey] = set()  # whose checksum has been compared once
         self.counters = ReadCounters()
         self.direct = True
         with ExitStack() as opened:
@@ -70,10 +79,17 @@ class ExpertStore:
         assert layout is not None
         return layout.record.record_bytes
 
+    def place(self, key: ExpertKey) -> RecordPlace:
+        """Where the expert's record lies."""
+        nbytes = self.record_bytes(key.layer)
+        return RecordPlace(
+            self._files[key.layer].fd, key.expert * nbytes, nbytes, self._checksums[key.layer][key.expert]
+        )
+
     def new_slots(self, num_slots: int) -> AnyArray:
-        """uint8 [num_slots, bytes of the largest record]; each slot begins on a page."""
+        """uint8 [num_slots, bytes of the largest record]; each slot begins on a page and has all its pages."""
         record = largest_record_bytes(self._layout)
-        return aligned_bytes(num_slots * record).reshape(num_slots, record)
+        return aligned_bytes(num_slots * record, touched=True).reshape(num_slots, record)
 
     def read(self, key: ExpertKey, slot: AnyArray) -> None:
         """Read one expert into the start of slot: one read, checked the first time.
@@ -81,27 +97,41 @@ class ExpertStore:
         Raises StorageError for a failed or short read, ChecksumError for wrong bytes, naming file, layer and expert.
         """
         nbytes = self.read_raw(key, slot)
-        if key not in self._checked:
-            expected, found = self._checksums[key.layer][key.expert], xxh3_64(slot[:nbytes])
-            if found != expected:
-                raise ChecksumError(
-                    f"{self._files[key.layer].path}: layer {key.layer} expert {key.expert} has checksum {found}, "
-                    f"expected {expected}"
-                )
-            self._checked.add(key)
+        if key not in self.proven:
+            found = xxh3_64(slot[:nbytes])
+            if found != self._checksums[key.layer][key.expert]:
+                raise self.wrong(key, found)
+            self.proven.add(key)
 
     def read_raw(self, key: ExpertKey, slot: AnyArray) -> int:
         """The read alone, unchecked; returns its bytes. Raises StorageError."""
         nbytes = self.record_bytes(key.layer)
         with self.counters:
-            what = f"layer {key.layer} expert {key.expert}"
-            self._files[key.layer].read_into(slot[:nbytes], key.expert * nbytes, what)
+            self._files[key.layer].read_into(slot[:nbytes], key.expert * nbytes, _name(key))
         self.counters.add(nbytes)
         return nbytes
+
+    def unreadable(self, key: ExpertKey, reason: str) -> StorageError:
+        """What to raise when the kernel refuses to read an expert."""
+        return self._files[key.layer].unreadable(_name(key), reason)
+
+    def cut(self, key: ExpertKey, done: int) -> StorageError:
+        """What to raise when an expert's read ends early."""
+        nbytes = self.record_bytes(key.layer)
+        return self._files[key.layer].cut(_name(key), done, key.expert * nbytes, nbytes)
+
+    def wrong(self, key: ExpertKey, found: str) -> ChecksumError:
+        """What to raise when an expert's bytes are not those that were written."""
+        expected = self._checksums[key.layer][key.expert]
+        return ChecksumError(f"{self._files[key.layer].path}: {_name(key)} has checksum {found}, expected {expected}")
 
     def close(self) -> None:
         """Close the layer files."""
         self._opened.close()
+
+
+def _name(key: ExpertKey) -> str:
+    return f"layer {key.layer} expert {key.expert}"
 
 
 def load_resident(container: Container) -> AnyArray:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from types import TracebackType
@@ -21,6 +22,7 @@ SPIN_US = 50  # an idle thread stays awake this long: the next call of a step of
 READ_LOOPS = 4  # enum se_read_loop
 PRECISIONS = {"exact": 0, "fast": 1}
 _PLAIN, _AFFINE = 0, 1
+READ_FAILED, STOPPED = 6, 7
 _STATUS = {1: "out of memory for scratch", 2: "a matrix that no kernel implements", 3: "two calls at once"}
 
 
@@ -104,6 +106,19 @@ class Chosen(NamedTuple):
     pairs: AnyArray
 
 
+class Arriving(NamedTuple):
+    """Experts in a reader's slots: expert i was chosen by counts[i] pairs from pairs[starts[i]] on; all int64."""
+
+    slots: AnyArray
+    starts: AnyArray
+    counts: AnyArray
+    pairs: AnyArray
+
+
+class ReadFailedError(Exception):
+    """A slot holds no record: its reader knows why."""
+
+
 @cache
 def load_library() -> ctypes.CDLL | None:
     """The shared library with the kernels declared; None when there is none.
@@ -133,6 +148,13 @@ def _declare(library: ctypes.CDLL) -> None:
             (
                 context, c_int32, POINTER(ExpertLayout), POINTER(Expert), c_int64, floats, floats,
                 c_int64, c_int64, floats,
+            ),
+        ),
+        "se_experts_streamed": (
+            c_int32,
+            (
+                context, c_void_p, c_int32, POINTER(ExpertLayout), c_void_p, c_void_p, c_void_p, c_void_p, c_int64,
+                floats, floats, c_int64, c_int64, floats,
             ),
         ),
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
@@ -202,6 +224,27 @@ class Context:
             self._handle, self._precision, layout, experts, len(chosen),
             x.ctypes.data, weights.ctypes.data, tokens, k, outputs.ctypes.data,
         )  # fmt: skip
+        _check(status)
+
+    def experts_streamed(
+        self, layout: ExpertLayout, reader: int, arriving: Arriving, x: Float32, weights: Float32, outputs: Float32
+    ) -> None:
+        """As `experts`, on slots of a reader (native_reader.py) whose reads may be under way, each as it arrives.
+
+        Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
+        """
+        tokens, k = weights.shape
+        assert all(array.flags.c_contiguous for array in (x, weights, outputs, *arriving))
+        assert x.shape == (tokens, layout.gate.columns)
+        assert outputs.shape == (tokens * k, layout.down.rows)
+        status = self._library.se_experts_streamed(
+            self._handle, reader, self._precision, layout, *(array.ctypes.data for array in arriving),
+            len(arriving.slots), x.ctypes.data, weights.ctypes.data, tokens, k, outputs.ctypes.data,
+        )  # fmt: skip
+        if status == READ_FAILED:
+            raise ReadFailedError
+        if status == STOPPED:
+            raise CancelledError
         _check(status)
 
     def weighted_sum(self, outputs: Float32, weights: Float32) -> Float32:

@@ -70,17 +70,34 @@ class NativeOps(NumpyOps):
         return y if bias is None else y + bias.vector()
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
-        layout = self._record_layouts[layer]
+        layout, reader = self._record_layouts[layer], self._experts.native
+        assert reader is not None
         x = np.ascontiguousarray(x, np.float32)
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
-        flat = expert_ids.reshape(-1)
-        with closing(self._experts.get(layer, np.unique(flat).tolist())) as records:
-            for expert, record in records:
-                pairs = np.flatnonzero(flat == expert)
-                self._context.experts(layout, [native.Chosen(record, pairs)], x, weights, outputs)
+        distinct, starts, counts, pairs = by_expert(expert_ids)
+        place = {expert: i for i, expert in enumerate(distinct)}
+        with closing(self._experts.waves(layer, distinct)) as waves:
+            for wave in waves:
+                rows = [place[key.expert] for key, _ in wave]
+                slots = np.array([slot for _, slot in wave])
+                arriving = native.Arriving(slots, starts[rows], counts[rows], pairs)
+                try:
+                    self._context.experts_streamed(layout, reader.handle, arriving, x, weights, outputs)
+                except native.ReadFailedError:
+                    for key, slot in wave:
+                        reader.check(key, slot)
+                    raise
         return self._context.weighted_sum(outputs, np.ones_like(weights) if self._scale_input else weights)
 
     def close(self) -> None:
         """End the kernels' threads."""
         self._context.close()
+
+
+def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyArray]:
+    """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
+    flat = expert_ids.reshape(-1)
+    pairs = np.argsort(flat, kind="stable")
+    distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
+    return distinct.tolist(), starts, counts, pairs

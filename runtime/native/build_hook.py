@@ -15,7 +15,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("context", "pool", "product", "linear", "experts", "ceiling", "encode_affine", "kernels_portable")
+SOURCES = (
+    "context", "pool", "product", "linear", "experts", "reader", "xxh3", "ceiling", "encode_affine", "kernels_portable",
+)  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 X86_SOURCES = {

@@ -29,6 +29,8 @@ enum se_status {
     SE_BUSY = 3,        /* another thread is inside a call with the same context */
     SE_NOT_FINITE = 4,  /* a weight to encode is infinite or no number */
     SE_TOO_LARGE = 5,   /* a scale or bias is too large for its dtype */
+    SE_READ_FAILED = 6, /* a slot holds no record: its state tells why (reader.h) */
+    SE_STOPPED = 7,     /* se_reader_stop ended it */
 };
 
 /* How activations meet quantized weights. Plain weights (bf16, f16, f32) are always exact. */

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_embedding_rows_are_those_of_the_file_wherever_they_lie(demo4: Path) -> 
     with closing(EmbeddingRows(container)) as embedding:
         ids = [*range(0, rows, 37), rows - 1]
         assert np.array_equal(embedding.read(ids), on_disk.reshape(rows, row_bytes)[ids])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many pages are resident")
+def test_slots_have_their_pages_before_anything_is_read(demo4: Path) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with closing(ExpertStore(open_container(demo4))) as store:
+        before = resident_bytes()
+        slots = store.new_slots(200)
+        assert resident_bytes() - before > 0.9 * slots.nbytes
 
 
 def test_every_slot_begins_on_a_page(demo4: Path) -> None:
