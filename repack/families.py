@@ -2,14 +2,23 @@
 
 Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert
 intermediate, Q queries and their gates, O attention output, K keys or values, h head; of linear attention:
-C convolution channels, k convolution kernel, v values, H value heads, d value head. `1` is itself.
+C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L
+the ranks of queries and of keys with values, r rotary part of a head. `1` is itself.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Qwen3_5MoeConfig, Qwen3MoeConfig
+from formats.config import (
+    FULL_ATTENTION,
+    LINEAR_ATTENTION,
+    DeepseekV3Config,
+    ModelConfig,
+    Qwen3_5MoeConfig,
+    Qwen3MoeConfig,
+)
 
 
 class Tensor(NamedTuple):
@@ -19,6 +28,7 @@ class Tensor(NamedTuple):
     shape: str
     keep: bool = False  # small and sensitive: stays in the encoding it arrives in; vectors always do
     suffix: str = ".weight"
+    when: Callable[[Any], bool] | None = None  # it is only there for such a config
 
 
 class Experts(NamedTuple):
@@ -45,6 +55,7 @@ class Family:
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
+    extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
 
     def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
         """The shape that a word of symbols means for this config."""
@@ -59,8 +70,8 @@ class Family:
             return f"{prefix}{tensor.name}{tensor.suffix}", self.shape(tensor.shape, config)
 
         yield named(prefix, EMBEDDING)
-        for i, layer_type in enumerate(config.layer_types):
-            for tensor in self.layer_tensors(layer_type, config.has_experts(i)):
+        for i in range(config.num_hidden_layers):
+            for tensor in self.layer_tensors(config, i):
                 yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 shape = self.shape(rule.shape, config)
@@ -71,17 +82,36 @@ class Family:
                     yield f"{prefix}layers.{i}.{rule.name}", (config.num_experts, *shape)
         yield named(prefix, FINAL_NORM)
         if not config.tie_word_embeddings:
-            yield named("", LM_HEAD)
+            yield named(head_prefix(prefix), LM_HEAD)
 
-    def layer_tensors(self, layer_type: str, has_experts: bool) -> tuple[Tensor, ...]:
+    def layer_tensors(self, config: ModelConfig, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""
-        feed_forward = self.moe if has_experts else self.dense
-        return self.before_mixer + self.mixers[layer_type] + self.after_mixer + feed_forward
+        feed_forward = self.moe if config.has_experts(layer) else self.dense
+        tensors = self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
+        return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
+
+    def skip_reason(self, name: str, prefix: str, config: ModelConfig) -> str | None:
+        """What a tensor is that a text model does not need, or None."""
+        for start, what in self.skipped.items():
+            if name.startswith(start):
+                return what
+        if name.endswith(ROTARY_FREQUENCIES):
+            return "rotary frequencies, which config.json states too"
+        layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
+        if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
+            return self.extra_layers
+        return None
 
 
 EMBEDDING = Tensor("embed_tokens", "V D")
 FINAL_NORM = Tensor("norm", "D")
-LM_HEAD = Tensor("lm_head", "V D")  # never has the prefix
+LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
+ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
+
+
+def head_prefix(prefix: str) -> str:
+    """What stands before lm_head: the head lies beside the model, as in language_model.model. and language_model."""
+    return prefix.removesuffix("model.") if prefix.endswith(".model.") else ""
 
 
 PER_EXPERT = (
@@ -191,4 +221,57 @@ QWEN3_MOE = Family(
     skipped={},
 )
 
-FAMILIES: Mapping[str, Family] = {"qwen3_5_moe": QWEN3_5_MOE, "qwen3_moe": QWEN3_MOE}
+
+def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
+    heads = config.num_attention_heads
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "F": config.intermediate_size,
+        "S": config.shared_expert_intermediate_size,
+        "q": config.q_lora_rank or 0,
+        "Q": heads * config.head_dim,
+        "L": config.kv_lora_rank,
+        "L+r": config.kv_lora_rank + config.qk_rope_head_dim,
+        "KV": heads * (config.qk_nope_head_dim + config.v_head_dim),
+        "O": heads * config.v_head_dim,
+    }
+
+
+DEEPSEEK_V3 = Family(
+    prefixes=("model.", "language_model.model."),
+    dims=_deepseek_dims,
+    before_mixer=(Tensor("input_layernorm", "D"),),
+    mixers={
+        FULL_ATTENTION: (
+            Tensor("self_attn.q_proj", "Q D", when=lambda config: config.q_lora_rank is None),
+            Tensor("self_attn.q_a_proj", "q D", when=lambda config: config.q_lora_rank is not None),
+            Tensor("self_attn.q_a_layernorm", "q", when=lambda config: config.q_lora_rank is not None),
+            Tensor("self_attn.q_b_proj", "Q q", when=lambda config: config.q_lora_rank is not None),
+            Tensor("self_attn.kv_a_proj_with_mqa", "L+r D"),
+            Tensor("self_attn.kv_a_layernorm", "L"),
+            Tensor("self_attn.kv_b_proj", "KV L"),
+            Tensor("self_attn.o_proj", "D O"),
+        ),
+    },
+    after_mixer=(Tensor("post_attention_layernorm", "D"),),
+    dense=(
+        Tensor("mlp.gate_proj", "F D"),
+        Tensor("mlp.up_proj", "F D"),
+        Tensor("mlp.down_proj", "D F"),
+    ),
+    moe=(
+        Tensor("mlp.gate", "E D", keep=True),  # the router
+        Tensor("mlp.gate.e_score_correction_bias", "E", suffix=""),
+        Tensor("mlp.shared_experts.gate_proj", "S D"),
+        Tensor("mlp.shared_experts.up_proj", "S D"),
+        Tensor("mlp.shared_experts.down_proj", "D S"),
+    ),
+    expert_layouts=(PER_EXPERT,),
+    skipped={"vision_tower.": "the vision tower", "mm_projector.": "the projector of the vision tower"},
+    extra_layers="multi-token prediction",
+)
+
+FAMILIES: Mapping[str, Family] = {"deepseek_v3": DEEPSEEK_V3, "qwen3_5_moe": QWEN3_5_MOE, "qwen3_moe": QWEN3_MOE}

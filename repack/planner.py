@@ -18,7 +18,7 @@ from formats.layout import (
     place_resident,
 )
 from formats.record import PART_NAMES, PartSpec, lay_out_record
-from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, Tensor
+from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix
 from repack.sources.base import SourceTensor
 
@@ -55,8 +55,8 @@ class _Planner:
         embedding = self.take(_source_name(self.prefix, EMBEDDING), self.shape(EMBEDDING))
         layers: list[LayerLayout | None] = []
         experts = {}
-        for i, layer_type in enumerate(self.config.layer_types):
-            for tensor in self.family.layer_tensors(layer_type, self.config.has_experts(i)):
+        for i in range(self.config.num_hidden_layers):
+            for tensor in self.family.layer_tensors(self.config, i):
                 name = f"layers.{i}.{tensor.name}"
                 self.add_resident(name, tensor, self.take(f"{self.prefix}{name}{tensor.suffix}", self.shape(tensor)))
             layers.append(None)
@@ -68,7 +68,7 @@ class _Planner:
             self.take(_source_name(self.prefix, FINAL_NORM), self.shape(FINAL_NORM)),
         )
         tied = self.config.tie_word_embeddings
-        head = embedding if tied else self.take(_source_name("", LM_HEAD), self.shape(LM_HEAD))
+        head = embedding if tied else self.take(_source_name(head_prefix(self.prefix), LM_HEAD), self.shape(LM_HEAD))
         self.add_resident(LM_HEAD.name, LM_HEAD, head)
         matrix = _matrix(embedding)
         encoding = self.resident_encoding(matrix)
@@ -176,8 +176,8 @@ class _Planner:
         """Account for all tensors that are left. Raises FormatError for one that nobody knows."""
         reasons: dict[str, list[SourceTensor]] = {}
         for name, tensor in self.left.items():
-            known = next((what for p, what in self.family.skipped.items() if name.startswith(p)), None)
-            if known is None and tied and name == _source_name("", LM_HEAD):
+            known = self.family.skip_reason(name, self.prefix, self.config)
+            if known is None and tied and name == _source_name(head_prefix(self.prefix), LM_HEAD):
                 known = "lm_head, which is tied to the embedding"
             if known is None:
                 raise FormatError(

@@ -4,7 +4,7 @@ One file per family, and one explicit table; what all have in common is in base.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from formats.config.base import (
@@ -16,6 +16,7 @@ from formats.config.base import (
     Activation,
     ModelConfig,
 )
+from formats.config.deepseek_v3 import DeepseekV3Config
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen3_moe import Qwen3MoeConfig
 from formats.config.rope import Rope, Yarn
@@ -30,6 +31,7 @@ __all__ = [
     "SILU",
     "SWIGLU_CLAMPED",
     "Activation",
+    "DeepseekV3Config",
     "ModelConfig",
     "Qwen3MoeConfig",
     "Qwen3_5MoeConfig",
@@ -41,11 +43,19 @@ __all__ = [
 ]
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
+    "deepseek_v3": DeepseekV3Config.read,
+    "glm4_moe_lite": DeepseekV3Config.read,
+    "kimi_k2": DeepseekV3Config.read,
+    "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
     "qwen3_moe": Qwen3MoeConfig.read,
 }
-CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {"qwen3_5_moe": Qwen3_5MoeConfig, "qwen3_moe": Qwen3MoeConfig}
+CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
+    "deepseek_v3": DeepseekV3Config,
+    "qwen3_5_moe": Qwen3_5MoeConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+}
 
 
 def read_config(raw: bytes, where: str = "config.json") -> ModelConfig:
@@ -95,8 +105,10 @@ def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
         return facts.string(key)
     if get_args(hint) == (str, ...):
         return tuple(facts.strings(key))
-    (kind,) = (arg for arg in get_args(hint) if arg is not type(None))  # of an optional dataclass
-    return facts.nullable(key, lambda key: _read_dataclass(kind, facts.object(key)))
+    if is_dataclass(hint):
+        return _read_dataclass(hint, facts.object(key))  # type: ignore[arg-type]  # a class, not an object
+    (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+    return facts.nullable(key, lambda key: _read_fact(inner, facts, key))
 
 
 def _of_model_type(table: Mapping[str, Any], source: Fields) -> Any:

@@ -96,6 +96,21 @@ class Ops(Protocol):
         part in the softmax and brings no value.
         """
 
+    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
+        """An empty cache of latents and of the keys with position that all heads share."""
+
+    def latent_attention(
+        self, q: Array, q_rope: Array, latent: Array, k_rope: Array, kv_b: Weight, cache: State, scale: float
+    ) -> tuple[Array, State]:
+        """Causal multi-head latent attention, absorbed: neither keys nor values are ever made, only latents are kept.
+
+        q [T, H, n] without position, q_rope [T, H, r] and k_rope [T, r] turned by `rope`, latent [T, L] normalised;
+        kv_b [H * (n + v), L] holds per head W_k [n, L], then W_v [v, L]. For a head of token i, over j <= i:
+        score_j = ((q W_k) . latent_j + q_rope . k_rope_j) * scale; output = W_v (sum_j softmax(score)_j latent_j).
+        Returns ([T, H, v], new cache). How a sequence is cut into steps changes no sum.
+        Source: DeepSeek-V2 (2405.04434), 2.1; transformers' DeepseekV3Attention expands keys and values instead.
+        """
+
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """An empty convolution or recurrent state."""
 

@@ -51,6 +51,15 @@ class KVCache:
     length: int
 
 
+@dataclass(frozen=True)
+class LatentCache:
+    """Latents [capacity, L] and keys with position [capacity, r] of the first `length` tokens, as KVCache."""
+
+    latents: Float32
+    keys: Float32
+    length: int
+
+
 class NumpyOps:
     """Ops (backends/base.py) over a container's resident memory, embedding file and experts."""
 
@@ -246,6 +255,40 @@ class NumpyOps:
                 mixed = _softmax(scores, sink) @ cache.values[:seen, h]
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
         return output, KVCache(cache.keys, cache.values, stop)
+
+    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> LatentCache:
+        capacity = self._ctx_size
+        return LatentCache(
+            np.empty((capacity, kv_lora_rank), np.float32), np.empty((capacity, rope_dim), np.float32), 0
+        )
+
+    def latent_attention(
+        self,
+        q: Float32,
+        q_rope: Float32,
+        latent: Float32,
+        k_rope: Float32,
+        kv_b: Weight,
+        cache: LatentCache,
+        scale: float,
+    ) -> tuple[Float32, LatentCache]:
+        tokens, heads, n = q.shape
+        start, stop = cache.length, cache.length + tokens
+        cache.latents[start:stop], cache.keys[start:stop] = latent, k_rope
+        per_head = kv_b.rows // heads  # rows of kv_b: n of keys, then v of values
+        output = np.empty((tokens, heads, per_head - n), np.float32)
+        block = max(1, SCORES_BYTES // (4 * stop))
+        for h in range(heads):
+            w = kv_b.decode(h * per_head, (h + 1) * per_head)
+            w_k, w_v = w[:n], w[n:]  # [n, L], [v, L]
+            for first in range(0, tokens, block):
+                rows = slice(first, min(first + block, tokens))
+                seen = start + rows.stop
+                latents, keys = cache.latents[:seen], cache.keys[:seen]
+                scores = (q[rows, h] @ w_k @ latents.T + q_rope[rows, h] @ keys.T) * np.float32(scale)
+                scores[np.arange(seen) > start + np.arange(rows.start, rows.stop)[:, None]] = -np.inf
+                output[rows, h] = _softmax(scores) @ latents @ w_v.T
+        return output, LatentCache(cache.latents, cache.keys, stop)
 
     # ---- gated DeltaNet
 

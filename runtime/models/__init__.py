@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from runtime.backends.base import Array, Ops, State
+from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen3_moe import Qwen3Moe
 from runtime.session import Sequence as StepSequence
@@ -22,4 +23,8 @@ class Model(Protocol):
         """[T, D] -> [T, vocab_size]."""
 
 
-MODELS: Mapping[str, Callable[[Any, Ops], Model]] = {"qwen3_5_moe": Qwen3_5Moe, "qwen3_moe": Qwen3Moe}
+MODELS: Mapping[str, Callable[[Any, Ops], Model]] = {
+    "deepseek_v3": DeepseekV3,
+    "qwen3_5_moe": Qwen3_5Moe,
+    "qwen3_moe": Qwen3Moe,
+}

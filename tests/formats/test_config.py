@@ -113,7 +113,7 @@ def test_a_quantized_source_is_refused(config: dict[str, Any], key: str) -> None
 
 def test_another_architecture_is_refused_by_name(config: dict[str, Any]) -> None:
     config["model_type"] = "mamba"
-    with pytest.raises(UnsupportedError, match="model_type is mamba, supported are qwen3_5_moe"):
+    with pytest.raises(UnsupportedError, match=r"model_type is mamba, supported are .*qwen3_5_moe"):
         read(config)
 
 

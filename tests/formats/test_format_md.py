@@ -94,7 +94,8 @@ def objects_at(content: Any, path: str) -> Iterator[dict[str, Any]]:
 
 def documented_fields(title: str, model_type: str = "qwen3_5_moe") -> set[str]:
     """The fields that a table of the index names, but for those of other model types."""
-    cells = [row[0] for row in table(section(title)) if "(" not in row[0] or f"({model_type})" in row[0]]
+    of_types = [(row[0], re.search(r"\(([\w, ]+)\)", row[0])) for row in table(section(title))]
+    cells = [cell for cell, types in of_types if types is None or model_type in types[1].split(", ")]
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 

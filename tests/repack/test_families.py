@@ -38,7 +38,7 @@ def test_shapes_of_both_kinds_of_layers_are_the_published_ones() -> None:
     found = {
         tensor.name: QWEN3_5_MOE.shape(tensor.shape, CONFIG)
         for layer_type in (LINEAR_ATTENTION, FULL_ATTENTION)
-        for tensor in QWEN3_5_MOE.layer_tensors(layer_type, has_experts=True)
+        for tensor in QWEN3_5_MOE.layer_tensors(CONFIG, CONFIG.layer_types.index(layer_type))
     }
     assert found == PUBLISHED
 

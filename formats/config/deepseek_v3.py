@@ -1,0 +1,125 @@
+"""DeepSeek-V3, R1, V3.1, Kimi K2 and K2.5, GLM-4.7-Flash (source: transformers' configuration_deepseek_v3.py)."""
+
+from dataclasses import dataclass
+
+from formats.config.base import FULL_ATTENTION, ModelConfig, only
+from formats.config.rope import Rope, mscale, read_rope
+from formats.fields import Fields
+
+DENSE, SPARSE = "dense", "sparse"
+
+
+@dataclass(frozen=True)
+class DeepseekV3Config(ModelConfig):
+    """Multi-head latent attention; dense layers, then routed experts and a shared one.
+
+    head_dim is the width of a query head, qk_nope_head_dim + qk_rope_head_dim; only the latter is turned.
+    """
+
+    mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
+    intermediate_size: int  # of dense layers
+    shared_expert_intermediate_size: int  # of all shared experts together
+    q_lora_rank: int | None  # None: queries are projected at once
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+    @property
+    def rope(self) -> Rope:
+        return Rope(self.rope_theta, self.rotary_dim, interleaved=True, scaling=self.rope_scaling)
+
+    @property
+    def attention_scale(self) -> float:
+        """Of scores: one over the root of head_dim, corrected for a context that YaRN stretches."""
+        yarn = self.rope_scaling
+        corrected = mscale(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
+        return self.head_dim**-0.5 * corrected**2
+
+    def has_experts(self, layer: int) -> bool:
+        return self.mlp_layer_types[layer] == SPARSE
+
+    @property
+    def cache_values_per_token(self) -> int:
+        return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim)
+
+    @property
+    def state_values(self) -> int:
+        return 0
+
+    @property
+    def mixer_values_per_token(self) -> int:
+        queries = self.num_attention_heads * (2 * self.head_dim + self.qk_rope_head_dim)
+        outputs = 2 * self.num_attention_heads * self.v_head_dim
+        latents = 2 * self.kv_lora_rank + (self.q_lora_rank or 0)  # of one head at a time
+        return max(queries + outputs + latents, 3 * self.intermediate_size)
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        self.require(where, set(self.layer_types) == {FULL_ATTENTION}, "layer_types", f"only {FULL_ATTENTION}")
+        count = len(self.mlp_layer_types) == self.num_hidden_layers
+        self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
+        known = set(self.mlp_layer_types) <= {DENSE, SPARSE}
+        self.require(where, known, "mlp_layer_types", f"only {DENSE} and {SPARSE}")
+        widths = self.qk_nope_head_dim + self.qk_rope_head_dim
+        self.require(where, self.head_dim == widths, "head_dim", f"qk_nope_head_dim + qk_rope_head_dim, {widths}")
+        turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
+        self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
+        self.require_divides(where, "n_group", "num_experts")
+        self.require(where, 0 < self.topk_group <= self.n_group, "topk_group", f"1 to n_group {self.n_group}")
+        reachable = self.topk_group * self.num_experts // self.n_group
+        self.require(where, self.top_k <= reachable, "top_k", f"at most the {reachable} experts of topk_group groups")
+
+    @classmethod
+    def read(cls, outer: Fields) -> "DeepseekV3Config":
+        """From config.json; Kimi K2.5 nests it in text_config. Raises FormatError or UnsupportedError with the key."""
+        text = outer.object("text_config") if "text_config" in outer else outer
+        only(text, "hidden_act", "silu")
+        only(text, "attention_bias", False)
+        only(text, "moe_layer_freq", 1)
+        only(text, "scoring_func", "sigmoid")
+        only(text, "topk_method", "noaux_tc")
+        only(text, "rope_interleave", True)
+        only(text, "partial_rotary_factor", 1.0)
+        rope_theta, rope_scaling = read_rope(text)
+        num_layers = text.integer("num_hidden_layers", 1, 10_000)
+        heads = text.integer("num_attention_heads", 1, 2**16)
+        nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)
+        inner = text.integer("moe_intermediate_size", 1, 2**24)
+        dense = text.integer("first_k_dense_replace", 0, num_layers, default=1)
+        by_position = [DENSE] * dense + [SPARSE] * (num_layers - dense)
+        return cls(
+            model_type="deepseek_v3",
+            vocab_size=text.integer("vocab_size", 1, 2**31),
+            hidden_size=text.integer("hidden_size", 1, 2**24),
+            num_hidden_layers=num_layers,
+            max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
+            rms_norm_eps=text.number("rms_norm_eps"),
+            tie_word_embeddings=text.boolean("tie_word_embeddings", default=False),
+            layer_types=(FULL_ATTENTION,) * num_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=nope + rope,
+            rotary_dim=rope,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            num_experts=text.integer("n_routed_experts", 1, 2**20),
+            top_k=text.integer("num_experts_per_tok", 1, 2**20),
+            moe_intermediate_size=inner,
+            mlp_layer_types=tuple(text.strings("mlp_layer_types", by_position)),
+            intermediate_size=text.integer("intermediate_size", 1, 2**24),
+            shared_expert_intermediate_size=inner * text.integer("n_shared_experts", 1, 2**10),
+            q_lora_rank=text.integer("q_lora_rank", 1, 2**24) if "q_lora_rank" in text else None,
+            kv_lora_rank=text.integer("kv_lora_rank", 1, 2**24),
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=rope,
+            v_head_dim=text.integer("v_head_dim", 1, 2**16),
+            n_group=text.integer("n_group", 1, 2**20, default=1),
+            topk_group=text.integer("topk_group", 1, 2**20, default=1),
+            norm_topk_prob=text.boolean("norm_topk_prob", default=True),
+            routed_scaling_factor=text.number("routed_scaling_factor"),
+        )

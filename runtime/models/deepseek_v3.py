@@ -1,0 +1,90 @@
+"""DeepSeek-V3: multi-head latent attention, dense layers first, then routed experts and a shared one.
+
+Kimi K2 and GLM-4.7-Flash are the same model with other numbers.
+Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D hidden_size, H heads.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from formats.config import DeepseekV3Config
+from runtime.backends.base import SIGMOID, Array, Ops, Routing, State, Weight
+from runtime.session import Sequence
+
+LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is
+
+
+@dataclass(frozen=True)
+class DeepseekV3:
+    config: DeepseekV3Config
+    ops: Ops
+
+    def new_states(self) -> list[State]:
+        """An empty cache of latents per layer."""
+        c = self.config
+        return [self.ops.new_latent_cache(c.kv_lora_rank, c.qk_rope_head_dim) for _ in range(c.num_hidden_layers)]
+
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
+        h = self.ops.embed(token_ids)  # [T, D]
+        for layer in range(self.config.num_hidden_layers):
+            h = h + self._attention(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences)
+            x = self._norm(h, f"layers.{layer}.post_attention_layernorm")
+            h = h + (self._moe(layer, x) if self.config.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x))
+        return self._norm(h, "norm")
+
+    def logits(self, hidden: Array) -> Array:
+        """[T, D] -> [T, vocab_size]."""
+        return self.ops.linear(hidden, self.ops.weight("lm_head"))
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
+
+    # ---- multi-head latent attention
+
+    def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        c, ops, rank = self.config, self.ops, self.config.kv_lora_rank
+
+        def w(tensor: str) -> Weight:
+            return ops.weight(f"layers.{layer}.self_attn.{tensor}")
+
+        if c.q_lora_rank is None:
+            q = ops.linear(x, w("q_proj"))
+        else:
+            q = ops.linear(
+                ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS), w("q_b_proj")
+            )
+        q = q.reshape(-1, c.num_attention_heads, c.head_dim)  # per head: without, then with position
+        latent_k = ops.linear(x, w("kv_a_proj_with_mqa"))  # [T, rank + rope]: one key with position for all heads
+        latent = ops.rms_norm(latent_k[:, :rank], w("kv_a_layernorm"), LATENT_NORM_EPS)
+        outputs = []
+        for s in sequences:
+            q_rope = ops.rope(q[s.rows, :, c.qk_nope_head_dim :], s.position, c.rope)
+            k_rope = ops.rope(latent_k[s.rows, None, rank:], s.position, c.rope)[:, 0]
+            output, s.states[layer] = ops.latent_attention(
+                q[s.rows, :, : c.qk_nope_head_dim],
+                q_rope,
+                latent[s.rows],
+                k_rope,
+                w("kv_b_proj"),
+                s.states[layer],
+                scale=c.attention_scale,
+            )
+            outputs.append(output)  # [tokens, H, v_head_dim]
+        o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.v_head_dim)
+        return ops.linear(o, w("o_proj"))
+
+    # ---- feed forward
+
+    def _moe(self, layer: int, x: Array) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp"
+        routing = Routing(c.top_k, SIGMOID, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
+        logits = ops.linear(x, ops.weight(f"{name}.gate"))
+        expert_ids, routing_weights = ops.route(logits, routing, ops.weight(f"{name}.gate.e_score_correction_bias"))
+        return ops.experts(layer, x, expert_ids, routing_weights) + self._mlp(f"{name}.shared_experts", x)
+
+    def _mlp(self, name: str, x: Array) -> Array:
+        ops = self.ops
+        gate = ops.silu(ops.linear(x, ops.weight(f"{name}.gate_proj")))
+        up = ops.linear(x, ops.weight(f"{name}.up_proj"))
+        return ops.linear(gate * up, ops.weight(f"{name}.down_proj"))

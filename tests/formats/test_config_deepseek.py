@@ -1,0 +1,128 @@
+"""config.json of DeepSeek-V3, Kimi K2 and GLM-4.7-Flash: published values, and what is refused."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from formats.config import DeepseekV3Config, model_facts, read_config, read_model_facts
+from formats.errors import StreamingExpertsError
+from formats.fields import Fields
+
+DEEPSEEK_V3: dict[str, Any] = {  # what DeepSeek-V3 publishes, without what no code reads
+    "model_type": "deepseek_v3",
+    "attention_bias": False,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+KIMI_K25: dict[str, Any] = {  # as Kimi K2.5 differs
+    "model_type": "kimi_k25",
+    "text_config": DEEPSEEK_V3
+    | {"model_type": "kimi_k2", "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_routed_experts": 384}
+    | {"rope_scaling": DEEPSEEK_V3["rope_scaling"] | {"factor": 64.0}, "rope_theta": 50000.0, "rms_norm_eps": 1e-5},
+}
+
+
+def read(config: dict[str, Any]) -> DeepseekV3Config:
+    model = read_config(json.dumps(config).encode())
+    assert isinstance(model, DeepseekV3Config)
+    return model
+
+
+def test_deepseek_v3_is_read() -> None:
+    model = read(DEEPSEEK_V3)
+    assert [model.has_experts(layer) for layer in (0, 2, 3, 60)] == [False, False, True, True]
+    assert (model.head_dim, model.rotary_dim, model.q_lora_rank) == (192, 64, 1536)
+    assert model.cache_values_per_token == 61 * 576
+    assert model.state_values == 0
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+
+
+def test_kimi_k25_is_its_text_config() -> None:
+    model = read(KIMI_K25)
+    assert model.model_type == "deepseek_v3"
+    assert (model.num_experts, model.n_group, model.rms_norm_eps) == (384, 1, 1e-5)
+    assert [model.has_experts(layer) for layer in (0, 1)] == [False, True]
+
+
+@pytest.mark.parametrize(("config", "square"), [(DEEPSEEK_V3, 1.8738), (KIMI_K25, 2.0047)])
+def test_yarn_scales_attention_by_the_square_of_its_mscale(config: dict[str, Any], square: float) -> None:
+    model = read(config)
+    assert model.attention_scale * math.sqrt(192) == pytest.approx(square, abs=1e-4)
+    assert model.rope.attention_factor == 1
+
+
+def test_yarn_leaves_fast_pairs_and_stretches_slow_ones() -> None:
+    rope = read(DEEPSEEK_V3).rope
+    plain = 10000.0 ** -(np.arange(32) / 32)
+    assert rope.interleaved
+    np.testing.assert_allclose(rope.inv_freq[:11], plain[:11])
+    np.testing.assert_allclose(rope.inv_freq[23:], plain[23:] / 40)
+
+
+def test_queries_may_come_without_a_rank() -> None:
+    assert read(DEEPSEEK_V3 | {"q_lora_rank": None}).q_lora_rank is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
+        ("topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
+        ("attention_bias", True, "attention_bias is True, only False is implemented"),
+        ("moe_layer_freq", 2, "moe_layer_freq is 2, only 1 is implemented"),
+        ("rope_interleave", False, "rope_interleave is False, only True is implemented"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
+        ("n_group", 7, "n_group is 7, expected a divisor of num_experts 256"),
+        ("topk_group", 9, "topk_group is 9, expected 1 to n_group 8"),
+        ("num_experts_per_tok", 129, "top_k is 129, expected at most the 128 experts of topk_group groups"),
+        ("first_k_dense_replace", 62, "first_k_dense_replace is 62, expected an integer from 0 to 61"),
+        ("mlp_layer_types", ["sparse"], r"mlp_layer_types is .*, expected 61 entries"),
+        ("mlp_layer_types", ["moe"] * 61, r"mlp_layer_types is .*, expected only dense and sparse"),
+        ("qk_rope_head_dim", 63, "rotary_dim is 63, expected even"),
+        ("kv_lora_rank", None, "kv_lora_rank is missing"),
+        ("n_shared_experts", 0, "n_shared_experts is 0, expected an integer from 1"),
+        ("rope_scaling", {"type": "dynamic"}, "type is dynamic, only default and yarn are implemented"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
+        read({**DEEPSEEK_V3, key: value})

@@ -1,0 +1,67 @@
+"""The table of DeepSeek-V3 against its published names and shapes, and what of a checkpoint is skipped."""
+
+import math
+
+import pytest
+
+from formats.config import DeepseekV3Config
+from formats.errors import FormatError
+from formats.fields import Fields
+from repack.families import DEEPSEEK_V3
+from repack.plan import Options
+from repack.planner import make_plan
+from repack.sources.base import SourceTensor
+from tests.fixtures.deepseek_tiny import CASES
+from tests.formats.test_config_deepseek import DEEPSEEK_V3 as PUBLISHED_CONFIG
+
+CONFIG = DeepseekV3Config.read(Fields(PUBLISHED_CONFIG, "x"))
+ATTENTION = {
+    "input_layernorm": (7168,),
+    "self_attn.q_a_proj": (1536, 7168),
+    "self_attn.q_a_layernorm": (1536,),
+    "self_attn.q_b_proj": (24576, 1536),
+    "self_attn.kv_a_proj_with_mqa": (576, 7168),
+    "self_attn.kv_a_layernorm": (512,),
+    "self_attn.kv_b_proj": (32768, 512),
+    "self_attn.o_proj": (7168, 16384),
+    "post_attention_layernorm": (7168,),
+}
+DENSE = {"mlp.gate_proj": (18432, 7168), "mlp.up_proj": (18432, 7168), "mlp.down_proj": (7168, 18432)}
+SPARSE = {
+    "mlp.gate": (256, 7168),
+    "mlp.gate.e_score_correction_bias": (256,),
+    "mlp.shared_experts.gate_proj": (2048, 7168),
+    "mlp.shared_experts.up_proj": (2048, 7168),
+    "mlp.shared_experts.down_proj": (7168, 2048),
+}
+
+
+def source(case: str) -> dict[str, SourceTensor]:
+    return {
+        name: SourceTensor(name, "model.safetensors", dtype, shape, 0, 4 * math.prod(shape))
+        for name, (dtype, shape, _) in CASES[case].tensors().items()
+    }
+
+
+@pytest.mark.parametrize(("layer", "feed_forward"), [(2, DENSE), (3, SPARSE)])
+def test_shapes_of_a_layer_are_the_published_ones(layer: int, feed_forward: dict[str, tuple[int, ...]]) -> None:
+    found = {t.name: DEEPSEEK_V3.shape(t.shape, CONFIG) for t in DEEPSEEK_V3.layer_tensors(CONFIG, layer)}
+    assert found == ATTENTION | feed_forward
+
+
+def test_multi_token_prediction_and_rotary_frequencies_are_skipped() -> None:
+    config = DeepseekV3Config.read(Fields(CASES["deepseek_v3"].config, "x"))
+    plan = make_plan(source("deepseek_v3"), config, Options(16, 64, 16))
+    skipped = {skipped.what: skipped.tensors for skipped in plan.skipped}
+    mtp = sum(name.startswith("model.layers.3.") for name in source("deepseek_v3")) - 1
+    assert skipped == {"multi-token prediction": mtp, "rotary frequencies, which config.json states too": 4}
+    assert [layer is None for layer in plan.layout.layers] == [True, False, False]
+
+
+def test_a_tensor_that_nobody_knows_is_refused() -> None:
+    config = DeepseekV3Config.read(Fields(CASES["deepseek_v3"].config, "x"))
+    tensors = source("deepseek_v3")
+    name = "model.layers.1.self_attn.indexer.wk.weight"
+    tensors[name] = SourceTensor(name, "model.safetensors", "BF16", (8, 96), 0, 8)
+    with pytest.raises(FormatError, match=r"indexer.wk.weight has no place in deepseek_v3"):
+        make_plan(tensors, config, Options(16, 64, 16))

@@ -1,0 +1,91 @@
+"""DeepSeek-V3, Kimi K2 and GLM-4.7-Flash against transformers, after the whole convert and run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repack.convert import convert, prepare
+from repack.plan import Options
+from repack.sources import open_local
+from runtime import Engine
+from runtime.backends.native_ops import NativeOps
+from runtime.backends.numpy_ops import NumpyOps
+from tests.fixtures.deepseek_tiny import CASES
+from tests.fixtures.recipe import digest, write_checkpoint
+from tests.runtime.helpers import PLENTY, reference
+
+TOLERANCE = 5e-4  # float32 in another order, absorbed latents against expanded keys; logits have a deviation of 2
+BACKENDS = ("numpy", "native")
+
+
+@pytest.fixture(scope="module", params=["deepseek_v3", "moonlight", "kimi_k2", "glm4_moe_lite"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def container(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, converted without loss."""
+    folder = tmp_path_factory.mktemp(name)
+    case = CASES[name]
+    tensors = case.tensors()
+    assert digest(tensors) == str(reference(f"deepseek/{name}.npz")["digest"])
+    write_checkpoint(folder / "source", tensors, case.config)
+    convert(prepare(open_local(str(folder / "source")), Options(16, 64, 16)), folder / "out", hash_source=False)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def expected(name: str) -> dict[str, Any]:
+    return reference(f"deepseek/{name}.npz")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_logits_are_those_of_transformers(container: Path, expected: dict[str, Any], backend: str) -> None:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+        found = engine.logits(expected["prompt_ids"].tolist())
+    assert float(np.abs(found - expected["logits"]).max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_continues_greedily_as_transformers_does(container: Path, expected: dict[str, Any], backend: str) -> None:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+        found = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
+    assert found == expected["greedy_ids"].tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_go_to_the_experts_of_transformers(
+    container: Path, expected: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    experts = NumpyOps.experts if backend == "numpy" else NativeOps.experts
+    kind = NumpyOps if backend == "numpy" else NativeOps
+
+    def watched(self: Any, layer: int, x: Any, expert_ids: Any, weights: Any) -> Any:
+        seen.append(np.sort(expert_ids, axis=1))
+        return experts(self, layer, x, expert_ids, weights)
+
+    monkeypatch.setattr(kind, "experts", watched)
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+        engine.logits(expected["prompt_ids"].tolist())
+    assert np.array_equal(np.stack(seen), expected["expert_ids"])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 16])
+def test_every_chunk_size_gives_the_logits_of_the_whole(
+    container: Path, expected: dict[str, Any], chunk_size: int
+) -> None:
+    with Engine.open(container, ram_bytes=PLENTY, backend="numpy", chunk_size=chunk_size) as engine:
+        found = engine.logits(expected["prompt_ids"].tolist())
+    assert float(np.abs(found - expected["logits"]).max()) <= TOLERANCE
+
+
+def test_the_cache_holds_latents_alone(container: Path, name: str) -> None:
+    text = CASES[name].text
+    with Engine.open(container, ram_bytes=PLENTY) as engine:
+        per_layer = text["kv_lora_rank"] + text["qk_rope_head_dim"]
+        assert engine.config.cache_values_per_token == text["num_hidden_layers"] * per_layer
+        assert engine.terms.kv_bytes == engine.ctx_size * engine.config.cache_values_per_token * 4
