@@ -5,6 +5,7 @@ measured.
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass
 
 from formats.errors import RequestError
@@ -20,6 +21,11 @@ TOKENIZER_ENTRY_BYTES = 1100  # and per entry of its vocabulary, then and later
 ENCODING_BYTES = 700  # held while a prompt is encoded, per token
 ROW_BLOCK_BYTES = 2 << 20  # float32 weights that a thread decodes at a time
 UNIT_BYTES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE_UNITS = {"": 1, "b": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", 1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
 SCORES_BYTES = 4 << 20  # attention scores computed at a time
 LOGITS_ROWS = 32  # rows of logits made at a time, where all positions are wanted
 
@@ -135,3 +141,11 @@ def three_digits(value: float) -> str:
     decimals = 2 - math.floor(math.log10(value))
     decimals -= round(value, decimals) >= 10 ** (3 - decimals)  # 9.999 is 10.0
     return f"{value:.{max(0, decimals)}f}"
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of 2GiB, 1500MB, 3g (GiB) or 1048576; None for what is no size."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)", text)
+    if match is None or match[2].lower() not in _SIZE_UNITS:
+        return None
+    return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])

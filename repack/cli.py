@@ -1,10 +1,8 @@
 """`repack`: options in, calls out. Results go to stdout, progress and notes to stderr."""
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,50 +11,17 @@ import click
 
 from formats import __version__
 from formats.budget import human, three_digits
-from formats.encodings.base import GROUP_SIZES
 from formats.errors import StreamingExpertsError
 from repack import report, tables
+from repack.cli_plan import plan_command, rehearse_command
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
-from repack.output import SMALL_FILES, check_space, inspect_folder
+from repack.options import OUT, json_option, open_source, print_json, writing_options
+from repack.output import check_space, inspect_folder
 from repack.plan import Options, Plan
-from repack.rehearse import prepare_rehearsal
-from repack.sources import is_repository, open_local
-from repack.sources.base import Source
+from repack.sources import open_local
 from repack.terminal import Bar, say
 from repack.verify import verify_bytes, verify_container
-
-Command = Callable[..., Any]
-BITS = ("4", "8", "16")
-OUT = click.Path(path_type=Path)
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-WRITING = (
-    click.option(
-        "--bits", type=click.Choice(BITS), default="4", show_default=True, help="Of experts; 16: as they are."
-    ),
-    click.option(
-        "--group-size",
-        type=click.Choice([str(size) for size in GROUP_SIZES]),
-        default="64",
-        show_default=True,
-        help="Weights of an expert that share a scale.",
-    ),
-    click.option(
-        "--resident-bits", type=click.Choice(BITS), default="8", show_default=True, help="Of all other matrices."
-    ),
-    click.option("--force", is_flag=True, help="Replace the container or the unfinished conversion in OUT."),
-    click.option(
-        "--jobs", type=click.IntRange(1, 64), help="Files written at a time; default: one per processor, up to 4."
-    ),
-    JSON,
-)
-
-
-def writing(command: Command) -> Command:
-    """Add the options of the commands that write a container."""
-    for option in reversed(WRITING):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +33,7 @@ def cli() -> None:
 @cli.command("convert")
 @click.argument("source")
 @click.argument("out", type=OUT)
-@writing
+@writing_options
 @click.option("--revision", help="Branch, tag or commit of a repository.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-hash-source", is_flag=True, help="Do not take SHA-256 of local source files.")
@@ -91,7 +56,7 @@ def convert_command(
     with this program. A conversion that was stopped is completed by the same command.
     """
     options = Options(int(bits), int(group_size), int(resident_bits))
-    conversion = prepare(_open(source, revision), options)
+    conversion = prepare(open_source(source, revision), options)
     if dry_run:
         _print_plan(conversion, as_json)
         return
@@ -107,50 +72,6 @@ def convert_command(
                 conversion, out, jobs=jobs or default_jobs(), force=force, hash_source=not no_hash_source, progress=bar
             )
     _print_outcome(conversion, outcome, out, time.monotonic() - started, as_json)
-
-
-@cli.command("rehearse")
-@click.argument("config", type=click.Path(exists=True, path_type=Path))
-@click.argument("out", type=OUT)
-@writing
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the made-up weights.")
-def rehearse_command(
-    config: Path,
-    out: Path,
-    bits: str,
-    group_size: str,
-    resident_bits: str,
-    seed: int,
-    force: bool,
-    jobs: int | None,
-    as_json: bool,
-) -> None:
-    """Make a container of true geometry with made-up weights from CONFIG, a config.json, to measure speed with."""
-    rehearsal = prepare_rehearsal(config, Options(int(bits), int(group_size), int(resident_bits)), seed)
-    started = time.monotonic()
-    with Bar(rehearsal.work_bytes(hash_source=False)) as bar:
-        outcome = convert(rehearsal, out, jobs=jobs or default_jobs(), force=force, progress=bar)
-    seconds = time.monotonic() - started
-    resumed, total_bytes = outcome.already_there or outcome.resumed_bytes > 0, outcome.index.layout.total_bytes
-    if as_json:
-        _print_json({"out": str(out), "seed": seed, "total_bytes": total_bytes, "resumed": resumed, "seconds": seconds})
-        return
-    rate = f"{three_digits(total_bytes / max(seconds, 1e-9) / 1e9)} GB/s"
-    took = "not timed: it was there, all or in part" if resumed else f"written in {three_digits(seconds)} s, {rate}"
-    click.echo(f"{out}: {human(total_bytes)} of made-up weights, {took}")
-    click.echo(f"measure it: stream-run bench {out}")
-
-
-def _open(source: str, revision: str | None) -> Source:
-    if is_repository(source):
-        if not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-        from repack.sources.hub import Repository  # slow to import
-
-        return Repository(source, revision, SMALL_FILES)
-    if revision is not None:
-        raise click.UsageError(f"--revision is for a repository on the hub, which {source} is not")
-    return open_local(source)
 
 
 def _downloaded(conversion: Conversion, out: Path) -> Conversion:
@@ -178,7 +99,7 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         **report.describe_layout(plan.layout, len(tokenizer), os.cpu_count() or 1),
     }
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
     click.echo(tables.inspection_text(described))
     click.echo()
@@ -191,7 +112,7 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
     layout = outcome.index.layout
     read_bytes = 0 if outcome.already_there else conversion.plan.source_bytes - outcome.resumed_bytes
     if as_json:
-        _print_json(
+        print_json(
             {
                 "out": str(out),
                 "already_there": outcome.already_there,
@@ -230,7 +151,7 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
 @click.argument("out", type=OUT)
 @click.option("--layer", type=click.IntRange(min=0), help="Show one record: of this layer.")
 @click.option("--expert", type=click.IntRange(min=0), help="Show one record: of this expert.")
-@JSON
+@json_option
 def inspect_command(out: Path, layer: int | None, expert: int | None, as_json: bool) -> None:
     """Say what the container OUT holds and what running it takes."""
     if layer is None and expert is None:
@@ -239,20 +160,20 @@ def inspect_command(out: Path, layer: int | None, expert: int | None, as_json: b
     else:
         found = report.inspect_expert(out, layer or 0, expert or 0)
         text = tables.expert_text
-    _print_json(found) if as_json else click.echo(text(found))
+    print_json(found) if as_json else click.echo(text(found))
 
 
 @cli.command("verify")
 @click.argument("out", type=OUT)
 @click.option("--source", help="Compare every tensor with the checkpoint in this folder too.")
-@JSON
+@json_option
 def verify_command(out: Path, source: str | None, as_json: bool) -> None:
     """Read all of the container OUT and check every byte; the exit status is 1 when something is damaged."""
     opened = open_local(source) if source is not None else None
     with Bar(verify_bytes(out, opened)) as bar:
         result = verify_container(out, opened, bar)
     if as_json:
-        _print_json({**asdict(result), "sound": result.sound})
+        print_json({**asdict(result), "sound": result.sound})
     else:
         click.echo(tables.verification_text(result))
     if not result.sound:
@@ -263,8 +184,8 @@ def _skipped(plan: Plan) -> list[dict[str, Any]]:
     return [{"what": skipped.what, "tensors": skipped.tensors, "bytes": skipped.nbytes} for skipped in plan.skipped]
 
 
-def _print_json(content: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(content))
+cli.add_command(plan_command)
+cli.add_command(rehearse_command)
 
 
 def main() -> None:

@@ -17,8 +17,18 @@ from formats.index import INDEX_FILE, FileChecksum, Index, SourceFile, index_to_
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
 from repack.encode import SourceWeights, Weights
-from repack.output import SMALL_FILES, begin, check_space, difference, finish, inspect_folder, locked, publish
-from repack.plan import Options, Plan
+from repack.output import (
+    SMALL_FILES,
+    begin,
+    check_space,
+    difference,
+    finish,
+    inspect_folder,
+    link,
+    locked,
+    publish,
+)
+from repack.plan import FilePlan, Options, Plan
 from repack.planner import make_plan
 from repack.sources.base import Shard, Source
 from repack.tasks import Results, Tasks, Watched, run_tasks
@@ -37,6 +47,7 @@ class Conversion:
     plan: Plan
     small_files: Mapping[str, bytes]
     extensions: Mapping[str, Any] = field(default_factory=dict)  # of the index
+    links: Mapping[str, str] = field(default_factory=dict)  # data files that are hard links -> the file they repeat
 
     def weights(self) -> Weights:
         """What one file is written from; a rehearsal makes it up."""
@@ -49,18 +60,24 @@ class Conversion:
         return [shard for shard in self.source.shards if shard.name in used]
 
     @property
+    def files(self) -> list[FilePlan]:
+        """The data files to write; links come after them."""
+        return [file for file in self.plan.files() if file.name not in self.links]
+
+    @property
     def output_bytes(self) -> int:
-        """Everything that OUT will hold, index and journals estimated."""
+        """Everything that OUT will take of its disk, index and journals estimated."""
         layout = self.plan.layout
         checksums = sum(layer.num_experts for _, layer in layout.moe_layers()) + layout.resident_bytes // BLOCK_BYTES
         described = len(layout.resident) + len(layout.layers)
         small = sum(map(len, self.small_files.values()))
-        return layout.total_bytes + small + _BYTES_PER_CHECKSUM * checksums + _BYTES_PER_TENSOR * (described + 1)
+        data = sum(file.nbytes for file in self.files)
+        return data + small + _BYTES_PER_CHECKSUM * checksums + _BYTES_PER_TENSOR * (described + 1)
 
     def work_bytes(self, hash_source: bool) -> int:
         """Source bytes that a whole conversion reports to its progress callback."""
         hashed = sum(shard.nbytes for shard in self.shards if shard.sha256 is None) if hash_source else 0
-        return self.plan.source_bytes + hashed
+        return sum(file.source_bytes for file in self.files) + hashed
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for an unfinished conversion to go on. JSON."""
@@ -125,7 +142,7 @@ def convert(
         tasks = Tasks(
             conversion.source,
             conversion.weights,
-            list(conversion.plan.files()),
+            conversion.files,
             conversion.shards if hash_source else [],
         )
         if executor is None:
@@ -135,6 +152,9 @@ def convert(
         else:
             done = run_tasks(tasks, executor, out, identity)
         conversion.source.check()
+        for name, repeated in conversion.links.items():
+            link(out, name, repeated)
+            done.files[name] = done.files[repeated]
         index = _finished_index(conversion, done)
         publish(out, INDEX_FILE, index_to_bytes(index))
         finish(out)

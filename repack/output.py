@@ -128,6 +128,14 @@ def publish(out: Path, name: str, content: bytes) -> None:
         sync_folder(out)
 
 
+def link(out: Path, name: str, repeated: str) -> None:
+    """Make a data file a hard link to another one. Raises StorageError, also where the disk has no such links."""
+    with storage_errors(out / name):
+        (out / name).unlink(missing_ok=True)
+        os.link(out / repeated, out / name)
+        sync_folder((out / name).parent)
+
+
 def finish(out: Path) -> None:
     """Remove journals and the lock once the index is in place."""
     with storage_errors(out):

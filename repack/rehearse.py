@@ -8,22 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
+from formats.budget import human
 from formats.checksum import xxh3_64
 from formats.config import read_config
 from formats.dtypes import AnyArray, Float32, from_float32
 from formats.encodings import Affine, Encoding
-from formats.errors import FormatError
+from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
-from repack.convert import Conversion
+from formats.layout import LayerLayout
+from formats.record import RecordLayout
+from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
 from repack.families import EMBEDDING, FAMILIES
 from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix
-from repack.planner import make_plan
-from repack.sources.base import Reader, Shard, SourceTensor
+from repack.sources.base import Reader, Shard, Source, SourceTensor
 from repack.sources.folder import read_small_file
 
 POOL_BYTES = 1 << 24
@@ -41,6 +44,12 @@ class Geometry:
     repository: str | None = None
     revision: str | None = None
     shards: Sequence[Shard] = ()
+
+    @classmethod
+    def of(cls, source: Source) -> "Geometry":
+        """The geometry of a whole checkpoint, from its small files alone. Raises as read_config."""
+        files = {name: raw for name in SMALL_FILES if (raw := source.small_file(name)) is not None}
+        return geometry(files, f"{source.repository}: config.json")
 
     def small_file(self, name: str) -> bytes | None:
         return self.files.get(name)
@@ -62,22 +71,61 @@ class Rehearsal(Conversion):
         return MadeUpWeights(self.seed)
 
 
-def prepare_rehearsal(path: Path, options: Options, seed: int) -> Rehearsal:
-    """Plan a rehearsal from a config.json, or a folder with one (tokenizer files in it are used too).
+def read_geometry(path: Path) -> Geometry:
+    """The geometry that a config.json describes, or a folder with one (tokenizer files in it are used too).
 
     Raises StreamingExpertsError for a config that cannot be read or is not supported.
     """
     paths = {name: path / name for name in SMALL_FILES} if path.is_dir() else {"config.json": path}
     files = {name: raw for name, place in paths.items() if (raw := read_small_file(place)) is not None}
+    return geometry(files, str(path))
+
+
+def geometry(files: Mapping[str, bytes], where: str) -> Geometry:
+    """The tensors of a model in bf16, from its small files. Raises as read_config."""
     if "config.json" not in files:
-        raise FormatError(f"{path}: holds no config.json")
-    config = read_config(files["config.json"], str(path))
+        raise FormatError(f"{where}: holds no config.json")
+    config = read_config(files["config.json"], where)
     tensors = {
         name: SourceTensor(name, _NO_FILE, "BF16", shape, 0, 2 * math.prod(shape))
         for name, shape in FAMILIES[config.model_type].checkpoint(config)
     }
-    plan = make_plan(tensors, config, options)
-    return Rehearsal(Geometry(tensors, files), plan, files, {REHEARSAL: {"seed": seed}}, seed)
+    return Geometry(tensors, files)
+
+
+def prepare_rehearsal(source: Geometry, options: Options, seed: int, disk_bytes: int | None = None) -> Rehearsal:
+    """Plan a rehearsal; within disk_bytes, layer files past them repeat earlier ones as hard links.
+
+    Raises StreamingExpertsError for a config that is not supported or options that do not fit, RequestError for a
+    disk_bytes that one layer file of each kind and the rest of the container do not fit into.
+    """
+    conversion = prepare(source, options)
+    layout = conversion.plan.layout
+    links = {} if disk_bytes is None else _links(conversion, disk_bytes)
+    mark: dict[str, Any] = {"seed": seed}
+    if links:
+        repeated = {layer.file: layer.nbytes for _, layer in layout.moe_layers()}
+        mark |= {"links": links, "distinct_bytes": layout.total_bytes - sum(repeated[name] for name in links)}
+    return Rehearsal(source, conversion.plan, conversion.small_files, {REHEARSAL: mark}, links, seed)
+
+
+def _links(conversion: Conversion, disk_bytes: int) -> dict[str, str]:
+    """Which layer files repeat which: as many as fit are written, at least one of each kind, the others in turn."""
+    kinds: dict[tuple[RecordLayout, int], list[LayerLayout]] = {}
+    for _, layer in conversion.plan.layout.moe_layers():
+        kinds.setdefault((layer.record, layer.num_experts), []).append(layer)
+    left = disk_bytes - conversion.output_bytes
+    left += sum(layer.nbytes for layers in kinds.values() for layer in layers[1:])
+    if left < 0:
+        raise RequestError(
+            f"--disk is {human(disk_bytes)}, expected at least {human(disk_bytes - left)} for this model"
+        )
+    links = {}
+    for layers in kinds.values():
+        written = 1 + min(len(layers) - 1, left // layers[0].nbytes)
+        left -= (written - 1) * layers[0].nbytes
+        links.update({layer.file: layers[i % written].file for i, layer in enumerate(layers[written:])})
+    return links
 
 
 class MadeUpWeights:

@@ -96,6 +96,63 @@ def _running_text(report: Mapping[str, Any]) -> str:
     )
 
 
+def forecast_text(report: Mapping[str, Any]) -> str:
+    """All of forecast.forecast."""
+    disk = report["disk"]
+    lines = [
+        ("weights to read", human(report["weights_bytes"])),
+        ("disk", f"{human(disk['needed_bytes'])} for the container, {human(disk['free_bytes'])} are free"),
+        ("memory", f"{human(report['ram_bytes'])} to run with (--ram)"),
+    ]
+    return "\n\n".join(
+        [
+            inspection_text(report),
+            _resident_choices_text(report["resident_choices"]),
+            _columns(lines),
+            *([_predictions_text(report)] if "machine" in report else []),
+            *[f"cannot run here: {refusal}" for refusal in report["refusals"]],
+        ]
+    )
+
+
+def _resident_choices_text(choices: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            str(choice["resident_bits"]),
+            *(
+                human(choice[key]) if key in choice else "does not fit"
+                for key in ("total_bytes", "resident_bytes", "floor_bytes")
+            ),
+        )
+        for choice in choices
+    ]
+    return _table(("--resident-bits", "container", "resident", "RAM floor"), rows)
+
+
+def _predictions_text(report: Mapping[str, Any]) -> str:
+    machine = report["machine"]
+    past = "" if machine["direct"] else ", through the page cache"
+    lines = [
+        ("disk here", f"{three_digits(machine['disk_bytes_per_s'] / 1e9)} GB/s in records{past}"),
+        (
+            "memory here",
+            f"{three_digits(machine['memory_bytes_per_s'] / 1e9)} GB/s with {machine['threads']} threads",
+        ),
+    ]
+    for prediction in report["predictions"]:
+        hits = f"{100 * prediction['hit_rate']:.0f} % cache hits"
+        lines.append((f"predicted, {hits}", f"{three_digits(prediction['tokens_per_s'])} tokens/s"))
+    if "at_ram" in report:
+        low, high = (three_digits(speed) for speed in report["at_ram"]["tokens_per_s"])
+        lines.append(
+            (
+                f"predicted, --ram {human(report['ram_bytes'])}",
+                f"{low} to {high} tokens/s, from routing that spreads evenly to routing as skewed as published",
+            )
+        )
+    return _columns(lines)
+
+
 def expert_text(report: Mapping[str, Any]) -> str:
     """All of report.inspect_expert."""
     title = (

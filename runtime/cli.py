@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,12 +13,12 @@ import click
 from tqdm import tqdm
 
 from formats import __version__
-from formats.budget import human, token_bytes
+from formats.budget import human, parse_size, token_bytes
 from formats.errors import RequestError, StreamingExpertsError
+from formats.memory import default_ram_bytes
 from runtime.bench import run_bench
 from runtime.chat import chat_loop
 from runtime.engine import BACKENDS, Engine
-from runtime.memory import default_ram_bytes
 from runtime.perplexity import measure
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
@@ -27,8 +26,6 @@ from runtime.trace import read_trace
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
-_UNITS = {"": 1, "B": 1, **{f"{p}iB": 2 ** (10 * i) for i, p in enumerate("KMGT", 1)}}
-_UNITS |= {p: 2 ** (10 * i) for i, p in enumerate("KMGT", 1)} | {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
@@ -37,11 +34,10 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)", str(value))
-        units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-        if match is None or match[2].lower() not in units:
+        nbytes = parse_size(str(value))
+        if nbytes is None:
             self.fail(f"{value!r} is no size such as 2GiB or 1500MB", param, ctx)
-        return int(float(match[1]) * units[match[2].lower()])
+        return nbytes
 
 
 class DefaultGroup(click.Group):

@@ -18,12 +18,12 @@ from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
+from formats.memory import default_ram_bytes, peak_memory_bytes
 from runtime.backends.native import PRECISIONS, levels
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
 from runtime.experts import Experts
-from runtime.memory import default_ram_bytes, peak_memory_bytes
 from runtime.models import MODELS, Model
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
 from runtime.session import Sequence as StepSequence
@@ -104,7 +104,7 @@ class Engine:
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
         if REHEARSAL in container.index.extensions:
-            self.warnings.append("this is a rehearsal: its weights are made up, and its text means nothing")
+            self.warnings.append(_rehearsal_warning(container.index.extensions[REHEARSAL]))
         if self.generation.ignored:
             keys = ", ".join(self.generation.ignored)
             self.warnings.append(f"generation_config.json: {keys}: not implemented, ignored")
@@ -417,3 +417,9 @@ def _at_least_one(option: str, value: int | None, default: int) -> int:
     if value < 1:
         raise RequestError(f"{option} is {value}, expected at least 1")
     return value
+
+
+def _rehearsal_warning(mark: Any) -> str:
+    distinct = mark.get("distinct_bytes") if isinstance(mark, dict) else None
+    repeats = f"; {human(distinct)} of distinct bytes lie behind it" if isinstance(distinct, int) else ""
+    return f"this is a rehearsal: its weights are made up, and its text means nothing{repeats}"

@@ -12,8 +12,9 @@ from formats.container import open_container
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.index import REHEARSAL
 from repack.convert import convert, prepare
+from repack.known_models import KNOWN_MODELS, known_geometry
 from repack.plan import Options
-from repack.rehearse import prepare_rehearsal
+from repack.rehearse import prepare_rehearsal, read_geometry
 from repack.sources.folder import FolderSource
 from repack.verify import verify_container
 from runtime import Engine
@@ -23,8 +24,15 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 CONFIGS = [FIXTURES / "per_expert" / "config.json", FIXTURES / "qwen3_moe" / "config.json"]  # all bf16
 
 
-def rehearse(config: Path, out: Path, options: Options | None = None, seed: int = 0, jobs: int = 1) -> Path:
-    convert(prepare_rehearsal(config, options or Options(), seed), out, jobs=jobs)
+def rehearse(
+    config: Path,
+    out: Path,
+    options: Options | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    disk_bytes: int | None = None,
+) -> Path:
+    convert(prepare_rehearsal(read_geometry(config), options or Options(), seed, disk_bytes), out, jobs=jobs)
     return out
 
 
@@ -79,6 +87,43 @@ def test_the_index_and_the_engine_say_that_it_is_a_rehearsal(tmp_path: Path) -> 
         assert [line for line in engine.warnings if "rehearsal" in line]
 
 
+def layer_files(out: Path) -> list[os.stat_result]:
+    return [path.stat() for path in sorted((out / "experts").iterdir())]
+
+
+def test_past_the_allowance_layer_files_are_hard_links_to_earlier_ones(tmp_path: Path) -> None:
+    whole = rehearse(CONFIGS[0], tmp_path / "whole")
+    files = layer_files(whole)
+    room = prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0).output_bytes - files[0].st_size
+    out = rehearse(CONFIGS[0], tmp_path / "out", disk_bytes=room)
+    assert len({status.st_ino for status in layer_files(out)}) == len(files) - 1
+    index = open_container(out).index
+    (repeat,) = index.extensions[REHEARSAL]["links"].items()
+    assert (out / repeat[0]).samefile(out / repeat[1])
+    assert index.extensions[REHEARSAL]["distinct_bytes"] == index.layout.total_bytes - files[0].st_size
+    assert verify_container(out).sound
+    with Engine.open(out) as engine:
+        assert any("distinct" in line for line in engine.warnings)
+        engine.logits([1, 2, 3])
+
+
+def test_a_rehearsal_with_links_takes_no_more_disk_than_allowed(tmp_path: Path) -> None:
+    smallest = prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0)
+    layers = [layer for _, layer in smallest.plan.layout.moe_layers()]
+    room = smallest.output_bytes - sum(layer.nbytes for layer in layers[1:])
+    out = rehearse(CONFIGS[0], tmp_path / "out", disk_bytes=room)
+    statuses = {path.stat().st_ino: path.stat() for path in out.rglob("*") if path.is_file()}
+    assert sum(status.st_size for status in statuses.values()) <= room
+    with pytest.raises(RequestError, match=r"--disk is .*, but this model takes at least"):
+        prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0, room - 1)
+
+
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_every_well_known_model_can_be_rehearsed(name: str) -> None:
+    rehearsal = prepare_rehearsal(known_geometry(name), Options(), 0, 20 << 30)
+    assert rehearsal.output_bytes <= 20 << 30 or not rehearsal.links
+
+
 def test_another_seed_does_not_go_on_with_the_first_one(tmp_path: Path) -> None:
     rehearse(CONFIGS[0], tmp_path / "out", seed=1)
     with pytest.raises(RequestError, match="extensions rehearsal seed 1, not 2; --force replaces it"):
@@ -89,13 +134,13 @@ def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> Non
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UnsupportedError, match="model_type is gpt2, supported are"):
-        prepare_rehearsal(path, Options(), 0)
+        read_geometry(path)
 
 
 def test_a_folder_without_a_config_and_a_pipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"holds no config\.json"):
-        prepare_rehearsal(tmp_path, Options(), 0)
+        read_geometry(tmp_path)
     os.mkfifo(tmp_path / "config.json")
     for path in (tmp_path, tmp_path / "config.json"):
         with pytest.raises(FormatError, match=r"config\.json: is no regular file"):
-            prepare_rehearsal(path, Options(), 0)
+            read_geometry(path)

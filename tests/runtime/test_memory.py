@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.memory import SHARE_FOR_US, default_ram_bytes, peak_memory_bytes
+from formats.memory import SHARE_FOR_US, default_ram_bytes, peak_memory_bytes
 from tests.runtime.helpers import FIXTURES, floor_bytes
 
 GIB = 1 << 30
@@ -150,7 +150,7 @@ def test_the_peak_of_this_process_is_between_a_mebibyte_and_all_memory() -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel tells only what getrusage tells")
 def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
-    words = "from runtime.memory import peak_memory_bytes; print(peak_memory_bytes())"
+    words = "from formats.memory import peak_memory_bytes; print(peak_memory_bytes())"
     large = (
         f"x = bytes(200 << 20); import subprocess, sys; subprocess.run([sys.executable, '-c', {words!r}], check=True)"
     )
@@ -163,7 +163,7 @@ def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
 RUN = """
 import sys
 from runtime.cli import main
-from runtime.memory import peak_memory_bytes
+from formats.memory import peak_memory_bytes
 main()
 sys.stderr.write(f"peak {peak_memory_bytes()}")
 """
