@@ -78,7 +78,7 @@ def memory_terms(
         base_bytes=BASE_BYTES,
         tokenizer_bytes=_tokenizer_bytes(tokenizer_json_bytes, model.vocab_size, ctx_size),
         resident_bytes=layout.resident_bytes,
-        state_bytes=model.state_values * VALUE_BYTES,
+        state_bytes=2 * model.state_values * VALUE_BYTES,  # a step writes beside what it reads
         kv_bytes=ctx_size * model.cache_values_per_token * VALUE_BYTES,
         scratch_bytes=_activation_bytes(layout, min(chunk_size, ctx_size), ctx_size)
         + 2 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES

@@ -63,9 +63,6 @@ class Ops(Protocol):
     def decay(self, a: Array, dt_bias: Weight, a_log: Weight) -> Array:
         """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): [T, H]."""
 
-    def repeat_heads(self, x: Array, times: int) -> Array:
-        """[T, H, d] -> [T, H * times, d], each head `times` in a row."""
-
     def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Join along the first axis."""
 
@@ -112,17 +109,21 @@ class Ops(Protocol):
         """
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
-        """An empty convolution or recurrent state."""
+        """An empty convolution state."""
+
+    def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
+        """An empty state of the gated delta rule."""
 
     def causal_conv1d(self, x: Array, weight: Weight, state: Array) -> tuple[Array, Array]:
         """Depthwise convolution of x [T, C] with weight [C, K] after state [K-1, C]: ([T, C], last K-1 inputs)."""
 
     def gated_delta_rule(
-        self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Array
-    ) -> tuple[Array, Array]:
-        """Recurrence over T: q, k [T, H, dk], v [T, H, dv], log_decay, beta [T, H], state [H, dk, dv].
+        self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: State
+    ) -> tuple[Array, State]:
+        """Recurrence over T: q, k [T, Hk, dk], v [T, H, dv], log_decay, beta [T, H], state S [H, dk, dv].
 
-        Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k)); o = S^T q. Returns (o [T, H, dv], S).
+        Value head h reads key head h // (H / Hk). Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k));
+        o = S^T q. Returns (o [T, H, dv], S).
         Source: Yang et al., Gated Delta Networks (2412.06464); transformers' torch_recurrent_gated_delta_rule.
         """
 

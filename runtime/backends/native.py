@@ -66,6 +66,51 @@ class ExpertLayout(ctypes.Structure):
 SILU, SWIGLU_CLAMPED, GELU_TANH = 0, 1, 2
 
 
+class KVCache(ctypes.Structure):
+    """se_kv_cache: where keys and values lie, and their shape."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("capacity", c_int64),
+        ("heads", c_int64),
+        ("width", c_int64),
+        ("value_width", c_int64),
+    )
+
+
+class DeltaShape(ctypes.Structure):
+    """se_delta_shape: heads and widths of a gated DeltaNet."""
+
+    _fields_ = (("heads", c_int64), ("key_heads", c_int64), ("key_width", c_int64), ("value_width", c_int64))
+
+
+class Routing(ctypes.Structure):
+    """se_routing: how a router chooses."""
+
+    _fields_ = (
+        ("num_experts", c_int64),
+        ("top_k", c_int64),
+        ("n_group", c_int64),
+        ("topk_group", c_int64),
+        ("scoring", c_int32),
+        ("normalize", c_int32),
+        ("scaling_factor", c_float),
+        ("reserved", c_int32),
+    )
+
+
+LANES = 16  # keys, and columns of a state, that lie side by side
+MAP_SIGMOID, MAP_SILU = 0, 1  # enum se_map_kind
+SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1  # enum se_scoring
+_ADDRESS = ctypes.c_char * 0
+
+
+def address(array: AnyArray) -> ctypes.Array[ctypes.c_char]:
+    """What a c_void_p argument takes: four times as fast as array.ctypes, and only for a contiguous array."""
+    return _ADDRESS.from_buffer(array.data)
+
+
 def matrix(
     encoding: Encoding,
     rows: int,
@@ -158,6 +203,31 @@ def _declare(library: ctypes.CDLL) -> None:
             ),
         ),
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
+        "se_rms_norm": (c_int32, (context, floats, c_int64, c_int64, floats, c_float, floats)),
+        "se_l2_norm": (c_int32, (context, floats, c_int64, c_int64, c_float, floats)),
+        "se_map": (c_int32, (context, c_int32, floats, c_int64, floats)),
+        "se_decay": (c_int32, (context, floats, floats, floats, c_int64, c_int64, floats)),
+        "se_rope": (
+            c_int32, (context, floats, c_int64, c_int64, c_int64, c_int64, c_int32, floats, floats, floats),
+        ),
+        "se_route": (c_int32, (context, POINTER(Routing), floats, floats, c_int64, c_void_p, floats)),
+        "se_attention": (
+            c_int32,
+            (
+                context, POINTER(KVCache), c_int64, floats, floats, floats,
+                c_int64, c_int64, c_float, c_int64, floats, floats,
+            ),
+        ),
+        "se_causal_conv1d": (
+            c_int32, (context, floats, floats, floats, c_int64, c_int64, c_int64, floats, floats),
+        ),
+        "se_delta_rule": (
+            c_int32,
+            (
+                context, POINTER(DeltaShape), floats, floats, floats, floats, floats,
+                c_int64, floats, floats, floats,
+            ),
+        ),
         "se_read": (c_int32, (context, c_int32, POINTER(c_void_p), c_int64, c_int64)),
     }  # fmt: skip
     native.declare(library, signatures)
@@ -194,6 +264,10 @@ class Context:
     def dispatch(self) -> None:
         """Wake all threads and wait for them: the price of a call."""
         _check(self._library.se_dispatch(self._handle))
+
+    def call(self, name: str, *arguments: object) -> None:
+        """A function of se_native.h that is no product; arrays as `address`."""
+        _check(getattr(self._library, name)(self._handle, *arguments))
 
     def linear(self, description: Matrix, base: int, x: Float32) -> Float32:
         """x [T, columns] by the matrix whose record or tensor begins at address base: [T, rows]."""

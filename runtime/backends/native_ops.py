@@ -3,18 +3,40 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED
+from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
 from formats.layout import Layout
 from runtime.backends import native
-from runtime.backends.numpy_ops import NumpyOps, Weight
+from runtime.backends.base import SIGMOID, SOFTMAX, Routing, State
+from runtime.backends.native import address
+from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
+SCORING = {SOFTMAX: native.SCORE_SOFTMAX, SIGMOID: native.SCORE_SIGMOID}
 ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
+
+
+class NativeCache(NamedTuple):
+    """Keys and values of the first `length` tokens where `memory` says; a longer cache may share the same memory."""
+
+    memory: native.KVCache
+    arrays: tuple[Float32, Float32]  # which the memory is
+    length: int
+
+
+class DeltaState(NamedTuple):
+    """The state of a gated DeltaNet, [H, panels of 16 columns, dk, 16], and room for the one after it.
+
+    A step reads the one and writes the other, so a step that raises has changed nothing.
+    """
+
+    now: Float32
+    next: Float32
 
 
 @dataclass(frozen=True)
@@ -56,8 +78,11 @@ class NativeOps(NumpyOps):
         kind, alpha, limit, self._scale_input = layout.model.expert_activation
         activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, self._scale_input)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
+        self._prepared: dict[tuple[int, float], Float32] = {}  # small weights as floats, by place and offset
         self._context = native.Context(threads, precision, level)
+        self._call = self._context.call
         self.level = self._context.level
+        self.threads = threads
         self.precision = precision
 
     @property
@@ -90,6 +115,125 @@ class NativeOps(NumpyOps):
                     raise
         return self._context.weighted_sum(outputs, np.ones_like(weights) if self._scale_input else weights)
 
+    def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
+        """offset + weight as float32, decoded once."""
+        assert isinstance(weight, NativeWeight)
+        key = (weight.matrix.weight_offset, offset)
+        if key not in self._prepared:
+            self._prepared[key] = np.float32(offset) + weight.vector()
+        return self._prepared[key]
+
+    def _taps(self, weight: Weight) -> Float32:
+        """A convolution's weights [C, K] as [K, C]."""
+        assert isinstance(weight, NativeWeight)
+        key = (weight.matrix.weight_offset, 0.0)
+        if key not in self._prepared:
+            self._prepared[key] = np.ascontiguousarray(weight.decode().T)
+        return self._prepared[key]
+
+    # ---- row by row
+
+    def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
+        x, y = _with_result(x)
+        columns = x.shape[-1]
+        scale = address(self._vector(weight, offset))
+        self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
+        return y
+
+    def l2_norm(self, x: Float32, eps: float) -> Float32:
+        x, y = _with_result(x)
+        columns = x.shape[-1]
+        self._call("se_l2_norm", address(x), x.size // columns, columns, eps, address(y))
+        return y
+
+    def silu(self, x: Float32) -> Float32:
+        x, y = _with_result(x)
+        self._call("se_map", native.MAP_SILU, address(x), x.size, address(y))
+        return y
+
+    def sigmoid(self, x: Float32) -> Float32:
+        x, y = _with_result(x)
+        self._call("se_map", native.MAP_SIGMOID, address(x), x.size, address(y))
+        return y
+
+    def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
+        a, y = _with_result(a)
+        bias, log = address(self._vector(dt_bias)), address(self._vector(a_log))
+        self._call("se_decay", address(a), bias, log, *a.shape, address(y))
+        return y
+
+    def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
+        x, y = _with_result(x)
+        cos, sin = rope_tables(rope, position, len(x))
+        half, interleaved = rope.dim // 2, rope.interleaved
+        self._call("se_rope", address(x), *x.shape, half, interleaved, address(cos), address(sin), address(y))
+        return y
+
+    def route(
+        self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
+    ) -> tuple[AnyArray, Float32]:
+        tokens, num_experts = logits.shape
+        ids, weights = np.empty((tokens, routing.top_k), np.int64), np.empty((tokens, routing.top_k), np.float32)
+        bias = address(self._vector(correction_bias)) if correction_bias is not None else None
+        how = native.Routing(
+            num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
+            routing.norm_topk_prob, routing.routed_scaling_factor, 0,
+        )  # fmt: skip
+        self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
+        return ids, weights
+
+    # ---- attention
+
+    def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
+        capacity = -(-self._ctx_size // native.LANES) * native.LANES
+        width = -(-head_dim // native.LANES) * native.LANES
+        keys = np.empty((num_heads, capacity, head_dim), np.float32)  # resident only as tokens come
+        values = np.empty((num_heads, capacity, width), np.float32)
+        memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, num_heads, head_dim, head_dim)
+        return NativeCache(memory, (keys, values), 0)
+
+    def attention(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        cache: State,
+        scale: float,
+        *,
+        window: int | None = None,
+        sinks: Weight | None = None,
+    ) -> tuple[Float32, State]:
+        q, y = _with_result(q)
+        k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
+        tokens, heads, _ = q.shape
+        self._call(
+            "se_attention", cache.memory, cache.length, address(q), address(k), address(v), tokens, heads,
+            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, address(y),
+        )  # fmt: skip
+        return y, cache._replace(length=cache.length + tokens)
+
+    # ---- gated DeltaNet
+
+    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
+        x, y = _with_result(x)
+        taps, after = self._taps(weight), np.empty_like(state)
+        sizes = (*x.shape, len(taps))
+        self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
+        return y, after
+
+    def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
+        shape = (num_heads, -(-value_dim // native.LANES), key_dim, native.LANES)
+        return DeltaState(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+    def gated_delta_rule(
+        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
+    ) -> tuple[Float32, State]:
+        v, y = _with_result(v)
+        shape = native.DeltaShape(v.shape[1], k.shape[1], k.shape[2], v.shape[2])
+        inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
+        self._call("se_delta_rule", shape, *inputs, len(v), address(state.now), address(state.next), address(y))
+        return y, DeltaState(state.next, state.now)
+
     def close(self) -> None:
         """End the kernels' threads."""
         self._context.close()
@@ -101,3 +245,9 @@ def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyA
     pairs = np.argsort(flat, kind="stable")
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
     return distinct.tolist(), starts, counts, pairs
+
+
+def _with_result(x: Float32) -> tuple[Float32, Float32]:
+    """x as kernels take it, and an array of its shape for what they make of it."""
+    x = np.ascontiguousarray(x, np.float32)
+    return x, np.empty(x.shape, np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
-from runtime.backends.base import SOFTMAX, Routing
+from runtime.backends.base import SOFTMAX, Routing, State
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -198,18 +199,13 @@ class NumpyOps:
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
         return -np.exp(a_log.vector()) * softplus
 
-    def repeat_heads(self, x: Float32, times: int) -> Float32:
-        return np.repeat(x, times, axis=1)
-
     def concatenate(self, arrays: Sequence[Float32]) -> Float32:
         return np.concatenate(arrays)
 
     # ---- attention
 
     def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
-        angles = np.arange(position, position + len(x))[:, None] * rope.inv_freq  # [T, dim / 2]
-        cos = (np.cos(angles) * rope.attention_factor).astype(np.float32)[:, None]
-        sin = (np.sin(angles) * rope.attention_factor).astype(np.float32)[:, None]
+        cos, sin = (table[:, None] for table in rope_tables(rope, position, len(x)))
         half = rope.dim // 2
         first, second = slice(0, half), slice(half, rope.dim)
         if rope.interleaved:
@@ -219,7 +215,7 @@ class NumpyOps:
         y[..., second] = x[..., second] * cos + x[..., first] * sin
         return y
 
-    def new_kv_cache(self, num_heads: int, head_dim: int) -> KVCache:
+    def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
         shape = (self._ctx_size, num_heads, head_dim)  # memory becomes resident only as tokens come
         return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0)
 
@@ -228,12 +224,12 @@ class NumpyOps:
         q: Float32,
         k: Float32,
         v: Float32,
-        cache: KVCache,
+        cache: State,
         scale: float,
         *,
         window: int | None = None,
         sinks: Weight | None = None,
-    ) -> tuple[Float32, KVCache]:
+    ) -> tuple[Float32, State]:
         tokens, heads, d = q.shape
         start, stop = cache.length, cache.length + tokens
         cache.keys[start:stop], cache.values[start:stop] = k, v
@@ -295,6 +291,9 @@ class NumpyOps:
     def zeros(self, shape: tuple[int, ...]) -> Float32:
         return np.zeros(shape, np.float32)
 
+    def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
+        return np.zeros((num_heads, key_dim, value_dim), np.float32)
+
     def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
         taps = weight.decode()  # [C, K]
         padded = np.concatenate([state, x])  # [K - 1 + T, C]
@@ -304,9 +303,11 @@ class NumpyOps:
         return y, padded[len(x) :].copy()
 
     def gated_delta_rule(
-        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: Float32
-    ) -> tuple[Float32, Float32]:
+        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
+    ) -> tuple[Float32, State]:
         state = state.copy()  # [H, dk, dv]
+        group = v.shape[1] // k.shape[1]  # value heads that share a key head
+        q, k = np.repeat(q, group, axis=1), np.repeat(k, group, axis=1)
         output = np.empty_like(v)
         decay = np.exp(log_decay)
         for t in range(len(q)):
@@ -316,6 +317,14 @@ class NumpyOps:
             state += k[t, :, :, None] * update[:, None, :]
             output[t] = (q[t, :, None, :] @ state)[:, 0]
         return output, state
+
+
+@lru_cache(maxsize=16)  # all layers of a step ask for the same
+def rope_tables(rope: Rope, position: int, tokens: int) -> tuple[Float32, Float32]:
+    """cos and sin of the angles of tokens from position on, made in float64: [T, dim / 2] each."""
+    angles = np.arange(position, position + tokens)[:, None] * rope.inv_freq
+    cos, sin = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def _softmax(x: Float32, sink: Float32 | None = None) -> Float32:

@@ -69,7 +69,7 @@ class Qwen3_5Moe:
     def _new_delta_state(self) -> State:
         c = self.config
         convolution = self.ops.zeros((c.linear_conv_kernel_dim - 1, c.linear_conv_channels))
-        recurrent = self.ops.zeros((c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim))
+        recurrent = self.ops.new_delta_state(c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim)
         return convolution, recurrent
 
     def _linear_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
@@ -95,18 +95,17 @@ class Qwen3_5Moe:
         return ops.linear(o.reshape(-1, heads * d), w("out_proj"))
 
     def _split_qkv(self, qkv: Array) -> tuple[Array, Array, Array]:
-        """[T, channels] -> q, k [T, value heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv]."""
+        """[T, channels] -> q, k [T, key heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv]."""
         c, ops = self.config, self.ops
         dk, dv, key_dim = (
             c.linear_key_head_dim,
             c.linear_value_head_dim,
             c.linear_num_key_heads * c.linear_key_head_dim,
         )
-        group = c.linear_num_value_heads // c.linear_num_key_heads  # value heads that share a key head
         q = ops.l2_norm(qkv[:, :key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6) * dk**-0.5
         k = ops.l2_norm(qkv[:, key_dim : 2 * key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6)
         v = qkv[:, 2 * key_dim :].reshape(-1, c.linear_num_value_heads, dv)
-        return ops.repeat_heads(q, group), ops.repeat_heads(k, group), v
+        return q, k, v
 
     # ---- mixture of experts
 

@@ -16,13 +16,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = (
-    "context", "pool", "product", "linear", "experts", "reader", "xxh3", "ceiling", "encode_affine", "kernels_portable",
+    "context", "pool", "product", "linear", "experts", "reader", "xxh3", "rows", "route", "attention", "delta",
+    "ceiling", "encode_affine", "kernels_portable", "loops_portable",
 )  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 X86_SOURCES = {
     "encode_affine_avx2": _AVX2,
     "encode_affine_avx512": _AVX512,
+    "loops_avx2": _AVX2,
+    "loops_avx512": _AVX512,
     "kernels_avx2": _AVX2,
     "kernels_avx512": _AVX512,
     "kernels_avx512vnni": (*_AVX512, "-mavx512vnni"),

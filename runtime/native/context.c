@@ -23,6 +23,15 @@ static int available(const struct kernels **levels) {
     return count;
 }
 
+static const struct loops *loops_of(const struct kernels *kernels) {
+#if defined(__x86_64__)
+    if (kernels == &kernels_avx512vnni || kernels == &kernels_avx512) return &loops_avx512;
+    if (kernels == &kernels_avx2) return &loops_avx2;
+#endif
+    (void)kernels;
+    return &loops_portable;
+}
+
 enum { MAX_LEVELS = 4, NAMES_BYTES = 64 };
 
 const char *se_levels(void) {
@@ -52,6 +61,7 @@ se_context *se_open(const char *level, int64_t threads, int64_t spin_us) {
     se_context *context = calloc(1, sizeof *context);
     if (context == NULL) return NULL;
     context->kernels = kernels;
+    context->loops = loops_of(kernels);
     context->pool = pool_open(threads, spin_us);
     if (context->pool == NULL) {
         free(context);

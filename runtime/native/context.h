@@ -3,6 +3,7 @@
 #define SE_CONTEXT_H
 
 #include "kernels.h"
+#include "loops.h"
 #include "pool.h"
 
 #include <stdatomic.h>
@@ -10,6 +11,7 @@
 
 struct se_context {
     const struct kernels *kernels;
+    const struct loops *loops;
     struct pool *pool;
     uint8_t *scratch;
     int64_t scratch_bytes;
@@ -22,6 +24,18 @@ int32_t context_leave(se_context *context, int32_t status);
 
 /* Scratch memory of at least that size, on a multiple of ALIGNMENT; what it held is lost. False without memory. */
 bool context_reserve(se_context *context, int64_t bytes);
+
+/* Below this many multiplications a second thread costs more than it does. */
+enum { FEW_PRODUCTS = 1 << 16 };
+
+/* Runs work(job) on every thread, or on this one alone where there is little to do. */
+static inline void context_run(se_context *context, void (*work)(void *), void *job, int64_t products) {
+    if (products < FEW_PRODUCTS) {
+        work(job);
+    } else {
+        pool_run(context->pool, work, job);
+    }
+}
 
 /* Cuts a piece off a scratch: sizes first (memory NULL), then, after context_reserve, pointers. */
 struct cutter {
@@ -73,8 +87,5 @@ int64_t num_halves_tasks(int64_t rows);
 /* One of those tasks, linear bias included: y[t] is the whole output of a token. */
 void multiply_halves(const struct product *product, int64_t task, const uint8_t *const *operands, float *const *y,
                      int64_t tokens);
-
-/* Below this many multiplications a second thread costs more than it does. */
-enum { FEW_PRODUCTS = 1 << 16 };
 
 #endif

@@ -143,6 +143,94 @@ SE_API const char *se_encode_level(int32_t number);
 SE_API int32_t se_encode_affine(const char *level, int32_t bits, int64_t group_size, int32_t dtype,
                                 int32_t scale_dtype, const uint8_t *values, int64_t groups, uint8_t *codes,
                                 uint8_t *scales, uint8_t *biases);
+/* ---- between the products: row by row (rows.c, route.c)
+ *
+ * What a row of the result holds depends on its own row of the input alone. */
+
+/* y [rows, columns] = x / sqrt(mean of squares + eps) * weight [columns], over columns. */
+SE_API int32_t se_rms_norm(se_context *context, const float *x, int64_t rows, int64_t columns, const float *weight,
+                           float eps, float *y);
+
+/* y [rows, columns] = x / sqrt(sum of squares + eps). */
+SE_API int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float *y);
+
+enum se_map_kind { SE_MAP_SIGMOID = 0, SE_MAP_SILU = 1 };
+
+/* y [n] = map(x [n]). */
+SE_API int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, float *y);
+
+/* y [T, heads] = -exp(a_log [heads]) * softplus(a [T, heads] + dt_bias [heads]). */
+SE_API int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
+                        int64_t heads, float *y);
+
+/* y [T, heads, d]: x with the pairs (i, i + half), or interleaved (2i, 2i + 1), turned by the angles of their token:
+ * cosine, sine [T, half]. */
+SE_API int32_t se_rope(se_context *context, const float *x, int64_t tokens, int64_t heads, int64_t d, int64_t half,
+                       int32_t interleaved, const float *cosine, const float *sine, float *y);
+
+/* How a router chooses: runtime/backends/base.py, Routing. */
+enum se_scoring { SE_SCORE_SOFTMAX = 0, SE_SCORE_SIGMOID = 1 };
+
+typedef struct {
+    int64_t num_experts;
+    int64_t top_k;
+    int64_t n_group; /* 1: no groups */
+    int64_t topk_group;
+    int32_t scoring; /* enum se_scoring */
+    int32_t normalize;
+    float scaling_factor;
+    int32_t reserved; /* zero */
+} se_routing;
+static_assert(sizeof(se_routing) == 48, "mirrored in runtime/backends/native.py");
+
+/* ids and weights [T, top_k] of logits [T, num_experts], best first, of equals the lower id. correction_bias
+ * [num_experts] or NULL. */
+SE_API int32_t se_route(se_context *context, const se_routing *routing, const float *logits,
+                        const float *correction_bias, int64_t tokens, int64_t *ids, float *weights);
+
+/* ---- attention (attention.c) */
+
+/* Keys [heads, capacity / 16, width, 16] and values [heads, capacity, value_width rounded up to 16]; 16 keys lie side by
+ * side. capacity is a multiple of 16. */
+typedef struct {
+    float *keys;
+    float *values;
+    int64_t capacity;
+    int64_t heads;
+    int64_t width;
+    int64_t value_width;
+} se_kv_cache;
+static_assert(sizeof(se_kv_cache) == 48, "mirrored in runtime/backends/native.py");
+
+/* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
+ * v [T, cache heads, value_width] are written into it. A query sees `window` positions at most, its own the last, or all
+ * if window is 0. sinks [heads] or NULL: logits that take part in the softmax without a value. y [T, heads, value_width].
+ * The result of a token is the same whatever chunk it came in. */
+SE_API int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q,
+                            const float *k, const float *v, int64_t tokens, int64_t heads, float scale, int64_t window,
+                            const float *sinks, float *y);
+
+/* ---- gated DeltaNet (delta.c) */
+
+/* Depthwise convolution of x [T, channels] with taps [kernel, channels] after state [kernel - 1, channels]:
+ * y [T, channels], and the last kernel - 1 inputs to new_state. */
+SE_API int32_t se_causal_conv1d(se_context *context, const float *x, const float *taps, const float *state,
+                                int64_t tokens, int64_t channels, int64_t kernel, float *y, float *new_state);
+
+/* The state of one layer: [heads, ceil(value_width / 16), key_width, 16], panels of 16 columns. key_width is even. */
+typedef struct {
+    int64_t heads;
+    int64_t key_heads; /* value head h reads key head h / (heads / key_heads) */
+    int64_t key_width;
+    int64_t value_width;
+} se_delta_shape;
+static_assert(sizeof(se_delta_shape) == 32, "mirrored in runtime/backends/native.py");
+
+/* Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k)); y = S^T q. q, k [T, key_heads, key_width],
+ * v, y [T, heads, value_width], log_decay, beta [T, heads]. Reads state and writes new_state, which may be the same. */
+SE_API int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const float *q, const float *k,
+                             const float *v, const float *log_decay, const float *beta, int64_t tokens,
+                             const float *state, float *new_state, float *y);
 
 /* ---- ceilings */
 

@@ -1,10 +1,12 @@
 """The native backend under a whole model: transformers is the oracle, NumPy the reference."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from formats.dtypes import Float32
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
@@ -46,11 +48,42 @@ def test_exact_logits_are_those_of_numpy_on_four_bits(demo: dict[int, Path]) -> 
         assert np.abs(engine.logits(PROMPT) - numpy.logits(PROMPT)).max() < 1e-3
 
 
-def test_threads_and_budget_change_no_bit(demo: dict[int, Path]) -> None:
-    with Engine.open(demo[4], backend="native", threads=1) as engine:
-        expected, floor = engine.logits(PROMPT), engine.terms.floor_bytes
-    with Engine.open(demo[4], backend="native", threads=3, ram_bytes=floor + (64 << 20)) as engine:
-        assert np.array_equal(engine.logits(PROMPT), expected)
+TEXT = REFERENCE["validation_first_ids"][:150].tolist()  # more than one block of keys
+WHOLE = 1000
+
+
+@pytest.fixture(scope="module")
+def expected(demo: dict[int, Path]) -> Float32:
+    """The logits of TEXT at 4 bits, read in one step on one thread with everything cached."""
+    with Engine.open(demo[4], backend="native", threads=1, chunk_size=WHOLE) as engine:
+        return engine.logits(TEXT)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, WHOLE])
+def test_threads_chunks_and_budget_change_no_bit(
+    demo: dict[int, Path], expected: Float32, chunk_size: int, threads: int
+) -> None:
+    options: dict[str, Any] = {"backend": "native", "threads": threads, "chunk_size": chunk_size}
+    with Engine.open(demo[4], **options) as engine:
+        least = engine.terms.floor_bytes
+    with Engine.open(demo[4], **options, ram_bytes=least + (4 << 20)) as engine:
+        assert np.array_equal(engine.logits(TEXT), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_that_share_a_step_change_no_bit_of_each_other(
+    demo: dict[int, Path], expected: Float32, threads: int
+) -> None:
+    with Engine.open(demo[4], backend="native", threads=threads) as engine:
+        one, other = engine.new_session(), engine.new_session()
+        engine.step([(other, TEXT[100:])])
+        start = 0
+        for stop in (1, 2, 30, 31, 140, 150):
+            beside = TEXT[start : start + 3]
+            found, _ = engine.step([(one, TEXT[start:stop]), (other, beside)])
+            assert np.array_equal(found, expected[stop - 1])
+            start = stop
 
 
 def test_fast_precision_is_named_and_near(demo: dict[int, Path]) -> None:

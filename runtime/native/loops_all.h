@@ -1,0 +1,16 @@
+/* Included once by each loops_*.c, whose flags decide on the instruction set. */
+#include "loops_attention.h"
+#include "loops_delta.h"
+
+const struct loops LOOPS = {
+    .rms_norm = rms_norm,
+    .l2_norm = l2_norm,
+    .map = map,
+    .rotate = rotate,
+    .largest = largest,
+    .exponents = exponents,
+    .convolve = convolve,
+    .attend = attend,
+    .merge = merge,
+    .delta = delta,
+};

@@ -1,0 +1,2 @@
+#define LOOPS loops_portable
+#include "loops_all.h"

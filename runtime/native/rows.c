@@ -1,0 +1,101 @@
+/* Norms, element by element, rotation: rows shared among threads. */
+#include "context.h"
+
+enum { MAP_VALUES = 4096 }; /* values per task of a map */
+
+struct rows_job {
+    const struct loops *loops;
+    const float *x, *weight;
+    float eps;
+    int64_t columns, total;
+    int32_t map;
+    const float *cosine, *sine;
+    int64_t heads, half;
+    int32_t interleaved;
+    float *y;
+    struct tasks rows;
+};
+
+static void rms_norms(void *argument) {
+    struct rows_job *job = argument;
+    for (int64_t r; take(&job->rows, &r);) {
+        const int64_t at = r * job->columns;
+        job->loops->rms_norm(job->x + at, job->weight, job->eps, job->columns, job->y + at);
+    }
+}
+
+int32_t se_rms_norm(se_context *context, const float *x, int64_t rows, int64_t columns, const float *weight, float eps,
+                    float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    struct rows_job job = {
+        .loops = context->loops, .x = x, .weight = weight, .eps = eps, .columns = columns, .y = y, .rows = {0, rows}};
+    context_run(context, rms_norms, &job, rows * columns);
+    return context_leave(context, SE_OK);
+}
+
+static void l2_norms(void *argument) {
+    struct rows_job *job = argument;
+    for (int64_t r; take(&job->rows, &r);) {
+        const int64_t at = r * job->columns;
+        job->loops->l2_norm(job->x + at, job->eps, job->columns, job->y + at);
+    }
+}
+
+int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    struct rows_job job = {
+        .loops = context->loops, .x = x, .eps = eps, .columns = columns, .y = y, .rows = {0, rows}};
+    context_run(context, l2_norms, &job, rows * columns);
+    return context_leave(context, SE_OK);
+}
+
+static void maps(void *argument) {
+    struct rows_job *job = argument;
+    for (int64_t task; take(&job->rows, &task);) {
+        const int64_t at = task * MAP_VALUES, left = job->total - at;
+        job->loops->map(job->map, job->x + at, left < MAP_VALUES ? left : MAP_VALUES, job->y + at);
+    }
+}
+
+int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    struct rows_job job = {.loops = context->loops, .x = x, .map = map, .total = n, .y = y};
+    job.rows.count = (n + MAP_VALUES - 1) / MAP_VALUES;
+    context_run(context, maps, &job, 16 * n);
+    return context_leave(context, SE_OK);
+}
+
+/* By the C library's functions, which are not vectors: heads are few. */
+int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
+                 int64_t heads, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    for (int64_t i = 0; i < tokens * heads; i++) {
+        const float x = a[i] + dt_bias[i % heads];
+        const float softplus = (x > 0 ? x : 0.0f) + log1pf(expf(-fabsf(x)));
+        y[i] = -expf(a_log[i % heads]) * (x == x ? softplus : x);
+    }
+    return context_leave(context, SE_OK);
+}
+
+static void rotations(void *argument) {
+    struct rows_job *job = argument;
+    for (int64_t r; take(&job->rows, &r);) {
+        const int64_t at = r * job->columns, angle = r / job->heads * job->half;
+        job->loops->rotate(job->x + at, job->cosine + angle, job->sine + angle, job->half, job->columns, job->interleaved,
+                           job->y + at);
+    }
+}
+
+int32_t se_rope(se_context *context, const float *x, int64_t tokens, int64_t heads, int64_t d, int64_t half,
+                int32_t interleaved, const float *cosine, const float *sine, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    if (heads < 1 || half < 0 || 2 * half > d) return context_leave(context, SE_UNSUPPORTED);
+    struct rows_job job = {.loops = context->loops, .x = x, .columns = d, .cosine = cosine, .sine = sine};
+    job.heads = heads;
+    job.half = half;
+    job.interleaved = interleaved;
+    job.y = y;
+    job.rows.count = tokens * heads;
+    context_run(context, rotations, &job, tokens * heads * d);
+    return context_leave(context, SE_OK);
+}
