@@ -32,6 +32,7 @@ from repack.plan import FilePlan, Options, Plan
 from repack.planner import make_plan
 from repack.sources.base import Shard, Source
 from repack.tasks import Results, Tasks, Watched, run_tasks
+from repack.vocabulary import with_tokenizer
 from repack.writer import Progress
 
 WRITTEN_BY = f"streaming-experts {__version__}"
@@ -106,6 +107,7 @@ class Outcome:
 def prepare(source: Source, options: Options) -> Conversion:
     """Read the config and make the plan. Raises StreamingExpertsError for anything that cannot be done."""
     small_files = {name: raw for name in SMALL_FILES if (raw := source.small_file(name)) is not None}
+    small_files = with_tokenizer(small_files)
     if "config.json" not in small_files:
         raise FormatError("config.json is missing from the checkpoint")
     config = read_config(small_files["config.json"])

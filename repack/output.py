@@ -28,6 +28,7 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "tiktoken.model",  # becomes tokenizer.json
 )
 SOURCE_JOURNAL = "source" + JOURNAL
 EXPERTS_FOLDER = os.path.dirname(layer_file(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from formats.byte_level import BYTE_OF
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
 
@@ -86,12 +87,6 @@ class StreamDecoder:
     def _decode(self, ids: list[int]) -> str:
         with tokenizer_errors():
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-OTHERS = sorted({*range(256)} - {*PRINTABLE})
-# The byte that each character of a byte-level vocabulary stands for (GPT-2's bytes_to_unicode).
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
 
 
 def _token_bytes(token: str) -> bytes:

@@ -1,0 +1,18 @@
+"""Vocabularies that come without a tokenizer.json: it is made at conversion, so that the runtime knows one format."""
+
+from collections.abc import Mapping
+
+from repack.vocabulary.tiktoken import tiktoken_tokenizer
+
+TOKENIZER, TIKTOKEN = "tokenizer.json", "tiktoken.model"
+
+
+def with_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """A checkpoint's small files, tiktoken.model replaced by a tokenizer.json that gives the same ids.
+
+    Raises FormatError or UnsupportedError for a file that cannot be replaced exactly.
+    """
+    result = {name: raw for name, raw in files.items() if name != TIKTOKEN}
+    if TIKTOKEN in files and TOKENIZER not in files:
+        result[TOKENIZER] = tiktoken_tokenizer(files[TIKTOKEN], files.get("tokenizer_config.json"))
+    return result
