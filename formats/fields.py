@@ -175,6 +175,11 @@ class Fields:
             raise self.wrong(key, f"a list of integers from {low} to {high}")
         return values
 
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """Every key and its value, for an object whose keys are names from outside."""
+        self._read.update(self._values)
+        return iter(self._values.items())
+
     def object(self, key: str) -> "Fields":
         return Fields(self.mapping(key), self.name(key))
 

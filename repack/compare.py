@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,16 +10,18 @@ import numpy as np
 
 from formats.config import ModelConfig, read_config
 from formats.container import Container
-from formats.dtypes import FLOAT_DTYPES, AnyArray, Float32, storage_dtype, to_float32
+from formats.dtypes import AnyArray, Float32, storage_dtype
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.errors import FormatError
 from formats.fields import shown
 from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
-from formats.record import PlacedArray
+from formats.quantization import CONFIG_FILE, MODELOPT_FILE, Quantization, read_quantization
+from formats.record import LINEAR_BIAS, PlacedArray
 from repack.findings import Comparison, Damage, Findings
 from repack.plan import Options, Plan, SourceMatrix
 from repack.planner import make_plan
-from repack.sources.base import Reader, Source
+from repack.rows import RowReader
+from repack.sources.base import Source
 from repack.writer import Progress
 
 ROW_BLOCK_BYTES = 1 << 20  # of source
@@ -63,9 +65,10 @@ class _Tally:
         self.square_source += float(np.square(values, dtype=np.float64).sum())
         self.exact = self.exact and not error.any()
 
-    def result(self, encoding: Encoding) -> Comparison:
+    def result(self, source: str, encoding: Encoding) -> Comparison:
         ratio = self.square_error / self.square_source if self.square_source else self.square_error
         return Comparison(
+            source=source,
             encoding=encoding_label(encoding),
             tensors=self.tensors,
             weights=self.weights,
@@ -81,7 +84,7 @@ def _finite(value: float) -> float | None:
 
 def source_bytes(source: Source, layout: Layout) -> int:
     """Bytes of the source that a comparison reads. Raises what reading config and headers of the source raises."""
-    return make_plan(source.tensors, layout.model, _AS_THEY_ARE).source_bytes
+    return make_plan(source.tensors, layout.model, _AS_THEY_ARE, _quantization(source)).source_bytes
 
 
 def compare_with_source(
@@ -93,9 +96,10 @@ def compare_with_source(
     """
     layout = container.index.layout
     _check_config(source, layout.model)
-    plan = make_plan(source.tensors, layout.model, _AS_THEY_ARE)
-    tallies: dict[Encoding, _Tally] = {}
+    plan = make_plan(source.tensors, layout.model, _AS_THEY_ARE, _quantization(source))
+    tallies: dict[tuple[str, Encoding], _Tally] = {}
     with source.reader() as reader, np.errstate(all="ignore"):  # a damaged scale may be anything
+        readers = _Readers(RowReader(reader), RowReader(reader))
         for file, matrices in _by_file(layout, plan):
             try:
                 fd = os.open(container.path(file), os.O_RDONLY | os.O_CLOEXEC)
@@ -103,10 +107,17 @@ def compare_with_source(
                 continue  # reported when its checksums were taken
             try:
                 for matrix in matrices:
-                    _compare(fd, matrix, reader, tallies.setdefault(matrix.encoding, _Tally()), found, report)
+                    tally = tallies.setdefault((matrix.source.encoding.label, matrix.encoding), _Tally())
+                    _compare(fd, matrix, readers, tally, found, report)
             finally:
                 os.close(fd)
-    return tuple(sorted((t.result(e) for e, t in tallies.items()), key=lambda c: c.encoding))
+    results = (tally.result(*key) for key, tally in tallies.items())
+    return tuple(sorted(results, key=lambda result: (result.encoding, result.source)))
+
+
+def _quantization(source: Source) -> Quantization | None:
+    config = source.small_file(CONFIG_FILE)
+    return read_quantization(config, source.small_file(MODELOPT_FILE)) if config is not None else None
 
 
 def _check_config(source: Source, model: ModelConfig) -> None:
@@ -189,26 +200,31 @@ def _read(fd: int, offset: int, nbytes: int) -> AnyArray:
 # ---- one matrix
 
 
-def _compare(fd: int, matrix: _Matrix, reader: Reader, tally: _Tally, found: Findings, report: Progress) -> None:
+def _compare(fd: int, matrix: _Matrix, reader: "_Readers", tally: _Tally, found: Findings, report: Progress) -> None:
     """Compare one matrix; its first difference is damage, the tally has all of them."""
     source, damaged = matrix.source, False
     tally.tensors += 1
-    step = min(source.rows, max(1, ROW_BLOCK_BYTES // source.row_bytes))
-    for first in range(0, source.rows, step):
-        rows = min(step, source.rows - first)
-        bits = np.empty((rows, source.columns), storage_dtype(source.dtype))
-        reader.read_into(source.file, source.offset + first * source.row_bytes, bits.data.cast("B"))
-        values = to_float32(bits, source.dtype)
+    for first, rows in source.blocks(ROW_BLOCK_BYTES):
+        planes = reader.weights.read(source, first, rows)
+        values = source.encoding.decode(planes)
         try:
             arrays = matrix.read(fd, first, rows)
         except _CutError:
             return  # reported when the checksums were taken
         stored = matrix.encoding.decode(arrays)
         tally.add(stored, values)
-        report(bits.nbytes, source.tensor)
+        nbytes = source.bytes_of(first + rows) - source.bytes_of(first)
+        expected = _expected(matrix, planes, values)
+        if source.linear_bias is not None:
+            bias = reader.biases.read(source.linear_bias, first, rows)["weight"]
+            expected[LINEAR_BIAS] = bias.ravel()
+            nbytes += source.linear_bias.bytes_of(first + rows) - source.linear_bias.bytes_of(first)
+        report(nbytes, source.tensor)
         if damaged:
             continue
-        damage = _difference(matrix.encoding, arrays, stored, values)
+        damage = _difference(arrays, expected)
+        if damage is None and _is_lossless(matrix):
+            damage = _difference({"values": stored}, {"values": values})
         if damage is not None:
             array, row = damage
             message = f"is not what {shown(source.tensor)} of the source gives in {encoding_label(matrix.encoding)}"
@@ -216,16 +232,38 @@ def _compare(fd: int, matrix: _Matrix, reader: Reader, tally: _Tally, found: Fin
             damaged = True
 
 
-def _difference(
-    encoding: Encoding, arrays: dict[str, AnyArray], stored: Float32, values: Float32
-) -> tuple[str, int] | None:
-    """(array, row) where arrays first differ from what values encode to, or plain ones from the values."""
-    assert isinstance(encoding, (Affine, Plain))
-    for name, expected in encoding.encode(values).items():
-        bits = np.dtype(f"u{expected.itemsize}")
-        unequal = arrays[name].view(bits) != expected.view(bits)
+def _is_lossless(matrix: _Matrix) -> bool:
+    """Whether the container means the source's values to the bit; then they are compared too, decoded by each."""
+    source = matrix.source
+    decoded = source.encoding.quantized and matrix.encoding == Plain("f32")
+    return decoded or matrix.encoding == source.encoding.exact(source.columns)
+
+
+def _expected(matrix: _Matrix, planes: Mapping[str, AnyArray], values: Float32) -> dict[str, AnyArray]:
+    """The arrays that planes of some rows, or the values that they mean, must have become."""
+    source = matrix.source
+    if matrix.encoding == source.encoding.exact(source.columns):
+        return source.encoding.transcode(planes)
+    if not isinstance(matrix.encoding, (Affine, Plain)):
+        raise FormatError(
+            f"{matrix.place.file} holds {encoding_label(matrix.encoding)}, which {shown(source.tensor)} of the source, "
+            f"{source.encoding.label}, never becomes"
+        )
+    return matrix.encoding.encode(values)
+
+
+def _difference(arrays: Mapping[str, AnyArray], expected: Mapping[str, AnyArray]) -> tuple[str, int] | None:
+    """(array, row) of the first bits that differ."""
+    for name, values in expected.items():
+        bits = np.dtype(f"u{values.itemsize}")
+        unequal = arrays[name].view(bits) != np.ascontiguousarray(values).view(bits)
         if unequal.any():
             return name, int(np.argwhere(unequal)[0][0])
-    if encoding.id in FLOAT_DTYPES and not np.array_equal(stored, values):
-        return "weight", int(np.argwhere(stored != values)[0][0])
     return None
+
+
+class _Readers(NamedTuple):
+    """Rows of weights and of biases, which are not held together."""
+
+    weights: RowReader
+    biases: RowReader

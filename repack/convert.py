@@ -16,6 +16,7 @@ from formats.errors import FormatError, RequestError, StreamingExpertsError
 from formats.index import INDEX_FILE, FileChecksum, Index, SourceFile, index_to_bytes
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
+from formats.quantization import MODELOPT_FILE, read_quantization
 from repack.encode import SourceWeights, Weights
 from repack.output import (
     SMALL_FILES,
@@ -111,7 +112,9 @@ def prepare(source: Source, options: Options) -> Conversion:
     if "config.json" not in small_files:
         raise FormatError("config.json is missing from the checkpoint")
     config = read_config(small_files["config.json"])
-    return Conversion(source, make_plan(source.tensors, config, options), small_files)
+    modelopt = source.small_file(MODELOPT_FILE)
+    quantization = read_quantization(small_files["config.json"], modelopt)
+    return Conversion(source, make_plan(source.tensors, config, options, quantization), small_files)
 
 
 def convert(

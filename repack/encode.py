@@ -7,11 +7,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from formats import native
-from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype, to_float32
-from formats.encodings import Affine, Encoding, encoding_label
+from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype
+from formats.encodings import Affine, Encoding, Plain, encoding_label
+from formats.encodings.sources import PlainSource, find_flaw
 from formats.errors import FormatError
-from formats.record import PlacedArray
+from formats.record import LINEAR_BIAS, PlacedArray
 from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
+from repack.rows import RowReader
 from repack.sources.base import Reader
 
 ROW_BLOCK_BYTES = 1 << 20  # of source: smaller ones lose to Python's lock, larger ones to page faults (measured)
@@ -73,10 +75,16 @@ def _matrix_blocks(weights: Weights, unit: str, matrix: PlacedMatrix) -> Iterato
     """(its array, block, source bytes): the first array as it is encoded, then those that were held."""
     first, *others = matrix.arrays
     held = {spec.name: np.empty(spec.shape, storage_dtype(spec.dtype)) for spec in others}
+    if matrix.source.linear_bias is not None:
+        bias = matrix.source.linear_bias
+        for row, arrays, nbytes in weights.encoded(unit, bias, bias.encoding.exact(1)):
+            block = arrays["weight"].ravel()
+            held[LINEAR_BIAS][row : row + len(block)] = block
+            yield first, block[:0], nbytes
     for row, arrays, nbytes in weights.encoded(unit, matrix.source, matrix.encoding):
-        block = arrays[first.name]
-        for spec in others:
-            held[spec.name][row : row + len(block)] = arrays[spec.name]
+        block = np.ascontiguousarray(arrays[first.name])
+        for name in arrays.keys() & held.keys():
+            held[name][row : row + len(block)] = arrays[name]
         yield first, block, nbytes
     for spec in others:
         yield spec, held.pop(spec.name), 0
@@ -98,44 +106,46 @@ def _embedding_blocks(weights: Weights, unit: EmbeddingUnit) -> Iterator[Block]:
 
 
 class SourceWeights:
-    """The weights of a source, encoded."""
+    """The weights of a source, encoded: moved as they are where the encoding is theirs, else decoded and rounded."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
-        step = min(source.rows, max(1, ROW_BLOCK_BYTES // source.row_bytes))
-        buffer = np.empty((step, source.columns), storage_dtype(source.dtype))
-        for first in range(0, source.rows, step):
-            bits, row = buffer[: source.rows - first], first_row + first
-            self._reader.read_into(source.file, source.offset + first * source.row_bytes, bits.data.cast("B"))
-            encoded = _native_arrays(encoding, bits, source.dtype)
+        exact = encoding == source.encoding.exact(source.columns)
+        for first, rows in source.blocks(ROW_BLOCK_BYTES):
+            planes = self._rows.read(source, first, rows)
+            nbytes = source.bytes_of(first + rows) - source.bytes_of(first)
+            row = first_row + first
+            encoded = _native_plain(source, encoding, planes)
             if encoded is not None:
-                yield EncodedRows(row, encoded, bits.nbytes)
+                yield EncodedRows(row, encoded, nbytes)
                 continue
-            _check_finite(bits, unit, source, row)
-            if encoding.id in FLOAT_DTYPES:
-                assert encoding.id == source.dtype
-                yield EncodedRows(row, {"weight": bits}, bits.nbytes)
+            _check(unit, source, planes, row)
+            if exact:
+                yield EncodedRows(row, source.encoding.transcode(planes), nbytes)
                 continue
-            assert isinstance(encoding, Affine)
+            assert isinstance(encoding, (Affine, Plain))
             with np.errstate(over="ignore", invalid="ignore"):
-                arrays = encoding.encode(to_float32(bits, source.dtype))
-            for spec in encoding.arrays(*bits.shape):
+                values = source.encoding.decode(planes)
+                arrays = _native_arrays(encoding, values, "f32") or encoding.encode(values)
+            for spec in encoding.arrays(rows, source.columns):
                 if spec.dtype in FLOAT_DTYPES and not _is_finite(arrays[spec.name], spec.dtype).all():
                     raise FormatError(
                         f"{source.file}: {source.tensor} has weights that are too large for {encoding_label(encoding)} "
-                        f"({unit}, rows {row} to {row + len(bits) - 1})"
+                        f"({unit}, rows {row} to {row + rows - 1})"
                     )
-            yield EncodedRows(row, arrays, bits.nbytes)
+            yield EncodedRows(row, arrays, nbytes)
 
     def __enter__(self) -> "SourceWeights":
         self._reader.__enter__()
+        self._rows = RowReader(self._reader)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        del self._rows
         self._reader.__exit__(kind, error, trace)
 
 
@@ -152,14 +162,25 @@ def _native_arrays(encoding: Encoding, bits: AnyArray, dtype: str) -> Mapping[st
     return None
 
 
-def _check_finite(bits: AnyArray, unit: str, source: SourceMatrix, first_row: int) -> None:
-    finite = _is_finite(bits, source.dtype)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        value = to_float32(bits[row, column : column + 1], source.dtype)[0]
+def _native_plain(
+    source: SourceMatrix, encoding: Encoding, planes: Mapping[str, AnyArray]
+) -> Mapping[str, AnyArray] | None:
+    """Plain floats by the native encoder, without widening them first."""
+    if isinstance(source.encoding, PlainSource):
+        weight = planes["weight"]
+        if weight.flags.c_contiguous:
+            return _native_arrays(encoding, weight, source.encoding.dtype)
+    return None
+
+
+def _check(unit: str, source: SourceMatrix, planes: Mapping[str, AnyArray], first_row: int) -> None:
+    """Raises FormatError for content that no weight or scale may have."""
+    flaw = find_flaw(source.encoding, tuple(plane.spec for plane in source.planes), planes)
+    if flaw is not None:
+        plane = next(plane for plane in source.planes if plane.spec.name == flaw.plane)
         raise FormatError(
-            f"{source.file}: {source.tensor} holds {value} ({unit}, row {first_row + row}, column {column}), "
-            "expected finite weights"
+            f"{plane.file}: {plane.tensor} holds {flaw.found} ({unit}, row {first_row + flaw.row}, "
+            f"column {flaw.column}), expected {flaw.expected}"
         )
 
 

@@ -32,14 +32,20 @@ class Tensor(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """A tensor of experts: the rows of `parts`, one part after another.
+    """A module of experts: the rows of `parts`, one part after another, or in turns.
 
-    With `{expert}` in its name it belongs to one expert; without, all experts are stacked on its first axis.
+    With `{expert}` in its name it belongs to one expert; without, all experts are stacked on its first axis. Which
+    encoding it is in, and so which tensors beside `name + suffix` it has (`name + "_blocks"`, `name + ".qweight"`,
+    scales...), repack/detect.py finds out.
     """
 
     name: str
-    shape: str  # of one expert
+    shape: str  # of one expert, rows first
     parts: tuple[str, ...]
+    suffix: str = ".weight"  # of its tensor when it is a plain or FP8 one; "" for a bare parameter
+    interleaved: bool = False  # rows of the parts take turns: gate, up, gate, up...
+    transposed: bool = False  # when plain, columns come first
+    bias: str = ""  # suffix of the projection's bias, "_bias" or ".bias"; "" without one
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,9 @@ class Family:
                 shape = self.shape(rule.shape, config)
                 if "{expert}" in rule.name:
                     for expert in range(config.num_experts):
-                        yield f"{prefix}layers.{i}.{rule.name.format(expert=expert)}", shape
+                        yield f"{prefix}layers.{i}.{rule.name.format(expert=expert)}{rule.suffix}", shape
                 else:
-                    yield f"{prefix}layers.{i}.{rule.name}", (config.num_experts, *shape)
+                    yield f"{prefix}layers.{i}.{rule.name}{rule.suffix}", (config.num_experts, *shape)
         yield named(prefix, FINAL_NORM)
         if not config.tie_word_embeddings:
             yield named(head_prefix(prefix), LM_HEAD)
@@ -115,9 +121,9 @@ def head_prefix(prefix: str) -> str:
 
 
 PER_EXPERT = (
-    Experts("mlp.experts.{expert}.gate_proj.weight", "I D", ("gate",)),
-    Experts("mlp.experts.{expert}.up_proj.weight", "I D", ("up",)),
-    Experts("mlp.experts.{expert}.down_proj.weight", "D I", ("down",)),
+    Experts("mlp.experts.{expert}.gate_proj", "I D", ("gate",)),
+    Experts("mlp.experts.{expert}.up_proj", "I D", ("up",)),
+    Experts("mlp.experts.{expert}.down_proj", "D I", ("down",)),
 )
 
 
@@ -178,8 +184,8 @@ QWEN3_5_MOE = Family(
     ),
     expert_layouts=(
         (
-            Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up")),
-            Experts("mlp.experts.down_proj", "D I", ("down",)),
+            Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up"), suffix=""),
+            Experts("mlp.experts.down_proj", "D I", ("down",), suffix=""),
         ),
         PER_EXPERT,
     ),

@@ -31,8 +31,9 @@ class Damage:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All matrices of one encoding against the source."""
+    """All matrices of one encoding, in the source and here, against the source."""
 
+    source: str
     encoding: str
     tensors: int
     weights: int

@@ -1,11 +1,13 @@
 """The plan of a conversion as data: the place and the origin of every byte (repack/planner.py makes it)."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from formats.dtypes import storage_dtype
 from formats.encodings import Encoding
+from formats.encodings.sources import Plane, SourceEncoding, stored
+from formats.encodings.sources.base import EACH_ROW, PACKED_ROWS
 from formats.layout import (
     BLOCK_BYTES,
     EMBEDDING_FILE,
@@ -26,34 +28,101 @@ class Options:
     bits: int = 4
     group_size: int = 64
     resident_bits: int = 8
+    requantize: bool = False  # whether weights that arrive quantized are rounded once more
 
     def facts(self) -> dict[str, Any]:
         """The index's form."""
         group_size = self.group_size if self.bits < 16 else None
-        return {"bits": self.bits, "group_size": group_size, "resident_bits": self.resident_bits}
+        return {
+            "bits": self.bits,
+            "group_size": group_size,
+            "resident_bits": self.resident_bits,
+            "requantize": self.requantize,
+        }
 
 
-class SourceMatrix(NamedTuple):
-    """A matrix [rows, columns] of a source: whole rows of a tensor, from byte `offset` of a shard."""
+class SourcePlane(NamedTuple):
+    """A tensor of a matrix, or the slice of a stacked one that is this matrix's, from byte `offset` of a shard."""
 
+    spec: Plane
     tensor: str
     file: str
-    dtype: str  # a name of formats.dtypes
+    dtype: str  # as the file names it
     offset: int
-    rows: int
-    columns: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.columns * storage_dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.row_bytes
+        dtype, shape = stored(self.dtype, self.spec.shape)
+        return math.prod(shape) * dtype.itemsize
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether rows lie one after another in the file, so that some of them can be read alone."""
+        return self.spec.axis == EACH_ROW and self.spec.each == 1
+
+
+class SourceMatrix(NamedTuple):
+    """A matrix [rows, columns] of a source: rows `first`, `first + step`... of what its planes hold."""
+
+    encoding: SourceEncoding
+    planes: tuple[SourcePlane, ...]
+    stored_rows: int  # of the planes
+    rows: int
+    columns: int
+    first: int = 0
+    step: int = 1  # 2 where the rows of gate and up take turns
+    linear_bias: "SourceMatrix | None" = None  # of the projection: a matrix of one column, rows chosen alike
+
+    @property
+    def tensor(self) -> str:
+        """The name of its main tensor, for messages."""
+        return self.planes[0].tensor
+
+    @property
+    def file(self) -> str:
+        return self.planes[0].file
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the source, about."""
+        return max(1, sum(plane.nbytes for plane in self.planes) // self.stored_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Its share of the bytes of its planes."""
+        return self.bytes_of(self.rows)
+
+    def bytes_of(self, rows: int) -> int:
+        """The share of the first `rows` rows: what a reader of them reports as progress."""
+        return sum(plane.nbytes for plane in self.planes) * rows // self.stored_rows
 
     def slice(self, first: int, rows: int) -> "SourceMatrix":
-        """Some of its rows."""
-        return self._replace(offset=self.offset + first * self.row_bytes, rows=rows)
+        """Some of its rows, in order."""
+        bias = self.linear_bias and self.linear_bias.slice(first, rows)
+        return self._replace(first=self.first + first * self.step, rows=rows, linear_bias=bias)
+
+    def every(self, step: int, nth: int) -> "SourceMatrix":
+        """Every step-th row, from the nth on."""
+        bias = self.linear_bias and self.linear_bias.every(step, nth)
+        first = self.first + nth * self.step
+        return self._replace(first=first, rows=self.rows // step, step=self.step * step, linear_bias=bias)
+
+    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+        """(first row, rows) of row blocks of about so many bytes, which no packed word crosses."""
+        multiple = PACKED_ROWS if any(plane.spec.words for plane in self.planes) else 1
+        step = max(1, nbytes // self.row_bytes // multiple) * multiple
+        return ((first, min(step, self.rows - first)) for first in range(0, self.rows, step))
+
+    def ranges(self) -> Iterator[tuple[str, int, int]]:
+        """(file, offset, bytes) of what is read for it; a plane that is not streamed is read whole."""
+        for plane in self.planes:
+            if plane.is_streamed and self.step == 1:
+                row_bytes = plane.nbytes // self.stored_rows
+                yield plane.file, plane.offset + self.first * row_bytes, self.rows * row_bytes
+            else:
+                yield plane.file, plane.offset, plane.nbytes
+        if self.linear_bias is not None:
+            yield from self.linear_bias.ranges()
 
 
 class PlacedMatrix(NamedTuple):
@@ -75,7 +144,7 @@ class RecordUnit:
 
     @property
     def source_bytes(self) -> int:
-        return sum(matrix.source.nbytes for matrix in self.matrices)
+        return sum(_with_bias(matrix.source) for matrix in self.matrices)
 
 
 @dataclass(frozen=True)
@@ -141,15 +210,12 @@ class Plan:
     def source_bytes(self) -> int:
         """Bytes of the source that the plan reads."""
         experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
-        return sum(matrix.nbytes for matrix in (*experts, *self.resident, self.embedding))
+        return sum(map(_with_bias, (*experts, *self.resident, self.embedding)))
 
     def source_files(self) -> list[str]:
         """The shards that the plan reads, sorted."""
-        return sorted(
-            {matrix.file for layer in self.experts.values() for expert in layer for matrix in expert}
-            | {matrix.file for matrix in self.resident}
-            | {self.embedding.file}
-        )
+        experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
+        return sorted({file for m in (*experts, *self.resident, self.embedding) for file, _, _ in m.ranges()})
 
     def _records(self, i: int, layer: LayerLayout) -> Iterator[RecordUnit]:
         nbytes = layer.record.record_bytes
@@ -173,3 +239,7 @@ class Plan:
             last = first + rows == layout.rows
             nbytes = (layout.nbytes if last else (first + rows) * layout.row_bytes) - first * layout.row_bytes
             yield EmbeddingUnit("embedding", nbytes, nbytes, first, self.embedding.slice(first, rows), layout)
+
+
+def _with_bias(matrix: SourceMatrix) -> int:
+    return matrix.nbytes + (matrix.linear_bias.nbytes if matrix.linear_bias else 0)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 
 from formats.config import ModelConfig
-from formats.dtypes import DTYPES, FLOAT_DTYPES
-from formats.encodings import Affine, Encoding, Plain
+from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
+from formats.encodings.sources import PlainSource
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
 from formats.layout import (
@@ -17,106 +17,151 @@ from formats.layout import (
     layer_file,
     place_resident,
 )
+from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
+from repack.detect import Found, Module, activation_scales, is_there, take_module
 from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
-from repack.plan import Options, Plan, Skipped, SourceMatrix
+from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
 RESIDENT_GROUP_SIZES = (64, 32)  # the first that divides a tensor's width
-_SOURCE_DTYPES = {DTYPES[name].safetensors_name: name for name in FLOAT_DTYPES}
 
 
-def make_plan(tensors: Mapping[str, SourceTensor], config: ModelConfig, options: Options) -> Plan:
+def make_plan(
+    tensors: Mapping[str, SourceTensor],
+    config: ModelConfig,
+    options: Options,
+    quantization: Quantization | None = None,
+) -> Plan:
     """Give every tensor a place.
 
-    Raises FormatError for a tensor that is missing, unknown or of another shape, UnsupportedError for a dtype,
-    RequestError for a group size that does not divide a width; each names the tensor, found and expected.
+    Raises FormatError for a tensor that is missing, unknown or of another shape, or that the quantization config
+    contradicts, UnsupportedError for an encoding, RequestError for an option that does not fit; each names the tensor,
+    found and expected.
     """
-    return _Planner(tensors, config, options).plan()
+    if options.requantize and (options.bits == 16 or options.resident_bits == 16):
+        raise RequestError("--requantize rounds to fewer bits, expected --bits and --resident-bits of 4 or 8")
+    return _Planner(tensors, config, options, quantization).plan()
 
 
 class _Planner:
     """Takes tensors out of the source's table until none is left that has no role."""
 
-    def __init__(self, tensors: Mapping[str, SourceTensor], config: ModelConfig, options: Options) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, SourceTensor],
+        config: ModelConfig,
+        options: Options,
+        quantization: Quantization | None,
+    ) -> None:
         self.left = dict(tensors)
         self.config = config
         self.options = options
+        self.quantization = quantization
         self.family = FAMILIES[config.model_type]
         self.prefix = next(
-            (p for p in self.family.prefixes if _source_name(p, EMBEDDING) in tensors),
+            (p for p in self.family.prefixes if f"{p}{EMBEDDING.name}{EMBEDDING.suffix}" in tensors),
             self.family.prefixes[0],
         )
         self.resident: list[ResidentTensor] = []
         self.matrices: list[SourceMatrix] = []
+        self.quantized = 0  # matrices that arrived so
         self.end = 0  # of the resident file
 
     def plan(self) -> Plan:
-        embedding = self.take(_source_name(self.prefix, EMBEDDING), self.shape(EMBEDDING))
+        embedding = self.take(self.prefix, EMBEDDING)
         layers: list[LayerLayout | None] = []
         experts = {}
         for i in range(self.config.num_hidden_layers):
             for tensor in self.family.layer_tensors(self.config, i):
-                name = f"layers.{i}.{tensor.name}"
-                self.add_resident(name, tensor, self.take(f"{self.prefix}{name}{tensor.suffix}", self.shape(tensor)))
+                matrix = self.take(f"{self.prefix}layers.{i}.", tensor)
+                self.add_resident(f"layers.{i}.{tensor.name}", tensor, matrix)
             layers.append(None)
             if self.config.has_experts(i):
                 layers[i], experts[i] = self.expert_layer(i)
-        self.add_resident(
-            FINAL_NORM.name,
-            FINAL_NORM,
-            self.take(_source_name(self.prefix, FINAL_NORM), self.shape(FINAL_NORM)),
-        )
+        self.add_resident(FINAL_NORM.name, FINAL_NORM, self.take(self.prefix, FINAL_NORM))
         tied = self.config.tie_word_embeddings
-        head = embedding if tied else self.take(_source_name(head_prefix(self.prefix), LM_HEAD), self.shape(LM_HEAD))
+        head = embedding if tied else self.take(head_prefix(self.prefix), LM_HEAD)
         self.add_resident(LM_HEAD.name, LM_HEAD, head)
-        matrix = _matrix(embedding)
-        encoding = self.resident_encoding(matrix)
-        layout = lay_out_embedding(matrix.rows, matrix.columns, encoding)
+        encoding = self.resident_encoding(embedding)
+        layout = lay_out_embedding(embedding.rows, embedding.columns, encoding)
         skipped = tuple(self.skip(tied))
+        if self.quantization is not None and not self.quantized:
+            raise FormatError(
+                f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
+            )
         return Plan(
             Layout(self.config, tuple(layers), tuple(self.resident), layout),
             self.options,
             experts,
             tuple(self.matrices),
-            matrix,
+            embedding,
             skipped,
         )
 
     def shape(self, tensor: Tensor | Experts) -> tuple[int, ...]:
         return self.family.shape(tensor.shape, self.config)
 
-    def take(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
-        """The tensor of that name, which must have that shape."""
-        tensor = self.left.pop(name, None)
-        if tensor is None:
-            raise FormatError(f"{name} is missing from the checkpoint, expected shape {list(shape)}")
-        if tensor.shape != shape:
-            raise FormatError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        if tensor.dtype not in _SOURCE_DTYPES:
-            raise UnsupportedError(
-                f"{tensor.file}: {name} has dtype {tensor.dtype}, expected one of {', '.join(_SOURCE_DTYPES)}"
-            )
-        return tensor
+    def take(self, at: str, tensor: Tensor) -> SourceMatrix:
+        """A resident tensor's matrix; a vector is one row, and only the last axis of others are columns."""
+        shape = self.shape(tensor)
+        module = Module(at + tensor.name, tensor.suffix, math.prod(shape[:-1]), shape[-1], shape)
+        return self.matrix(module, take_module(module, self.left, self.quantization))
 
-    def add_resident(self, name: str, tensor: Tensor, source: SourceTensor) -> None:
+    def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:
+        """The matrix of a module, or of one expert of a stacked one."""
+        self.quantized += found.encoding.quantized
+        planes = []
+        for spec, tensor in found.planes:
+            plane = SourcePlane(spec, tensor.name, tensor.file, tensor.dtype, tensor.offset)
+            planes.append(plane._replace(offset=plane.offset + expert * plane.nbytes))
+        return SourceMatrix(found.encoding, tuple(planes), module.rows, module.rows, module.columns)
+
+    # ---- encodings
+
+    def add_resident(self, name: str, tensor: Tensor, matrix: SourceMatrix) -> None:
         """Place a resident tensor at the end of the file."""
-        matrix = _matrix(source)
-        keep = tensor.keep or len(source.shape) == 1
-        encoding = Plain(matrix.dtype) if keep else self.resident_encoding(matrix)
-        placed = place_resident(name, _stored_shape(source.shape), encoding, self.end)
+        shape = self.shape(tensor)
+        encoding = self.resident_encoding(matrix, keep=tensor.keep or len(shape) == 1)
+        placed = place_resident(name, _stored_shape(shape), encoding, self.end)
         self.end += placed.nbytes
         self.resident.append(placed)
         self.matrices.append(matrix)
 
-    def resident_encoding(self, matrix: SourceMatrix) -> Encoding:
+    def resident_encoding(self, matrix: SourceMatrix, keep: bool = False) -> Encoding:
+        """`keep`: small and sensitive, so never rounded, and plain floats when all is done."""
+        if keep:
+            return Plain("f32") if matrix.encoding.quantized else _exact(matrix)
+        bits = self.options.resident_bits
+        if not self.is_rounded(matrix, bits):
+            return _exact(matrix)
         fitting = [size for size in RESIDENT_GROUP_SIZES if matrix.columns % size == 0]
-        if self.options.resident_bits < 16 and not fitting:
+        if not fitting:
             raise RequestError(
                 f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
                 f"{' or '.join(map(str, RESIDENT_GROUP_SIZES))}; keep it as it is with --resident-bits 16"
             )
-        return _encoding(matrix, self.options.resident_bits, fitting[0] if fitting else 0)
+        return _affine(matrix, bits, fitting[0])
+
+    def expert_encoding(self, matrix: SourceMatrix) -> Encoding:
+        bits, group_size = self.options.bits, self.options.group_size
+        if not self.is_rounded(matrix, bits):
+            return _exact(matrix)
+        if matrix.columns % group_size:
+            fitting = [str(size) for size in GROUP_SIZES if matrix.columns % size == 0]
+            hint = f"--group-size {' or '.join(fitting)}" if fitting else "--bits 16, as no group size fits"
+            raise RequestError(
+                f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
+                f"--group-size {group_size}, expected {hint}"
+            )
+        return _affine(matrix, bits, group_size)
+
+    def is_rounded(self, matrix: SourceMatrix, bits: int) -> bool:
+        """Whether a matrix is rounded to affine of so many bits: floats and FP8 to fewer, others only on request."""
+        source = matrix.encoding
+        return bits < source.bits if source.rounded_by_default else self.options.requantize and bits <= source.bits
+
+    # ---- experts
 
     def expert_layer(self, i: int) -> tuple[LayerLayout, tuple[tuple[SourceMatrix, ...], ...]]:
         """A layer's file, and the source of each part of each expert."""
@@ -129,56 +174,76 @@ class _Planner:
         for name in PART_NAMES:
             first = by_part[name][0]
             for matrix in by_part[name]:
-                if matrix.dtype != first.dtype:
+                if matrix.encoding != first.encoding:
                     raise UnsupportedError(
-                        f"{matrix.file}: {matrix.tensor} has dtype {matrix.dtype}, expected {first.dtype} "
-                        f"as {first.tensor} has"
+                        f"{matrix.file}: {matrix.tensor} is {matrix.encoding.label}, expected {first.encoding.label} "
+                        f"as {first.tensor} is"
                     )
-            specs.append(PartSpec(name, first.rows, first.columns, self.expert_encoding(first)))
+            bias = first.linear_bias and first.linear_bias.encoding.exact(1).id
+            specs.append(PartSpec(name, first.rows, first.columns, self.expert_encoding(first), bias))
         layer = LayerLayout(layer_file(i), num_experts, lay_out_record(specs))
         return layer, tuple(zip(*(by_part[name] for name in PART_NAMES), strict=True))
 
     def expert_layout(self, i: int) -> tuple[Experts, ...]:
-        """The family's layout whose first tensor is there; exactly one must be."""
-        at = f"{self.prefix}layers.{i}."
+        """The family's layout whose first module is there; exactly one must be."""
         layouts = self.family.expert_layouts
-        found = [layout for layout in layouts if at + layout[0].name.format(expert=0) in self.left]
+        first = [self.expert_module(i, layout[0], 0) for layout in layouts]
+        found = [at for at, module in enumerate(first) if is_there(module, self.left)]
         if len(found) > 1:
-            names = " and ".join(at + layout[0].name.format(expert=0) for layout in found)
+            names = " and ".join(first[at].weight for at in found)
             raise FormatError(f"layer {i} has its experts twice, as {names}")
-        return found[0] if found else layouts[0]
+        return layouts[found[0]] if found else layouts[0]
+
+    def expert_module(self, i: int, rule: Experts, expert: int) -> Module:
+        """Where the matrix of an expert is, or of all where they are stacked."""
+        rows, columns = self.shape(rule)
+        base = f"{self.prefix}layers.{i}.{rule.name.format(expert=expert)}"
+        stacked = 0 if "{expert}" in rule.name else self.config.num_experts
+        plain = (columns, rows) if rule.transposed else (rows, columns)
+        shape = (stacked, *plain) if stacked else plain
+        return Module(base, rule.suffix, rows, columns, shape, stacked, rule.transposed)
 
     def expert_matrices(self, i: int, rule: Experts) -> Iterator[tuple[str, list[SourceMatrix]]]:
-        """(part, its matrix of every expert) for each part that a tensor of this rule holds."""
-        at, shape = f"{self.prefix}layers.{i}.", self.shape(rule)
-        num_experts, rows = self.config.num_experts, shape[0] // len(rule.parts)
-        if "{expert}" in rule.name:
-            names = [at + rule.name.format(expert=expert) for expert in range(num_experts)]
-            wholes = [_matrix(self.take(name, shape)) for name in names]
-        else:
-            stacked = _matrix(self.take(at + rule.name, (num_experts, *shape)))
-            wholes = [stacked.slice(expert * shape[0], shape[0]) for expert in range(num_experts)]
+        """(part, its matrix of every expert) for each part that a module of this rule holds."""
+        wholes = []
+        found: Found | None = None
+        for expert in range(self.config.num_experts):
+            module = self.expert_module(i, rule, expert)
+            if found is None or not module.stacked:
+                found, bias = take_module(module, self.left, self.quantization), self.bias_of(module, rule)
+            whole = self.matrix(module, found, expert if module.stacked else 0)
+            if bias is not None:
+                at = expert if module.stacked else 0
+                whole = whole._replace(linear_bias=self.matrix(module._replace(columns=1), bias, at))
+            wholes.append(whole)
+        rows = wholes[0].rows // len(rule.parts)
         for nth, part in enumerate(rule.parts):
-            yield part, [whole.slice(nth * rows, rows) for whole in wholes]
+            if rule.interleaved:
+                yield part, [whole.every(len(rule.parts), nth) for whole in wholes]
+            else:
+                yield part, [whole.slice(nth * rows, rows) for whole in wholes]
 
-    def expert_encoding(self, matrix: SourceMatrix) -> Encoding:
-        group_size = self.options.group_size
-        if self.options.bits < 16 and matrix.columns % group_size:
-            fitting = [str(size) for size in GROUP_SIZES if matrix.columns % size == 0]
-            hint = f"--group-size {' or '.join(fitting)}" if fitting else "--bits 16, as no group size fits"
-            raise RequestError(
-                f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
-                f"--group-size {group_size}, expected {hint}"
-            )
-        return _encoding(matrix, self.options.bits, group_size)
+    def bias_of(self, module: Module, rule: Experts) -> Found | None:
+        """The bias of a projection, as a matrix of one column."""
+        if not rule.bias:
+            return None
+        shape = (module.stacked, module.rows) if module.stacked else (module.rows,)
+        bias = Module(module.base + rule.bias, "", module.rows, 1, shape, module.stacked)
+        found = take_module(bias, self.left, self.quantization)
+        if not isinstance(found.encoding, PlainSource):
+            raise UnsupportedError(f"{bias.base} is {found.encoding.label}, expected plain floats")
+        return found
 
     def skip(self, tied: bool) -> Iterator[Skipped]:
         """Account for all tensors that are left. Raises FormatError for one that nobody knows."""
         reasons: dict[str, list[SourceTensor]] = {}
+        scales = set(activation_scales(self.left))
         for name, tensor in self.left.items():
             known = self.family.skip_reason(name, self.prefix, self.config)
-            if known is None and tied and name == _source_name(head_prefix(self.prefix), LM_HEAD):
+            if known is None and tied and name.startswith(f"{head_prefix(self.prefix)}{LM_HEAD.name}."):
                 known = "lm_head, which is tied to the embedding"
+            if known is None and name in scales:
+                known = "scales of quantized activations"
             if known is None:
                 raise FormatError(
                     f"{tensor.file}: {shown(name)} has no place in {self.config.model_type} with "
@@ -189,22 +254,23 @@ class _Planner:
             yield Skipped(what, len(tensors), sum(tensor.nbytes for tensor in tensors))
 
 
-def _source_name(prefix: str, tensor: Tensor) -> str:
-    return f"{prefix}{tensor.name}{tensor.suffix}"
-
-
-def _matrix(tensor: SourceTensor) -> SourceMatrix:
-    columns = tensor.shape[-1]
-    rows = math.prod(tensor.shape[:-1])
-    return SourceMatrix(tensor.name, tensor.file, _SOURCE_DTYPES[tensor.dtype], tensor.offset, rows, columns)
-
-
 def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A convolution's [channels, 1, kernel] is stored as [channels, kernel]."""
     return (shape[0], *(length for length in shape[1:-1] if length != 1), shape[-1]) if len(shape) > 2 else shape
 
 
-def _encoding(matrix: SourceMatrix, bits: int, group_size: int) -> Encoding:
-    if bits == 16:
-        return Plain(matrix.dtype)
-    return Affine(bits, group_size, "f16" if matrix.dtype == "f16" else "bf16")
+def _exact(matrix: SourceMatrix) -> Encoding:
+    """The encoding that keeps it to the bit. Raises UnsupportedError where its sizes have none."""
+    encoding = matrix.encoding.exact(matrix.columns)
+    try:
+        encoding.arrays(1, matrix.columns)
+    except FormatError as error:
+        raise UnsupportedError(
+            f"{matrix.file}: {matrix.tensor} is {matrix.encoding.label}, which {encoding_label(encoding)} cannot hold "
+            f"({error}); --requantize rounds it"
+        ) from None
+    return encoding
+
+
+def _affine(matrix: SourceMatrix, bits: int, group_size: int) -> Encoding:
+    return Affine(bits, group_size, "f16" if matrix.encoding.exact(matrix.columns) == Plain("f16") else "bf16")

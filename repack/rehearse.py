@@ -148,7 +148,8 @@ class MadeUpWeights:
                 arrays = self._affine(rng, source, encoding, rows)
             else:
                 arrays = {"weight": from_float32(self._normal(rng, source, rows), encoding.id)}
-            yield EncodedRows(first_row + first, arrays, rows * source.row_bytes)
+            nbytes = source.bytes_of(first + rows) - source.bytes_of(first)
+            yield EncodedRows(first_row + first, arrays, nbytes)
 
     def _affine(
         self, rng: np.random.Generator, source: SourceMatrix, encoding: Affine, rows: int

@@ -209,6 +209,7 @@ def verification_text(result: Verification) -> str:
     if result.comparisons:
         rows = [
             (
+                c.source,
                 c.encoding,
                 str(c.tensors),
                 _count(c.weights),
@@ -218,8 +219,8 @@ def verification_text(result: Verification) -> str:
             )
             for c in result.comparisons
         ]
-        head = ("encoding", "tensors", "weights", "max error", "RMS error %", "exact")
-        lines += ["", _table(head, rows), ""]
+        head = ("source", "encoding", "tensors", "weights", "max error", "RMS error %", "exact")
+        lines += ["", _table(head, rows, left=2), ""]
     verdict = "sound" if result.sound else f"{result.num_damage} damaged places"
     lines.append(f"{result.files} files, {human(result.total_bytes)} of weights: {verdict}")
     return "\n".join(lines).lstrip("\n")

@@ -15,6 +15,7 @@ EVERY_ENCODING: tuple[Encoding, ...] = (
     Affine(4, 32, "f32"),
     Affine(4, 128, "f16"),
     Symmetric(4, 32, "bf16"),
+    Symmetric(5, 32, "f16"),
     Symmetric(8, 256, "f32"),
     Symmetric(8, 32, "f16"),
     *(ZeroPoint(bits, 128, "f16") for bits in (2, 3, 4, 8)),

@@ -66,9 +66,6 @@ def read_config(raw: bytes, where: str = "config.json") -> ModelConfig:
     """
     outer = Fields(parse_json(raw, where), where)
     reader = _of_model_type(_READERS, outer)
-    for key in ("quantization_config", "quantization"):
-        if key in outer:
-            raise UnsupportedError(f"{outer.name(key)} is set: quantized sources are not supported yet")
     config = reader(outer)
     config.check(where)
     return config

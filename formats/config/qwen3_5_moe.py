@@ -53,7 +53,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         only(text, "mlp_only_layers", [])
         only(text, "decoder_sparse_step", 1)
         only(text, "mamba_ssm_dtype", "float32")
-        for key in ("quantization_config", "rope_scaling", "sliding_window", "final_logit_softcapping"):
+        for key in ("rope_scaling", "sliding_window", "final_logit_softcapping"):
             only(text, key, None)
         rope = text.object("rope_parameters")
         only(rope, "rope_type", "default")

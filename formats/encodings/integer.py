@@ -33,7 +33,9 @@ class Symmetric:
 
     @classmethod
     def read(cls, fields: Fields) -> "Symmetric":
-        return cls(one_of(fields, "bits", (4, 8)), read_group_size(fields), one_of(fields, "scale_dtype", SCALE_DTYPES))
+        return cls(
+            one_of(fields, "bits", (4, 5, 8)), read_group_size(fields), one_of(fields, "scale_dtype", SCALE_DTYPES)
+        )
 
     def parameters(self) -> dict[str, Any]:
         return {"bits": self.bits, "group_size": self.group_size, "scale_dtype": self.scale_dtype}

@@ -180,7 +180,7 @@ def test_a_width_that_does_not_fit_is_refused(encoding: Encoding, columns: int, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"id": "symmetric", "bits": 5, "group_size": 32, "scale_dtype": "f16"}, "bits is 5, expected one of 4, 8"),
+        ({"id": "symmetric", "bits": 6, "group_size": 32, "scale_dtype": "f16"}, "bits is 6, expected one of 4, 5, 8"),
         ({"id": "zero_point", "bits": 5, "group_size": 32, "scale_dtype": "f16"}, "expected one of 2, 3, 4, 8"),
         ({"id": "symmetric", "bits": 4, "group_size": 0, "scale_dtype": "f16"}, "group_size is 0, expected an integer"),
         ({"id": "fp8", "group_size": 128, "scale_dtype": "u8"}, "scale_dtype is u8, expected one of bf16, f16, f32"),

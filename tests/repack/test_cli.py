@@ -61,7 +61,7 @@ def test_convert_says_what_was_written_and_what_comes_next(repack: Run, tmp_path
 def test_convert_json_is_one_object(repack: Run, tmp_path: Path) -> None:
     said = json.loads(repack("convert", "demo", tmp_path / "out", "--json", "--bits", "8").out)
     layout = open_container(tmp_path / "out").index.layout
-    assert said["options"] == {"bits": 8, "group_size": 64, "resident_bits": 8}
+    assert said["options"] == {"bits": 8, "group_size": 64, "requantize": False, "resident_bits": 8}
     assert said["total_bytes"] == layout.total_bytes
     assert said["read_bytes"] == said["source_bytes"] == 41_646_736
     assert not said["already_there"]
@@ -167,7 +167,7 @@ def test_an_unsupported_architecture_is_one_line(repack: Run, tmp_path: Path) ->
     folder = write_random(tmp_path / "source", SMALL, shapes(SMALL))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert_one_line(
-        repack("convert", folder, tmp_path / "out"), "config.json: model_type is llama, supported are qwen3_5"
+        repack("convert", folder, tmp_path / "out"), "config.json: model_type is llama, supported are deepseek_v3,"
     )
 
 

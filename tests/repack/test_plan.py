@@ -8,8 +8,9 @@ import pytest
 
 from formats.config import read_config
 from formats.encodings import Affine, Plain
+from formats.encodings.sources import PlainSource
 from formats.errors import FormatError, RequestError, UnsupportedError
-from repack.plan import Options, Plan, SourceMatrix
+from repack.plan import Options, Plan, SourceMatrix, SourcePlane
 from repack.planner import make_plan
 from tests.repack.checkpoints import PREFIX, QWEN3_5_397B, SMALL, Shapes, config_json, shapes, source_tensors
 
@@ -137,8 +138,8 @@ def test_gate_rows_come_first_in_the_fused_tensor() -> None:
     offset = source_tensors(shapes(SMALL))[f"{LAYER0}mlp.experts.gate_up_proj"].offset
     gate, up, down = made.experts[0][3]
     row = 64 * 2
-    assert gate.offset == offset + 3 * 128 * row
-    assert up.offset == offset + (3 * 128 + 64) * row
+    assert list(gate.ranges()) == [("model.safetensors", offset + 3 * 128 * row, 64 * row)]
+    assert list(up.ranges()) == [("model.safetensors", offset + (3 * 128 + 64) * row, 64 * row)]
     assert (gate.rows, up.rows, down.rows) == (64, 64, 64)
     assert down.tensor == f"{LAYER0}mlp.experts.down_proj"
 
@@ -154,8 +155,12 @@ def test_a_text_model_saved_alone_has_another_prefix() -> None:
 
 
 def test_a_slice_of_rows_begins_where_they_do() -> None:
-    matrix = SourceMatrix("t", "f", "bf16", 1000, 10, 8)
-    assert matrix.slice(3, 2) == SourceMatrix("t", "f", "bf16", 1000 + 3 * 16, 2, 8)
+    source = PlainSource("bf16")
+    (spec,) = source.planes(10, 8)
+    matrix = SourceMatrix(source, (SourcePlane(spec, "t", "f", "BF16", 1000),), 10, 10, 8)
+    assert list(matrix.slice(3, 2).ranges()) == [("f", 1000 + 3 * 16, 2 * 16)]
+    assert list(matrix.every(2, 1).slice(1, 2).ranges()) == [("f", 1000, 10 * 16)]
+    assert [matrix.every(2, 1).slice(1, 2).first, matrix.every(2, 1).slice(1, 2).step] == [3, 2]
 
 
 def test_a_tied_lm_head_is_made_of_the_embedding() -> None:
@@ -245,15 +250,16 @@ def test_a_layer_with_its_experts_twice_is_refused() -> None:
 
 def test_a_quantized_tensor_is_refused_with_its_dtype() -> None:
     listing = shapes(SMALL) | {"lm_head.weight": ("F8_E4M3", (96, 64))}
-    with pytest.raises(
-        UnsupportedError, match=re.escape("lm_head.weight has dtype F8_E4M3, expected one of BF16, F16, F32")
-    ):
+    with refusal(FormatError, "lm_head.weight is F8_E4M3, but lm_head.weight_scale_inv or"):
+        plan(listing)
+    listing = shapes(SMALL) | {"lm_head.weight": ("I32", (96, 64))}
+    with refusal(UnsupportedError, "lm_head.weight has dtype I32, expected one of BF16, F16, F32"):
         plan(listing)
 
 
 def test_experts_of_two_dtypes_in_a_layer_are_refused() -> None:
     listing = shapes(SMALL, fused=False) | {f"{LAYER0}mlp.experts.2.up_proj.weight": ("F16", (64, 64))}
-    with refusal(UnsupportedError, "experts.2.up_proj.weight has dtype f16, expected bf16 as"):
+    with refusal(UnsupportedError, "experts.2.up_proj.weight is f16, expected bf16 as"):
         plan(listing)
 
 

@@ -205,10 +205,10 @@ def test_text_of_a_writer_cannot_move_the_cursor(tmp_path: Path) -> None:
 
 def test_a_verification_in_text_says_damage_first_and_the_verdict_last() -> None:
     damage = Damage("experts/layer-003.bin", "checksum is a, expected b", layer=3, expert=7)
-    comparison = Comparison("affine bits 4", 10, 1_000_000, 0.0123, 0.0456, False)
+    comparison = Comparison("bf16", "affine bits 4", 10, 1_000_000, 0.0123, 0.0456, False)
     lines = verification_text(Verification(9, 1 << 20, 30, (damage,), ("x: is left over",), (comparison,))).splitlines()
     assert lines[0] == "experts/layer-003.bin: layer 3, expert 7: checksum is a, expected b"
     assert lines[1:3] == ["and 29 more", "note: x: is left over"]
-    assert lines[-3].split() == ["affine", "bits", "4", "10", "1.00", "M", "0.0123", "4.56", "no"]
+    assert lines[-3].split() == ["bf16", "affine", "bits", "4", "10", "1.00", "M", "0.0123", "4.56", "no"]
     assert lines[-1] == "9 files, 1.00 MiB of weights: 30 damaged places"
     assert verification_text(Verification(9, 1 << 20, 0, (), (), ())) == "9 files, 1.00 MiB of weights: sound"

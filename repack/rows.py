@@ -1,0 +1,63 @@
+"""Rows of source matrices: planes of a row block, rows first, whatever order the files have."""
+
+import numpy as np
+
+from formats.dtypes import AnyArray
+from formats.encodings.sources import stored
+from formats.encodings.sources.base import ALL_ROWS, PACKED_ROWS
+from repack.plan import SourceMatrix, SourcePlane
+from repack.sources.base import Reader
+
+
+class RowReader:
+    """Reads row blocks. What is read alone is read into buffers that the next block overwrites.
+
+    A plane whose rows do not follow each other in the file (stored columns first, gate and up in turns, one scale
+    for many rows) is read whole and held while matrices that follow each other share it: of one expert, at most.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._buffers: dict[str, AnyArray] = {}
+        self._held: dict[tuple[str, int], AnyArray] = {}  # by file and offset
+
+    def read(self, matrix: SourceMatrix, first: int, rows: int) -> dict[str, AnyArray]:
+        """The planes of rows `first` and up of a matrix, by name. Raises StorageError."""
+        used = {(plane.file, plane.offset) for plane in matrix.planes}
+        self._held = {key: array for key, array in self._held.items() if key in used}
+        return {plane.spec.name: self._plane(matrix, plane, first, rows) for plane in matrix.planes}
+
+    def _plane(self, matrix: SourceMatrix, plane: SourcePlane, first: int, rows: int) -> AnyArray:
+        start, spec = matrix.first + first * matrix.step, plane.spec
+        if plane.is_streamed and matrix.step == 1:
+            return self._read_rows(plane, start, rows)
+        whole = self._whole(plane)
+        if spec.axis is ALL_ROWS:
+            return whole.reshape(1, -1)
+        if spec.axis == 1:
+            whole = whole.T
+        if spec.words:
+            assert (matrix.step, start % PACKED_ROWS) == (1, 0), "a word is never cut"
+            return whole[start // PACKED_ROWS * spec.words : -(-(start + rows) // PACKED_ROWS) * spec.words]
+        if spec.each == 1:
+            return whole[start : start + rows * matrix.step : matrix.step]
+        return whole[(start + np.arange(rows) * matrix.step) // spec.each]
+
+    def _read_rows(self, plane: SourcePlane, start: int, rows: int) -> AnyArray:
+        dtype, (_, *shape) = stored(plane.dtype, plane.spec.shape)
+        row_bytes = int(np.prod(shape)) * dtype.itemsize
+        buffer = self._buffers.get(plane.spec.name)
+        if buffer is None or buffer.nbytes < rows * row_bytes:
+            buffer = self._buffers[plane.spec.name] = np.empty(rows * row_bytes, np.uint8)
+        raw = buffer[: rows * row_bytes]
+        self._reader.read_into(plane.file, plane.offset + start * row_bytes, raw.data)
+        return raw.view(dtype).reshape(rows, *shape)
+
+    def _whole(self, plane: SourcePlane) -> AnyArray:
+        key = plane.file, plane.offset
+        if key not in self._held:
+            dtype, shape = stored(plane.dtype, plane.spec.shape)
+            array = np.empty(shape, dtype)
+            self._reader.read_into(plane.file, plane.offset, array.reshape(-1).data.cast("B"))
+            self._held[key] = array
+        return self._held[key]
