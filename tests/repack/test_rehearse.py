@@ -114,7 +114,7 @@ def test_a_rehearsal_with_links_takes_no_more_disk_than_allowed(tmp_path: Path) 
     out = rehearse(CONFIGS[0], tmp_path / "out", disk_bytes=room)
     statuses = {path.stat().st_ino: path.stat() for path in out.rglob("*") if path.is_file()}
     assert sum(status.st_size for status in statuses.values()) <= room
-    with pytest.raises(RequestError, match=r"--disk is .*, but this model takes at least"):
+    with pytest.raises(RequestError, match=r"--disk is .*, expected at least"):
         prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0, room - 1)
 
 
