@@ -1,7 +1,7 @@
 """The interactive chat of `stream-run`: one line in, an answer out, the history kept."""
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +9,39 @@ from typing import Any
 import click
 
 from formats.budget import human
-from formats.errors import RequestError
+from formats.errors import FormatError, RequestError
+from formats.fields import parse_json, shown
 from runtime.engine import Engine
 from runtime.session import Session
 
 HELP = "/reset begins anew, /stats shows numbers, /quit or Ctrl-D ends; Ctrl-C stops an answer"
+
+
+CHAT_OPTIONS = ("system", "tools", "documents", "thinking", "template_variables")  # of the command line
+
+
+def refuse_without_chat(options: Mapping[str, Any], chat: bool) -> None:
+    """Raises RequestError for an option that only a chat has."""
+    for name in CHAT_OPTIONS:
+        if options[name] is not None and not chat:
+            reason = "this is no chat: the model has no chat template, or --raw is set"
+            raise RequestError(f"--{name.replace('_', '-')} is set, but {reason}")
+
+
+def read_template_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set of Text.encode_chat's keywords. Raises FormatError for JSON that is not what it should be."""
+    found: dict[str, Any] = {} if options["thinking"] is None else {"thinking": options["thinking"]}
+    for name in ("tools", "documents"):
+        if (file := options[name]) is not None:
+            found[name] = parse_json(file.read(), file.name)
+            if not isinstance(found[name], list) or not all(isinstance(item, dict) for item in found[name]):
+                raise FormatError(f"{file.name}: is {shown(found[name])}, expected a list of objects")
+    if (text := options["template_variables"]) is not None:
+        variables = parse_json(text.encode(), "--template-variables")
+        if not isinstance(variables, dict) or {"messages", "add_generation_prompt"} & variables.keys():
+            raise FormatError(f"--template-variables: is {shown(variables)}, expected an object of other variables")
+        found |= variables
+    return found
 
 
 @dataclass
@@ -24,6 +52,7 @@ class Conversation:
     settings: dict[str, Any]  # of Engine.generate
     system: str | None
     chat: bool  # through the chat template, or as one growing text
+    template_options: dict[str, Any] = field(default_factory=dict)  # of Text.encode_chat
     messages: list[dict[str, str]] = field(default_factory=list)
     session: Session | None = None
 
@@ -56,13 +85,15 @@ class Conversation:
 
     def _ids(self, messages: list[dict[str, str]]) -> list[int]:
         if self.chat:
-            return self.engine.text.encode_chat(messages)
+            return self.engine.text.encode_chat(messages, **self.template_options)
         return self.engine.text.encode("".join(message["content"] for message in messages))
 
 
-def chat_loop(engine: Engine, settings: dict[str, Any], system: str | None, *, chat: bool) -> None:
+def chat_loop(
+    engine: Engine, settings: dict[str, Any], system: str | None, *, chat: bool, **template_options: Any
+) -> None:
     """Talk until /quit or the end of input."""
-    conversation = Conversation(engine, settings, system, chat)
+    conversation = Conversation(engine, settings, system, chat, template_options)
     click.echo(HELP, err=True)
     while True:
         try:

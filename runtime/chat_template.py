@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -29,6 +30,7 @@ MARKS = [chr(code) for code in range(0x2801, 0x2900)]
 TAG = re.compile(r"(<[^<>\s]*>)")
 PUNCTUATED = re.compile(r"\A\W|\W\Z")  # a literal that begins or ends with punctuation
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+THINKING_SWITCHES = ("enable_thinking", "thinking")  # of Qwen and GLM, of Kimi, DeepSeek and Granite
 SPOKEN_FIELDS = ("content", *REASONING_FIELDS)
 
 
@@ -62,10 +64,21 @@ def _raise_exception(message: object) -> None:
     raise RequestError(str(message))
 
 
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without HTML escapes, unlike jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def _environment() -> jinja2.Environment:
     """The sandbox with the names that templates of Hugging Face checkpoints use."""
     env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    env.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # escapes no HTML, unlike jinja's own filter
+    env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return env
@@ -81,6 +94,14 @@ class ChatTemplate:
     @cached_property
     def _compiled(self) -> jinja2.Template:  # at first use: a bad template must not stop raw prompts
         return _environment().from_string(self.source)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template looks up. Raises FormatError for one that is no template."""
+        try:
+            return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(self.source)))
+        except jinja2.TemplateSyntaxError as error:
+            raise FormatError(f"{self.name}: line {error.lineno}: {_one_line(error.message)}") from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The prompt text.

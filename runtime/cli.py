@@ -17,7 +17,7 @@ from formats.budget import human, parse_size, token_bytes
 from formats.errors import RequestError, StreamingExpertsError
 from formats.memory import default_ram_bytes
 from runtime.bench import run_bench
-from runtime.chat import chat_loop
+from runtime.chat import chat_loop, read_template_options, refuse_without_chat
 from runtime.engine import BACKENDS, Engine
 from runtime.perplexity import measure
 from runtime.simulate import hit_rates
@@ -159,17 +159,21 @@ def say(line: str) -> None:
     "--chat/--raw", "chat", default=None, help="Use the model's chat template or not; default: if it has one."
 )
 @click.option("--system", help="System message of a chat.")
+@click.option("--tools", type=click.File("rb"), help="JSON list of the tools that the model may call.")
+@click.option("--documents", type=click.File("rb"), help="JSON list of the documents that it may use.")
+@click.option("--thinking/--no-thinking", default=None, help="Turn the template's thinking on or off.")
+@click.option("--template-variables", help="JSON object of more variables for the chat template.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the routing of every step to this file.")
 def run(out: Path, **options: Any) -> None:
     """Continue a prompt, or chat when started in a terminal without one."""
     prompt = read_prompt(options["prompt"], options["file"])
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json needs a prompt: -p, -f or a pipe")
+    template_options = read_template_options(options)
     engine = open_engine(out, **pick(options, ENGINE_OPTIONS), trace=options["trace"])
     with engine:
         chat = engine.text.has_chat_template if options["chat"] is None else options["chat"]
-        if options["system"] is not None and not chat:
-            raise RequestError("--system is set, but this is no chat: the model has no chat template, or --raw is set")
+        refuse_without_chat(options, chat)
         overrides = {
             "temperature": options["temp"],
             **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed")),
@@ -180,9 +184,11 @@ def run(out: Path, **options: Any) -> None:
             say(f"sampling: {engine.sampling_options(**overrides)}")
             say(f"stop tokens: {', '.join(f'{i} {engine.text.spelling(i)}' for i in engine.generation.stop_ids)}")
         if prompt is None:
-            chat_loop(engine, settings, options["system"], chat=chat)
+            chat_loop(engine, settings, options["system"], chat=chat, **template_options)
             return
-        ids = engine.chat_ids(prompt, options["system"]) if chat else engine.text.encode(prompt)
+        ids = engine.text.encode(prompt)
+        if chat:
+            ids = engine.chat_ids(prompt, options["system"], **template_options)
         text = []
         for piece in engine.generate(ids, **settings):
             text.append(piece)

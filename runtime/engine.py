@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -66,7 +66,9 @@ class Engine:
         self.chunk_size = chunk_size
         self.warnings: list[str] = []  # one line each, for the command to show
         self._files = container.small_files()
-        self.generation: GenerationConfig = read_generation_config(self._files.get("generation_config.json"))
+        self.generation: GenerationConfig = read_generation_config(
+            self._files.get("generation_config.json"), self._files.get("config.json")
+        )
         self._text: Text | None = None
         self._blas = ThreadpoolController()
         with ExitStack() as resources:
@@ -347,10 +349,17 @@ class Engine:
         piece, _ = stops.push(decoder.finish())
         yield piece + stops.finish()
 
-    def chat_ids(self, prompt: str, system: str | None = None) -> list[int]:
-        """Token ids of a chat's first turn, through the model's template. Raises RequestError when it has none."""
+    def chat_ids(
+        self, prompt: str | Sequence[Mapping[str, Any]], system: str | None = None, **template_options: Any
+    ) -> list[int]:
+        """Token ids of a chat through the model's template: its first question, or all messages so far.
+
+        template_options are those of Text.encode_chat: tools and documents (lists of JSON objects), thinking
+        (true or false), and any other variable of the template. Raises RequestError when the model has none.
+        """
         messages = [{"role": "system", "content": system}] if system is not None else []
-        return self.text.encode_chat([*messages, {"role": "user", "content": prompt}])
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return self.text.encode_chat([*messages, *asked], **template_options)
 
     def sampling_options(self, **overrides: Any) -> SamplingOptions:
         """generation_config.json's defaults with overrides; None leaves a default. Raises RequestError."""

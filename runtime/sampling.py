@@ -86,14 +86,15 @@ class GenerationConfig:
     ignored: tuple[str, ...] = ()  # keys that would change decoding but are not implemented: worth one warning
 
 
-def read_generation_config(raw: bytes | None) -> GenerationConfig:
+def read_generation_config(raw: bytes | None, config: bytes | None = None) -> GenerationConfig:
     """Read generation_config.json; None means that the checkpoint has none.
 
     Defaults are those of transformers: greedy unless do_sample is true, then temperature 1 and top_k 50.
-    Raises FormatError naming the key whose value cannot be.
+    Stop tokens that it does not name are those of config.json. Raises FormatError naming the key whose value cannot
+    be.
     """
     if raw is None:
-        return GenerationConfig(SamplingOptions(), ())
+        return GenerationConfig(SamplingOptions(), _stop_ids_of_config(config))
     fields = Fields(parse_json(raw, GENERATION_CONFIG), GENERATION_CONFIG)
     values: dict[str, Any] = {
         "temperature": fields.number("temperature", 1.0),
@@ -109,12 +110,24 @@ def read_generation_config(raw: bytes | None) -> GenerationConfig:
         raise FormatError(f"{GENERATION_CONFIG}: {message}") from None
     if not fields.boolean("do_sample", False):
         sampling = replace(sampling, temperature=0.0)
+    ignored = [key for key, neutral in NEUTRAL_VALUES.items() if fields.raw(key, neutral) != neutral]
+    return GenerationConfig(sampling, _stop_ids(fields) or _stop_ids_of_config(config), tuple(ignored))
+
+
+def _stop_ids(fields: Fields) -> tuple[int, ...]:
     eos = fields.raw("eos_token_id", [])
     stop_ids = [eos] if type(eos) is int else eos
     if not isinstance(stop_ids, list) or not all(type(stop) is int and stop >= 0 for stop in stop_ids):
         raise fields.wrong("eos_token_id", "a token id or a list of them")
-    ignored = [key for key, neutral in NEUTRAL_VALUES.items() if fields.raw(key, neutral) != neutral]
-    return GenerationConfig(sampling, tuple(dict.fromkeys(stop_ids)), tuple(ignored))
+    return tuple(dict.fromkeys(stop_ids))
+
+
+def _stop_ids_of_config(config: bytes | None) -> tuple[int, ...]:
+    if config is None:
+        return ()
+    outer = Fields(parse_json(config, "config.json"), "config.json")
+    text = outer.object("text_config") if "text_config" in outer else outer
+    return _stop_ids(text) or _stop_ids(outer)
 
 
 class Sampler:

@@ -7,7 +7,14 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from formats.errors import FormatError, RequestError
 from formats.fields import parse_json, shown
-from runtime.chat_template import PUNCTUATED, ChatTemplate, StandIns, normalized, templates_of
+from runtime.chat_template import (
+    PUNCTUATED,
+    THINKING_SWITCHES,
+    ChatTemplate,
+    StandIns,
+    normalized,
+    templates_of,
+)
 from runtime.streaming import StreamDecoder, decoder_kinds, tokenizer_errors
 
 TOKENIZER = "tokenizer.json"
@@ -74,20 +81,24 @@ class Text:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int]:
         """Ids of a chat, as apply_chat_template gives them, but literals in what users wrote stay plain text.
 
-        Only the template writes control tokens: see `StandIns` for how. `variables` go to the template
-        (enable_thinking, documents...). Raises RequestError without a template or when the template refuses
-        the messages, FormatError for a template that fails or tries to leave its sandbox.
+        Only the template writes control tokens: see `StandIns` for how. thinking turns the template's own switch,
+        under whichever name it has; `variables` go to the template as they are (reasoning_effort...). Raises
+        RequestError without a template, for a switch that it does not have, or when it refuses the messages,
+        FormatError for a template that fails or tries to leave its sandbox.
         """
         template = self._templates.get("tool_use") if tools is not None else None
         template = template or self._templates.get("default")
         if template is None:
             raise RequestError("chat template: the model has none, expected a raw prompt")
         messages = normalized(messages)
+        variables = {"documents": documents, **_switches(template, thinking), **variables}
         stand_ins = StandIns(
             control=list(self._control.values()),
             special=self._special,
@@ -95,7 +106,6 @@ class Text:
         )
         rendered = template.render(
             {
-                "documents": None,
                 **self._named_tokens,
                 **stand_ins.value(variables),
                 "messages": stand_ins.messages(messages),
@@ -147,6 +157,16 @@ class Text:
             literal = self.spelling(min(spelled))
             raise RequestError(f"messages: spell {literal}, which this tokenizer cannot encode as plain text")
         return [original.get(i, i) for i in ids]
+
+
+def _switches(template: ChatTemplate, thinking: bool | None) -> dict[str, bool]:
+    if thinking is None:
+        return {}
+    switches = {name: thinking for name in THINKING_SWITCHES if name in template.variables}
+    if not switches:
+        names = " or ".join(THINKING_SWITCHES)
+        raise RequestError(f"{template.name}: has no switch for thinking, expected one named {names}")
+    return switches
 
 
 def _encoding(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> Encoding:

@@ -1,14 +1,18 @@
 """Containers for the tests of the runtime, made by repack itself; each worker of pytest-xdist makes its own."""
 
+import io
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
-from tests.runtime.helpers import FIXTURES
+from runtime.cli import main
+from tests.runtime.helpers import FIXTURES, Command, Outcome
 
 
 def make(tmp_path_factory: pytest.TempPathFactory, source: str, bits: int) -> Path:
@@ -55,3 +59,22 @@ def own16(demo16: Path, tmp_path: Path) -> Path:
 def own_fused16(fused16: Path, tmp_path: Path) -> Path:
     """A copy of fused16 that the test may damage."""
     return Path(shutil.copytree(fused16, tmp_path / "own"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `stream-run` with these words; `stdin` is what a pipe gives, None is a terminal."""
+
+    def run(*words: str | Path, stdin: bytes | None = b"") -> Outcome:
+        pipe = io.TextIOWrapper(io.BytesIO(stdin or b""), encoding="utf-8")
+        monkeypatch.setattr(pipe, "isatty", lambda: stdin is None)
+        monkeypatch.setattr(sys, "stdin", pipe)
+        monkeypatch.setattr(sys, "argv", ["stream-run", *map(str, words)])
+        status: Any = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            status = exit_.code
+        return Outcome(status, *capsys.readouterr())
+
+    return run

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,3 +40,20 @@ def open_fds() -> set[str]:
     """The files that this process has open; there may be pipes of others beside them."""
     links = (os.path.realpath(f"/dev/fd/{fd}") for fd in os.listdir("/dev/fd"))
     return {link for link in links if link.endswith((".bin", ".json"))}
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+def one_line(outcome: Outcome) -> str:
+    """The one line that an error is: nothing on stdout, status 1."""
+    assert (outcome.status, outcome.out) == (1, ""), outcome
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    return outcome.err.removeprefix("error: ").rstrip("\n")

@@ -6,19 +6,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pytest
 
 from formats import __version__
 from runtime import Engine, bench
-from runtime.cli import Size, main
+from runtime.cli import Size
 from runtime.sampling import Sampler
 from runtime.stats import Stats
-from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, flip, floor_bytes
+from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, Command, Outcome, flip, floor_bytes, one_line
 
 PROMPT = "It was a fine morning, and Elizabeth"
 GREEDY = ("--raw", "--temp", "0", "-n", "4")
@@ -29,42 +28,6 @@ VALIDATION = str(FIXTURES / "demo" / "validation.txt")
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warning of a temporary folder in memory: see test_direct.py."""
     monkeypatch.setattr("runtime.store.proves_direct", lambda file: True)
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `stream-run` with these words; `stdin` is what a pipe gives, None is a terminal."""
-
-    def run(*words: str | Path, stdin: bytes | None = b"") -> Outcome:
-        pipe = io.TextIOWrapper(io.BytesIO(stdin or b""), encoding="utf-8")
-        monkeypatch.setattr(pipe, "isatty", lambda: stdin is None)
-        monkeypatch.setattr(sys, "stdin", pipe)
-        monkeypatch.setattr(sys, "argv", ["stream-run", *map(str, words)])
-        status: Any = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            status = exit_.code
-        return Outcome(status, *capsys.readouterr())
-
-    return run
-
-
-def one_line(outcome: Outcome) -> str:
-    """The one line that an error is: nothing on stdout, status 1."""
-    assert (outcome.status, outcome.out) == (1, ""), outcome
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    return outcome.err.removeprefix("error: ").rstrip("\n")
 
 
 def usage_error(outcome: Outcome) -> str:
