@@ -20,7 +20,8 @@ from repack.options import OUT, json_option, open_source, print_json, writing_op
 from repack.output import check_space, inspect_folder
 from repack.plan import Options, Plan
 from repack.sources import open_local
-from repack.terminal import Bar, say
+from repack.sources.folder import FolderSource
+from repack.terminal import Bar, say, warn_of_page_cache
 from repack.verify import verify_bytes, verify_container
 
 
@@ -111,6 +112,11 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
 def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds: float, as_json: bool) -> None:
     layout = outcome.index.layout
     read_bytes = 0 if outcome.already_there else conversion.plan.source_bytes - outcome.resumed_bytes
+    direct_reads = True
+    if read_bytes and isinstance(conversion.source, FolderSource):
+        direct_reads = conversion.source.reads_directly()
+        warn_of_page_cache(conversion.source.folder, "read", direct_reads)
+    warn_of_page_cache(out, "written", outcome.direct_writes)
     if as_json:
         print_json(
             {
@@ -126,6 +132,8 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
                 "resumed_bytes": outcome.resumed_bytes,
                 "seconds": seconds,
                 "encoder": encoder_name(),
+                "direct_reads": direct_reads,
+                "direct_writes": outcome.direct_writes,
                 "skipped": _skipped(conversion.plan),
             }
         )

@@ -26,7 +26,7 @@ from repack.plan import Options
 from repack.rehearse import Geometry, prepare_rehearsal, read_geometry
 from repack.sources import is_repository
 from repack.sources.base import Source
-from repack.terminal import Bar
+from repack.terminal import Bar, warn_of_page_cache
 
 
 @click.command("plan")
@@ -108,6 +108,7 @@ def rehearse_command(
     with Bar(rehearsal.work_bytes(hash_source=False)) as bar:
         outcome = convert(rehearsal, out, jobs=jobs or default_jobs(), force=force, progress=bar)
     seconds = time.monotonic() - started
+    warn_of_page_cache(out, "written", outcome.direct_writes)
     resumed, total_bytes = outcome.already_there or outcome.resumed_bytes > 0, outcome.index.layout.total_bytes
     distinct_bytes = outcome.index.extensions[REHEARSAL].get("distinct_bytes", total_bytes)
     if as_json:
@@ -119,6 +120,7 @@ def rehearse_command(
                 "distinct_bytes": distinct_bytes,
                 "resumed": resumed,
                 "seconds": seconds,
+                "direct_writes": outcome.direct_writes,
             }
         )
         return

@@ -103,6 +103,7 @@ class Outcome:
     index: Index
     already_there: bool
     resumed_bytes: int  # of source, that an earlier run had finished
+    direct_writes: bool  # past the page cache, all that was written
 
 
 def prepare(source: Source, options: Options) -> Conversion:
@@ -163,7 +164,9 @@ def convert(
         index = _finished_index(conversion, done)
         publish(out, INDEX_FILE, index_to_bytes(index))
         finish(out)
-    return Outcome(index, False, sum(result.resumed_bytes for result in done.files.values()))
+    results = done.files.values()
+    resumed_bytes = sum(result.resumed_bytes for result in results)
+    return Outcome(index, False, resumed_bytes, all(result.direct for result in results))
 
 
 def default_jobs() -> int:
@@ -184,7 +187,7 @@ def find_finished(conversion: Conversion, out: Path) -> Outcome | None:
     differs = difference(_origin(index), _origin(_new_index(conversion)))
     if differs is not None:
         raise RequestError(f"{out}: holds a container with {differs}; --force replaces it")
-    return Outcome(index, True, 0)
+    return Outcome(index, True, 0, True)
 
 
 def _origin(index: Index) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class Plan:
 
     def _embedding_units(self) -> Iterator[EmbeddingUnit]:
         layout = self.layout.embedding
-        step = max(1, EMBEDDING_UNIT_BYTES // self.embedding.row_bytes)
+        step = max(1, EMBEDDING_UNIT_BYTES // self.embedding.row_bytes // 64) * 64  # rows of 64 bytes: units of 4,096
         for first in range(0, layout.rows, step):
             rows = min(step, layout.rows - first)
             last = first + rows == layout.rows

@@ -1,6 +1,7 @@
 """What `repack` shows while it works: one bar over bytes on a terminal, nothing elsewhere."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -32,3 +33,9 @@ class Bar:
 def say(line: str) -> None:
     """One line to stderr."""
     click.echo(line, err=True)
+
+
+def warn_of_page_cache(path: Path, done: str, direct: bool) -> None:
+    """Say that a file system has no direct I/O, if so."""
+    if not direct:
+        say(f"warning: {path}: its file system has no direct I/O; {done} through the page cache, which is slower")

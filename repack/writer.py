@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import xxhash
 
+from formats.checksum import blocks
 from formats.errors import StorageError
+from repack.direct import SequentialFile
 from repack.encode import Weights, unit_blocks
-from repack.journal import Journal, write_all
+from repack.journal import Journal
 from repack.plan import FilePlan, Unit
 
 PARTIAL, JOURNAL = ".partial", ".journal"
 READ_BACK_BYTES = 1 << 20
-WRITE_BEHIND_BYTES = 16 << 20
 
 # Source bytes that are done, and what is being worked on. May raise to stop the work, which can be resumed.
 Progress = Callable[[int, str], None]
@@ -29,6 +30,7 @@ class FileResult(NamedTuple):
     sha256: str
     checksums: tuple[tuple[str, ...], ...]  # by unit
     resumed_bytes: int  # of source, that an earlier call had finished
+    direct: bool  # past the page cache, if anything was written
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
         path.parent.mkdir(exist_ok=True)
         with Journal(add_suffix(path, JOURNAL), task.conversion) as journal, task.weights as weights:
             sha256 = _finished(path, task.plan, journal)
-            resumed_bytes = task.plan.source_bytes
+            resumed_bytes, direct = task.plan.source_bytes, True
             if sha256 is None:
-                sha256, resumed_bytes = _write(path, task.plan, weights, journal, progress)
+                sha256, resumed_bytes, direct = _write(path, task.plan, weights, journal, progress)
                 journal.append({"sha256": sha256, "bytes": task.plan.nbytes}, durable=True)
             else:
                 progress(task.plan.source_bytes, task.plan.name)
@@ -62,7 +64,7 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
                 os.rename(add_suffix(path, PARTIAL), path)
                 sync_folder(path.parent)
             checksums = (tuple(entry["checksums"]) for entry in journal.entries if "checksums" in entry)
-            return FileResult(sha256, tuple(checksums), resumed_bytes)
+            return FileResult(sha256, tuple(checksums), resumed_bytes, direct)
 
 
 def _finished(path: Path, plan: FilePlan, journal: Journal) -> str | None:
@@ -74,60 +76,47 @@ def _finished(path: Path, plan: FilePlan, journal: Journal) -> str | None:
     return None
 
 
-def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progress: Progress) -> tuple[str, int]:
-    """Write NAME.partial to its end; returns its SHA-256, and the source bytes of what was there already."""
+def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progress: Progress) -> tuple[str, int, bool]:
+    """Write NAME.partial to its end: its SHA-256, source bytes of what was there already, whether it went directly."""
     path.unlink(missing_ok=True)
-    fd = os.open(add_suffix(path, PARTIAL), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        kept, end, digest = _keep(fd, plan, journal, progress)
-        os.ftruncate(fd, end)
-        os.lseek(fd, end, os.SEEK_SET)
+    with SequentialFile(add_suffix(path, PARTIAL)) as file:
+        kept, end, digest = _keep(file, plan, journal, progress)
+        file.cut(end)
         for unit in plan.units[kept:]:
-            journal.append({"checksums": _write_unit(fd, end, unit, weights, digest, progress)})
-            end += unit.nbytes
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return digest.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept])
+            checksums = _write_unit(file, unit, weights, digest, progress)
+            file.flush()
+            journal.append({"checksums": checksums})
+        file.sync()
+    return digest.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
 
 
 def _write_unit(
-    fd: int, start: int, unit: Unit, weights: Weights, digest: "hashlib._Hash", progress: Progress
+    file: SequentialFile, unit: Unit, weights: Weights, digest: "hashlib._Hash", progress: Progress
 ) -> list[str]:
-    """Append a unit at byte `start`, where the file ends; returns its checksums."""
+    """Append a unit; returns its checksums."""
     hasher = BlockHasher(unit.block_bytes)
     for block, source_bytes in unit_blocks(weights, unit):
         data = block.data.cast("B")
         digest.update(data)
         hasher.update(data)
-        write_all(fd, data)
-        _write_behind(fd, start + hasher.nbytes - data.nbytes, start + hasher.nbytes)
+        file.write(data)
         progress(source_bytes, unit.name)
     checksums = hasher.finish()
     assert hasher.nbytes == unit.nbytes
     return checksums
 
 
-def _write_behind(fd: int, before: int, end: int) -> None:
-    """Give the disk what was written, as often as WRITE_BEHIND_BYTES are full, and drop what it has taken.
-
-    Otherwise dirty pages pile up until the kernel lets every writer wait: this writes two to three times as fast.
-    """
-    full = end // WRITE_BEHIND_BYTES * WRITE_BEHIND_BYTES
-    if before < full and hasattr(os, "posix_fadvise"):
-        first = max(0, full - 4 * WRITE_BEHIND_BYTES)  # what was still on its way the last times
-        os.posix_fadvise(fd, first, full - first, os.POSIX_FADV_DONTNEED)
-
-
-def _keep(fd: int, plan: FilePlan, journal: Journal, progress: Progress) -> "tuple[int, int, hashlib._Hash]":
+def _keep(
+    file: SequentialFile, plan: FilePlan, journal: Journal, progress: Progress
+) -> "tuple[int, int, hashlib._Hash]":
     """Read back what the journal has: (units as it says, where the last one ends, SHA-256 so far)."""
     kept = end = 0
     digest = hashlib.sha256()
     for unit, entry in zip(plan.units, journal.entries, strict=False):
         hasher = BlockHasher(unit.block_bytes)
         ahead = digest.copy()
-        for offset in range(end, end + unit.nbytes, READ_BACK_BYTES):
-            data = os.pread(fd, min(READ_BACK_BYTES, end + unit.nbytes - offset), offset)
+        for offset, nbytes in blocks(unit.nbytes, READ_BACK_BYTES):
+            data = file.read(end + offset, nbytes)
             ahead.update(data)
             hasher.update(data)
         if hasher.nbytes != unit.nbytes or hasher.finish() != entry.get("checksums"):

@@ -10,12 +10,12 @@ from typing import NamedTuple
 from formats.errors import FormatError, StorageError, UnsupportedError
 from formats.fields import Fields, parse_json, shown
 from formats.tensorfile import read_header
+from repack.direct import RangeFile
 from repack.sources.base import Shard, SourceTensor
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 MAX_SMALL_FILE_BYTES = 1 << 28
 MAX_NAME_BYTES = 255  # of every file system
-_PAGE_BYTES = 4096
 
 
 class Stamp(NamedTuple):
@@ -37,26 +37,27 @@ class FolderReader:
         self._folder = folder
         self._stamps = stamps
         self._file: str | None = None
-        self._fd = -1
+        self._shard: RangeFile | None = None
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         if file != self._file:
             self._leave(check=True)
-            self._fd = _open(self._folder / file)
-            self._file = file
-            self._check()
+            self._enter(file)
+        assert self._shard is not None
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                count = self._shard.read_into(offset + done, buffer[done:])
             except OSError as error:
                 raise StorageError(f"{self._folder / file}: cannot be read: {error.strerror}") from None
             if count == 0:
                 raise StorageError(f"{self._folder / file}: ends at byte {offset + done}: the file was cut")
             done += count
-        if hasattr(os, "posix_fadvise"):  # what was read is not read again: leave the page cache to others
-            first = offset - offset % _PAGE_BYTES
-            os.posix_fadvise(self._fd, first, offset + done - first, os.POSIX_FADV_DONTNEED)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the file that is open is read past the page cache."""
+        return self._shard is not None and self._shard.direct
 
     def __enter__(self) -> "FolderReader":
         return self
@@ -66,19 +67,28 @@ class FolderReader:
     ) -> None:
         self._leave(check=kind is None)
 
+    def _enter(self, file: str) -> None:
+        try:
+            self._shard = RangeFile(self._folder / file)
+        except OSError as error:
+            raise StorageError(f"{self._folder / file}: cannot be read: {error.strerror}") from None
+        self._file = file
+        self._check()
+
     def _leave(self, check: bool) -> None:
-        if self._file is None:
+        if self._shard is None:
             return
         try:
             if check:
                 self._check()
         finally:
-            os.close(self._fd)
-            self._file = None
+            self._shard.close()
+            self._file = self._shard = None
 
     def _check(self) -> None:
         assert self._file is not None
-        check_stamp(self._folder / self._file, os.fstat(self._fd), self._stamps[self._file])
+        assert self._shard is not None
+        check_stamp(self._folder / self._file, os.fstat(self._shard.fd), self._stamps[self._file])
 
 
 class FolderSource:
@@ -122,6 +132,12 @@ class FolderSource:
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
         return self._tensors
+
+    def reads_directly(self) -> bool:
+        """Whether weights are read past the page cache, tried with a byte of the first shard. Raises StorageError."""
+        with self.reader() as reader:
+            reader.read_into(self.shards[0].name, 0, memoryview(bytearray(1)))
+            return reader.direct
 
     def small_file(self, name: str) -> bytes | None:
         return read_small_file(self.folder / name)

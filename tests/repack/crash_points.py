@@ -20,7 +20,7 @@ from repack.plan import Options
 from repack.sources.folder import FolderSource
 from tests.repack.checkpoints import read_tree
 
-CALLS = ("write", "fsync", "rename", "replace", "unlink", "ftruncate", "mkdir", "open")
+CALLS = ("write", "pwrite", "fsync", "rename", "replace", "unlink", "ftruncate", "mkdir", "open")
 
 
 def main() -> None:
@@ -55,8 +55,8 @@ def count_calls(die_at: int) -> None:
             left -= not (name == "open" and not args[1] & os.O_CREAT)
             if left == 0:
                 with suppress(OSError):
-                    if name == "write":
-                        call(args[0], args[1][: len(args[1]) // 2])
+                    if name in ("write", "pwrite"):
+                        call(args[0], args[1][: len(args[1]) // 2], *args[2:])
                     elif die_at % 4 > 1:  # killed before the call, or just after it
                         call(*args, **more)
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -162,30 +162,6 @@ def test_progress_after_a_stop_still_reports_every_byte_once(folder: Path, tmp_p
     assert sum(seen) == prepare(FolderSource(folder), Options()).work_bytes(hash_source=True)
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="os.posix_fadvise is missing: not on macOS")
-def test_what_is_written_goes_to_the_disk_on_the_way(
-    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each byte is handed over once it is written; nothing beyond the end of the file is."""
-    handed: dict[str, int] = {}  # bytes from the start, by file
-
-    def posix_fadvise(fd: int, offset: int, length: int, advice: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{fd}")
-        if name.endswith(".partial"):
-            assert advice == os.POSIX_FADV_DONTNEED
-            assert offset <= handed.get(name, 0) < offset + length <= os.fstat(fd).st_size
-            handed[name] = offset + length
-
-    monkeypatch.setattr(writer, "WRITE_BEHIND_BYTES", 4096)
-    monkeypatch.setattr(os, "posix_fadvise", posix_fadvise)
-    run(folder, tmp_path / "out")
-    data = {name: len(raw) for name, raw in undisturbed.items() if name.endswith(".bin")}
-    assert {name.removesuffix(".partial"): end for name, end in handed.items()} == {
-        str(tmp_path / "out" / name): nbytes for name, nbytes in data.items()
-    }
-    assert read_tree(tmp_path / "out") == undisturbed
-
-
 # ---- what is damaged meanwhile is repeated
 
 
@@ -255,17 +231,17 @@ def test_a_weight_that_was_mended_after_a_refusal_begins_anew_only_by_force(fold
 def test_a_full_disk_is_one_line_and_resumable(
     folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, room = os.write, 300_000
+    real, room = os.pwrite, 75 * 4096
 
-    def write(fd: int, data: Any) -> int:
+    def pwrite(fd: int, data: Any, offset: int) -> int:
         nonlocal room
         if room == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written = real(fd, data[:room])
+        written = real(fd, data[:room], offset)
         room -= written
         return written
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     line = r"resident\.bin: No space left on device; what is finished is kept, the same command goes on"
     with pytest.raises(StorageError, match=line):
         run(folder, tmp_path / "out")

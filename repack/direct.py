@@ -1,0 +1,148 @@
+"""Files read and written past the page cache: O_DIRECT on Linux, F_NOCACHE on macOS.
+
+A conversion touches every byte once, so caching it would only push out what others need, and dirty pages pile up
+until the kernel lets every writer wait. Where the file system refuses, the same calls go through the cache.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
+READ_BYTES = 1 << 20
+BUFFER_BYTES = 4 << 20  # a write of this size costs no more per byte than longer ones
+WRITE_BEHIND_BYTES = 16 << 20
+_F_NOCACHE = 48  # macOS fcntl.h
+
+
+def aligned_buffer(nbytes: int) -> memoryview:
+    """Zeroed memory that begins on a page."""
+    return memoryview(mmap.mmap(-1, nbytes))
+
+
+def open_direct(path: Path, flags: int) -> tuple[int, bool]:
+    """(file descriptor, whether it goes past the page cache). Raises OSError."""
+    flags |= os.O_CLOEXEC
+    if hasattr(os, "O_DIRECT"):
+        try:
+            return os.open(path, flags | os.O_DIRECT, 0o666), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what a file system without it says
+                raise
+    fd = os.open(path, flags, 0o666)
+    return fd, sys.platform == "darwin" and fcntl.fcntl(fd, _F_NOCACHE, 1) == 0
+
+
+def leave_direct(fd: int) -> None:
+    """Let an open file go through the page cache from now on."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~getattr(os, "O_DIRECT", 0))
+
+
+def drop_from_cache(fd: int, offset: int, nbytes: int) -> None:
+    """What was read or written is not needed again; dirty pages start on their way to the disk."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+class RangeFile:
+    """A file read by byte ranges of any alignment; `direct` says whether past the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        """Open. Raises OSError."""
+        self.fd, self.direct = open_direct(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+        self._buffer = aligned_buffer(READ_BYTES + 2 * ALIGNMENT)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read up to len(buffer) bytes, at most READ_BYTES of them; 0 only at the end of the file. Raises OSError."""
+        first = offset - offset % ALIGNMENT
+        wanted = min(len(buffer), READ_BYTES)
+        length = -(-(offset + wanted - first) // ALIGNMENT) * ALIGNMENT
+        try:
+            done = os.preadv(self.fd, [self._buffer[:length]], first)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.direct:
+                raise
+            leave_direct(self.fd)
+            self.direct = False
+            return self.read_into(offset, buffer)
+        if not self.direct:
+            drop_from_cache(self.fd, first, done)
+        count = max(0, min(wanted, first + done - offset))
+        buffer[:count] = self._buffer[offset - first : offset - first + count]
+        return count
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class SequentialFile:
+    """A file written from front to back in whole pages; `direct` says whether past the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises OSError."""
+        self._fd, self.direct = open_direct(path, os.O_RDWR | os.O_CREAT)
+        self._buffer = aligned_buffer(BUFFER_BYTES)
+        self._filled = 0
+        self._end = 0  # of what was written
+
+    def read(self, offset: int, nbytes: int) -> memoryview:
+        """Up to nbytes from an aligned offset on, fewer at the end of the file; valid until the next call."""
+        done = os.preadv(self._fd, [self._buffer[: min(nbytes, BUFFER_BYTES)]], offset)
+        return self._buffer[:done]
+
+    def cut(self, end: int) -> None:
+        """The file ends at byte `end`, a multiple of ALIGNMENT, and is written from there on."""
+        os.ftruncate(self._fd, end)
+        self._end, self._filled = end, 0
+
+    def write(self, data: memoryview) -> None:
+        """Append; it stays here until the buffer is full or flushed. Raises OSError."""
+        while data:
+            piece = data[: BUFFER_BYTES - self._filled]
+            self._buffer[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            data = data[len(piece) :]
+            if self._filled == BUFFER_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the disk, a multiple of ALIGNMENT by now. Raises OSError."""
+        left, self._filled = self._buffer[: self._filled], 0
+        assert len(left) % ALIGNMENT == 0
+        while left:
+            try:
+                done = os.pwrite(self._fd, left, self._end)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self.direct:
+                    raise
+                leave_direct(self._fd)  # refused only now, or a limit that is no multiple of a block is near
+                self.direct = False
+                continue
+            if not self.direct:
+                self._write_behind(self._end + done)
+            self._end += done
+            left = left[done:]
+
+    def sync(self) -> None:
+        """Everything is durable. Raises OSError."""
+        self.flush()
+        os.fsync(self._fd)
+
+    def _write_behind(self, end: int) -> None:
+        """Give the disk what was written, as often as WRITE_BEHIND_BYTES are full, and drop what it has taken."""
+        full = end // WRITE_BEHIND_BYTES * WRITE_BEHIND_BYTES
+        if self._end < full:
+            first = max(0, full - 4 * WRITE_BEHIND_BYTES)  # what was still on its way the last times
+            drop_from_cache(self._fd, first, full - first)
+
+    def __enter__(self) -> "SequentialFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
