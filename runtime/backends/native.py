@@ -172,11 +172,12 @@ def load_library() -> ctypes.CDLL | None:
     """
     library = native.load_library()
     if library is not None:
-        _declare(library)
+        declare(library)
     return library
 
 
-def _declare(library: ctypes.CDLL) -> None:
+def declare(library: ctypes.CDLL) -> None:
+    """Argument and result types, so that no size is guessed."""
     sizes = (ctypes.sizeof(Matrix), ctypes.sizeof(Activation), ctypes.sizeof(Expert), ctypes.sizeof(ExpertLayout))
     assert sizes == (72, 16, 24, 232)  # static_assert of se_native.h
     context, floats = c_void_p, c_void_p

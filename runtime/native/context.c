@@ -10,7 +10,10 @@
 /* The levels that this machine can run, best first; returns how many. */
 static int available(const struct kernels **levels) {
     int count = 0;
-#if defined(__x86_64__)
+#if defined(SE_EMULATED) /* tests/native/test_emulated.py: AVX-512 in software */
+    levels[count++] = &kernels_avx512vnni;
+    levels[count++] = &kernels_avx512;
+#elif defined(__x86_64__)
     if (cpu_has_avx512vnni()) levels[count++] = &kernels_avx512vnni;
     if (cpu_has_avx512()) levels[count++] = &kernels_avx512;
     if (cpu_has_avx2()) levels[count++] = &kernels_avx2;

@@ -5,16 +5,20 @@
 
 #include "scalar.h"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 /* ---- operands */
 
 enum { MAX_GROUP = 128 };
 
-/* The largest |X|. 8-bit codes: all three digits within 8 bits, 127 * (65536 + 256 + 1) less a little for rounding up.
- * 4-bit codes: the whole sum within 31 bits, 15 * group_size * limit < 2^31. */
+/* The largest |X|: all three digits within 8 bits, 127 * (65536 + 256 + 1) less a little for rounding up; and, but for
+ * 8-bit codes, the whole sum within 31 bits, largest_code * group_size * limit < 2^31. */
 static inline float integer_limit(const struct shape *shape) {
+    const int32_t digits = 8355584, sum = 2147250000 / largest_code(shape->code) / shape->group_size;
     if (shape->planes == 1) return 127.0f;
-    if (shape->bits == 8) return 8355584.0f;
-    return (float)(143150000 / shape->group_size);
+    return (float)(shape->code == CODE_8 || sum > digits ? digits : sum);
 }
 
 static const int32_t SMALLEST = 0x0d800000; /* 2^-100: a group below it counts as zero, its scale would be no number */
@@ -33,46 +37,42 @@ static inline float group_integers(const float *x, int64_t n, float limit, int32
     return bits_float((uint32_t)largest) / limit;
 }
 
-/* Digits of an integer: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127. */
-static inline void split_digits(const int32_t *integers, int64_t n, int8_t *high, int8_t *middle, int8_t *low) {
-    for (int64_t i = 0; i < n; i++) {
-        int32_t rest = integers[i];
-        int32_t digit = (int8_t)(rest & 255);
-        low[i] = (int8_t)digit;
-        rest = (rest - digit) >> 8;
-        digit = (int8_t)(rest & 255);
-        middle[i] = (int8_t)digit;
-        high[i] = (int8_t)((rest - digit) >> 8);
+/* Where the digit of column j of a block stands in its plane. */
+static inline int64_t place(const struct shape *shape, int64_t j) {
+    if (shape->order == ORDER_PAIRS) return j / 2 + j % 2 * (BLOCK_GROUPS / 2 * shape->group_size);
+    if (shape->order == ORDER_WIDE) return j / 32 * 32 + j % 2 * 16 + j % 32 / 2;
+    return j;
+}
+
+/* Digits of an integer: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127; the last two are Y. */
+static inline void write_digits(const struct shape *shape, int32_t X, int64_t at, int8_t *block) {
+    const int8_t low = (int8_t)(X & 255), middle = (int8_t)((X - low) >> 8 & 255);
+    const int32_t Y = 256 * middle + low, high = (X - Y) >> 16;
+    const int64_t plane = plane_bytes(shape);
+    if (shape->order == ORDER_WIDE) {
+        int16_t *to = (int16_t *)(void *)block + at;
+        to[0] = (int16_t)(shape->planes == 1 ? X : high);
+        if (shape->planes > 1) to[plane / 2] = (int16_t)(Y + 128);
+    } else if (shape->planes == 1) {
+        block[at] = (int8_t)X;
+    } else {
+        block[at] = (int8_t)high;
+        block[at + plane] = middle;
+        block[at + 2 * plane] = low;
     }
 }
 
-static inline void narrow(const int32_t *integers, int64_t n, int8_t *digits) {
-    for (int64_t i = 0; i < n; i++) digits[i] = (int8_t)integers[i];
-}
-
-/* One group: its scale, its sum and its digits at even, odd (4-bit codes) or in order (8-bit codes). */
+/* One group: its scale, its sum and its digits. */
 static inline void prepare_group(const struct shape *shape, const float *x, int64_t group, float *scales, float *sums,
                                  int8_t *digits) {
-    const int64_t n = shape->group_size, plane = BLOCK_GROUPS * n;
-    int32_t integers[MAX_GROUP], ordered[MAX_GROUP], total = 0;
-    float scale = group_integers(x, n, integer_limit(shape), integers);
+    int32_t integers[MAX_GROUP], total = 0;
+    const int64_t n = shape->group_size, first = group % BLOCK_GROUPS * n;
+    const float scale = group_integers(x, n, integer_limit(shape), integers);
     for (int64_t i = 0; i < n; i++) total += integers[i];
     scales[group] = scale;
     sums[group] = scale * (float)total;
-
-    int64_t parts = shape->bits == 4 ? 2 : 1, length = n / parts; /* even and odd columns apart, or all together */
-    for (int64_t part = 0; part < parts; part++) {
-        for (int64_t i = 0; i < length; i++) ordered[part * length + i] = integers[parts * i + part];
-    }
-    for (int64_t part = 0; part < parts; part++) {
-        int8_t *to = digits + group / BLOCK_GROUPS * shape->planes * plane + part * plane / 2 +
-                     group % BLOCK_GROUPS * length;
-        if (shape->planes == 3) {
-            split_digits(ordered + part * length, length, to, to + plane, to + 2 * plane);
-        } else {
-            narrow(ordered + part * length, length, to);
-        }
-    }
+    int8_t *block = digits + group / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
+    for (int64_t i = 0; i < n; i++) write_digits(shape, integers[i], place(shape, first + i), block);
 }
 
 static void prepare(const struct shape *shape, const float *x, uint8_t *operand) {
@@ -88,6 +88,36 @@ static void prepare(const struct shape *shape, const float *x, uint8_t *operand)
     for (int64_t group = 0; group < groups; group++) {
         prepare_group(shape, x + group * shape->group_size, group, scales, scales + padded, digits);
     }
+}
+
+/* ---- groups */
+
+/* n floats from values of a dtype. */
+static void to_floats(int32_t dtype, const uint8_t *values, int64_t n, float *floats) {
+    int64_t i = 0;
+#if defined(__F16C__)
+    for (; dtype == SE_F16 && i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(values + 2 * i))));
+    }
+#endif
+    if (dtype == SE_BF16) {
+        for (; i < n; i++) {
+            uint16_t half;
+            memcpy(&half, values + 2 * i, sizeof half);
+            floats[i] = bf16_float(half);
+        }
+    }
+    for (; i < n; i++) floats[i] = dtype_float(dtype, values, i);
+}
+
+/* Scales and biases of groups first..first + n of a row, n at most CHUNK_GROUPS; zeros up to a whole block. Once per row
+ * or so, and long: every kernel calls the same copy. */
+__attribute__((noinline)) static void load_groups(const struct weights *w, int64_t row, int64_t first, int64_t n,
+                                                  float *scales, float *biases) {
+    const int64_t size = w->dtype == SE_F32 ? 4 : 2, at = row * w->scales_stride + first * size;
+    to_floats(w->dtype, w->scales + at, n, scales);
+    to_floats(w->dtype, w->biases + at, n, biases);
+    for (; n % BLOCK_GROUPS != 0; n++) scales[n] = biases[n] = 0.0f;
 }
 
 /* ---- activations */

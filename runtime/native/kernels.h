@@ -1,11 +1,12 @@
 /* What one instruction set offers, and the one arithmetic that all of them follow to the bit.
  *
- * Affine weights, w = scale * code + bias in groups along the input axis. The activations of a group are integers
- * times one scale (struct operand), so the dot product of a group is a sum of integers, exact in any order:
+ * Coded weights, w = scale * code + bias: unsigned integer codes (enum code), a scale and a bias for every group along
+ * the input axis. What an encoding stores for scales and biases becomes floats in groups.h. The activations of a group
+ * are integers times one scale (struct operand), so the dot product of a group is a sum of integers, exact in any order:
  *
- *     fast                X in 8 bits, D = sum of code * X, v = D
- *     exact, 4-bit codes  X in as many bits as keep D within 32 (21 to 23), v = D
- *     exact, 8-bit codes  X in 24 bits, X = 65536 * digit0 + Y, H and L the sums for digit0 and for Y, v = fma(H, 65536, L)
+ *     fast                   X in 8 bits, D = sum of code * X, v = D
+ *     exact, codes to 6 bits X in as many bits, up to 24, as keep D within 32, v = D
+ *     exact, 8-bit codes     X in 24 bits, X = 65536 * digit0 + Y, H and L the sums for digit0 and for Y, v = fma(H, 65536, L)
  *
  * and only the sum over groups is rounded. Group g goes to lane g mod 16, in order of g:
  *
@@ -18,7 +19,8 @@
  * the 16 are added as above.
  *
  * So neither threads nor tiles nor the number of tokens can change a bit, and an instruction set that differs from
- * kernels_portable.c in one bit is wrong. A new encoding is one way to get integer codes, scales and biases of a block.
+ * kernels_portable.c in one bit is wrong. A new encoding is one way to get integer codes and one to get their groups'
+ * scales and biases.
  */
 #ifndef SE_KERNELS_H
 #define SE_KERNELS_H
@@ -36,17 +38,41 @@ enum {
     MAX_STREAMS = 2,
 };
 
+/* ---- codes */
+
+/* How the codes of a row are packed: a stream of bits, code j in bits j * width and up. */
+enum code { CODE_2, CODE_3, CODE_4, CODE_5, CODE_6, CODE_8, CODE_FP4, NUM_CODES };
+
+static inline int code_width(int code) {
+    return code == CODE_8 ? 8 : code == CODE_FP4 ? 4 : code + 2;
+}
+
+/* FP4 (E2M1) stands for the integer 2 * value + 12, which is 0 to 24. */
+static inline int largest_code(int code) {
+    return code == CODE_FP4 ? 24 : (1 << code_width(code)) - 1;
+}
+
+#define FP4_CODES 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 /* by nibble */
+
 /* ---- operands: activations made ready for a matrix */
 
-/* One token's activations for matrices of the same columns, bits, group_size and precision. In memory one after another:
- *     float scale[groups], float sum[groups]           groups: rounded up to whole blocks, zeros behind the end
- *     int8_t digits[blocks][planes][16 * group_size]   planes: 3 exact, 1 fast; most significant first
- * sum is scale * (sum of the integers). In a plane, 8-bit codes meet the values in order; 4-bit codes lie in pairs in
- * their bytes, so all even columns come first, then all odd ones. */
+/* Where the digit of column j of a block stands in its plane; kernels unpack codes into that order. */
+enum order {
+    ORDER_PLAIN, /* at j */
+    ORDER_PAIRS, /* 4-bit codes lie in pairs in their bytes: all even columns, then all odd ones */
+    ORDER_WIDE,  /* 16-bit digits, of every 32 columns the even ones, then the odd ones */
+};
+
+/* One token's activations for matrices of the same shape. In memory one after another:
+ *     float scale[groups], float sum[groups]             groups: rounded up to whole blocks, zeros behind the end
+ *     digits[blocks][planes][16 * group_size]            in order; most significant plane first
+ * sum is scale * (sum of the integers). Digits are int8_t, 3 planes exact and 1 fast; or, where 8-bit codes meet
+ * ORDER_WIDE, int16_t: fast X, exact digit0 and then Y + 128, which unlike Y never leaves 16 bits. */
 struct shape {
     int64_t columns;
-    int32_t bits;
-    int32_t group_size;
+    int32_t code; /* enum code */
+    int32_t group_size; /* 16, 32, 64 or 128 */
+    int32_t order; /* enum order */
     int32_t planes; /* 0: plain weights, the operand is float x[columns rounded up to PLAIN_LANES] */
 };
 
@@ -59,10 +85,13 @@ static inline int64_t shape_blocks(const struct shape *shape) {
     return (shape->columns + block - 1) / block;
 }
 
+static inline int64_t plane_bytes(const struct shape *shape) {
+    return (int64_t)BLOCK_GROUPS * shape->group_size * (shape->order == ORDER_WIDE ? 2 : 1);
+}
+
 static inline int64_t operand_bytes(const struct shape *shape) {
     if (shape->planes == 0) return round_up(4 * round_up(shape->columns, PLAIN_LANES), ALIGNMENT);
-    int64_t values = (int64_t)BLOCK_GROUPS * shape->group_size;
-    return shape_blocks(shape) * (2 * 4 * BLOCK_GROUPS + shape->planes * values);
+    return shape_blocks(shape) * (2 * 4 * BLOCK_GROUPS + shape->planes * plane_bytes(shape));
 }
 
 struct operand {
@@ -91,6 +120,9 @@ struct weights {
     int32_t dtype; /* of scales and biases, or of plain values */
 };
 
+/* Groups whose scales and biases become floats together. */
+enum { CHUNK_GROUPS = 8 * BLOCK_GROUPS };
+
 /* Rows of one or two matrices of the same shape times `tokens` operands: row r of
  * stream s, first[s] <= r < first[s] + rows, goes to y[s][t][r].
  * Two streams share every load of the operands. They lie far apart in memory (gate and up, or the two halves of a
@@ -107,12 +139,18 @@ struct tile {
 
 typedef void tile_fn(const struct tile *tile);
 
+static inline int group_index(int group_size) {
+    return group_size == 16 ? 0 : group_size == 32 ? 1 : group_size == 64 ? 2 : group_size == 128 ? 3 : -1;
+}
+
 struct kernels {
     const char *name;
     /* Floats to an operand of that shape; `columns` are read, the rest is zero. */
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
-    /* By bits 4 and 8, group size 32, 64 and 128, and precision; plain by dtype. */
-    tile_fn *affine[2][3][2];
+    /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
+    enum order order_8;
+    /* By code, group size (group_index) and precision, NULL where no encoding has that; plain by dtype. */
+    tile_fn *coded[NUM_CODES][4][2];
     tile_fn *plain[3];
     /* gate [n] becomes activation(gate, up). */
     void (*activate)(const se_activation *activation, float *gate, const float *up, int64_t n);

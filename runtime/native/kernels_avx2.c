@@ -1,4 +1,433 @@
-/* The plain loops, vectorised by the compiler for AVX2 (flags: build_hook.py); kernels of its own are not written yet. */
-#define TABLE kernels_avx2
-#define NAME "avx2"
-#include "kernels_portable.c"
+/* AVX2 with FMA and F16C. A vector holds 8 lanes, so a block of 16 groups is two halves of 8 groups each.
+ *
+ * Codes up to 6 bits meet 8-bit digits by maddubs, whose 16-bit sums are exact as long as few enough are added (room),
+ * and are widened only when they must be: that instruction runs on one of four ports and is what decode waits for.
+ * 8-bit codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
+#include "elementwise.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+enum {
+    HALF_GROUPS = 8,
+    AHEAD_BYTES = 4096, /* how far ahead codes are asked into the second-level cache */
+};
+
+/* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
+ * stack, for every constant offset from it. */
+INLINE const void *opaque(const void *pointer) {
+    __asm__("" : "+r"(pointer));
+    return pointer;
+}
+
+/* What the compiler must know of an encoding and a precision to make straight code. */
+struct kind {
+    int code;
+    int group_size;
+    int planes;
+};
+
+/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+INLINE int parts_of(struct kind kind) {
+    return code_width(kind.code) == 4 ? 2 : 1;
+}
+
+/* ---- unpack */
+
+INLINE __m256i load(const void *bytes) {
+    return _mm256_loadu_si256(bytes);
+}
+
+/* 32 codes of 2, 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+INLINE __m256i unpack_stream(const uint8_t *packed, int width) {
+#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
+    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
+#undef LANE
+    const __m128i low = _mm_loadu_si128((const void *)packed), high = _mm_loadu_si128((const void *)(packed + 2 * width));
+    __m256i x = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), _mm256_broadcastsi128_si256(bytes));
+    if (width % 2 == 1) x = _mm256_srlv_epi32(x, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
+    x = _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(two)),
+                        _mm256_and_si256(_mm256_slli_epi32(x, 16 - 2 * width), _mm256_set1_epi32(two << 16)));
+    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(one | one << 16)),
+                           _mm256_and_si256(_mm256_slli_epi32(x, 8 - width), _mm256_set1_epi32(one << 8 | one << 24)));
+}
+
+/* Vector v of packed codes as bytes: codes [parts]. */
+INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kind) {
+    const int width = code_width(kind.code);
+    if (width == 8) {
+        codes[0] = load(packed + 32 * v);
+    } else if (width != 4) {
+        codes[0] = unpack_stream(packed + 4 * width * v, width);
+    } else {
+        const __m256i nibble = _mm256_set1_epi8(15), p = load(packed + 32 * v);
+        codes[0] = _mm256_and_si256(p, nibble);
+        codes[1] = _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble);
+        if (kind.code != CODE_FP4) return;
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(FP4_CODES));
+        codes[0] = _mm256_shuffle_epi8(table, codes[0]);
+        codes[1] = _mm256_shuffle_epi8(table, codes[1]);
+    }
+}
+
+/* ---- sums of 8 groups at once */
+
+/* How many products of a code and an 8-bit digit, added in pairs by maddubs, fit 16 bits. */
+INLINE int room_of(struct kind kind) {
+    return 32767 / (2 * 128 * largest_code(kind.code));
+}
+
+INLINE __m256i widen(__m256i sums) {
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+INLINE __m256i add(__m256i a, __m256i b, int narrow) {
+    return narrow ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
+}
+
+/* The sums of a, b, c and d over each 128-bit lane. The first `stages` of two additions are of 16-bit numbers. */
+INLINE __m256i quads(const __m256i *v, int stages) {
+    __m256i s[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) s[i] = stages == 0 ? widen(v[i]) : v[i];
+    __m256i ab = add(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]), stages > 0);
+    __m256i cd = add(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]), stages > 0);
+    if (stages == 1) ab = widen(ab), cd = widen(cd);
+    const __m256i sum = add(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd), stages > 1);
+    return stages == 2 ? widen(sum) : sum;
+}
+
+/* The sums of a and b over each 64-bit lane, in order a0 a1 b0 b1 of each 128-bit lane. */
+INLINE __m256i pairs(const __m256i *v, int stages) {
+    const __m256 a = _mm256_castsi256_ps(stages == 0 ? widen(v[0]) : v[0]);
+    const __m256 b = _mm256_castsi256_ps(stages == 0 ? widen(v[1]) : v[1]);
+    const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+    const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+    const __m256i sum = add(even, odd, stages > 0);
+    return stages > 0 ? widen(sum) : sum;
+}
+
+/* Half a block of codes, packed or as vectors of bytes. */
+struct half {
+    const uint8_t *packed;
+    const __m256i *codes; /* or NULL */
+};
+
+/* One group, or the groups that share a vector, against one plane: 16-bit sums if they fit, else 32-bit ones. */
+INLINE __m256i dot_narrow(const __m256i *codes, const int8_t *digits, struct kind kind, int joined) {
+    const int parts = parts_of(kind), room = room_of(kind), count = joined * parts;
+    __m256i sum = _mm256_setzero_si256(), all = _mm256_setzero_si256();
+    UNROLL
+    for (int i = 0; i < count; i++) {
+        const int8_t *x = digits + i / parts * 32 + i % parts * BLOCK_GROUPS / 2 * kind.group_size;
+        const __m256i product = _mm256_maddubs_epi16(codes[i], load(x));
+        sum = i % room == 0 ? product : _mm256_add_epi16(sum, product);
+        if (count > room && (i % room == room - 1 || i == count - 1)) all = _mm256_add_epi32(all, widen(sum));
+    }
+    return count > room ? all : sum;
+}
+
+/* The same for 8-bit codes and 16-bit digits, in 32 bits. The lower plane holds Y + 128 (kernels.h). */
+INLINE __m256i dot_wide(const __m256i *codes, const int8_t *digits, int lower, int joined) {
+    __m256i sum = _mm256_setzero_si256();
+    UNROLL
+    for (int i = 0; i < joined; i++) {
+        const __m256i even = _mm256_and_si256(codes[i], _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(codes[i], 8);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, load(digits + 64 * i)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(odd, load(digits + 64 * i + 32)));
+        if (!lower) continue;
+        const __m256i codes_sum = _mm256_sad_epu8(codes[i], _mm256_setzero_si256());
+        sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(codes_sum, 7));
+    }
+    return sum;
+}
+
+/* For each plane the sums of 8 groups in their order. */
+INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *digits, struct kind kind) {
+    const int parts = parts_of(kind), wide = kind.code == CODE_8;
+    const int group_bytes = kind.group_size / parts;                 /* of a group in a vector of codes */
+    const int joined = group_bytes > 32 ? group_bytes / 32 : 1;      /* vectors of a group */
+    const int vectors = HALF_GROUPS * group_bytes / 32 / joined;     /* 8, 4 or 2 */
+    const int together = vectors < 4 ? 2 : 4;
+    const int most = room_of(kind) / (joined * parts), stages = wide || most < 1 ? -1 : most >= 4 ? 2 : most / 2;
+    const int plane = BLOCK_GROUPS * kind.group_size * (wide ? 2 : 1);
+    __m256i quad[3][2];
+    UNROLL
+    for (int q = 0; q < vectors / together; q++) {
+        __m256i codes[4][8];
+        UNROLL
+        for (int i = 0; i < together * joined; i++) {
+            const int v = q * together * joined + i;
+            __m256i *to = codes[i / joined] + i % joined * parts;
+            if (half->codes == NULL) {
+                unpack(to, half->packed, v, kind);
+            } else {
+                to[0] = half->codes[parts * v];
+                if (parts == 2) to[1] = half->codes[parts * v + 1];
+            }
+        }
+        UNROLL
+        for (int p = 0; p < kind.planes; p++) {
+            __m256i v[4];
+            UNROLL
+            for (int i = 0; i < together; i++) {
+                const int8_t *x = digits + p * plane + (q * together + i) * joined * (wide ? 64 : 32);
+                v[i] = wide ? dot_wide(codes[i], x, p == 1, joined) : dot_narrow(codes[i], x, kind, joined);
+            }
+            quad[p][q] = together == 4 ? quads(v, stages) : pairs(v, stages);
+        }
+    }
+    UNROLL
+    for (int p = 0; p < kind.planes; p++) {
+        if (vectors == 8) {
+            sums[p] = _mm256_add_epi32(_mm256_permute2x128_si256(quad[p][0], quad[p][1], 0x20),
+                                       _mm256_permute2x128_si256(quad[p][0], quad[p][1], 0x31));
+        } else {
+            const __m256i order = vectors == 4 ? _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)
+                                               : _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+            sums[p] = _mm256_permutevar8x32_epi32(quad[p][0], order);
+        }
+    }
+}
+
+/* lanes += half a block of a row times the same half of an operand. */
+INLINE __m256 multiply(__m256 lanes, const struct half *half, const float *scales, const float *biases,
+                       const float *x_scales, const float *x_sums, const int8_t *digits, struct kind kind) {
+    __m256i sums[3];
+    dot_planes(sums, half, opaque(digits), kind);
+    __m256 v;
+    if (kind.code == CODE_8 && kind.planes == 2) {
+        v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[0]), _mm256_set1_ps(65536.0f), _mm256_cvtepi32_ps(sums[1]));
+    } else {
+        __m256i D = sums[0];
+        UNROLL
+        for (int p = 1; p < kind.planes; p++) D = _mm256_add_epi32(_mm256_slli_epi32(D, 8), sums[p]);
+        v = _mm256_cvtepi32_ps(D);
+    }
+    lanes = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(scales), _mm256_loadu_ps(x_scales)), v, lanes);
+    return _mm256_fmadd_ps(_mm256_loadu_ps(biases), _mm256_loadu_ps(x_sums), lanes);
+}
+
+/* The tree of kernels.h: lanes 0..7 and 8..15. */
+INLINE float add_lanes(__m256 low, __m256 high) {
+    low = _mm256_add_ps(low, _mm256_shuffle_ps(low, low, 0x4e));
+    high = _mm256_add_ps(high, _mm256_shuffle_ps(high, high, 0x4e));
+    low = _mm256_add_ps(low, _mm256_shuffle_ps(low, low, 0xb1));
+    high = _mm256_add_ps(high, _mm256_shuffle_ps(high, high, 0xb1));
+    const __m128 first = _mm_add_ss(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
+    const __m128 second = _mm_add_ss(_mm256_castps256_ps128(high), _mm256_extractf128_ps(high, 1));
+    return _mm_cvtss_f32(_mm_add_ss(first, second));
+}
+
+/* ---- tiles */
+
+enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP, OVERREAD = 16 };
+
+/* The packed codes of a block: where they are if it is one or two whole halves, else a copy with zeros behind. */
+INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, int64_t groups, uint8_t *copy,
+                                  struct kind kind) {
+    const int64_t group_bytes = kind.group_size * code_width(kind.code) / 8;
+    const uint8_t *packed = w->weight + row * w->weight_stride + block * BLOCK_GROUPS * group_bytes;
+    if (groups >= BLOCK_GROUPS || groups == HALF_GROUPS) return opaque(packed);
+    memset(copy, 0, (size_t)(BLOCK_GROUPS * group_bytes + OVERREAD));
+    memcpy(copy, packed, (size_t)(groups * group_bytes));
+    return opaque(copy);
+}
+
+/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. */
+INLINE void row_by_one(const struct tile *tile, int64_t row, struct kind kind) {
+    const struct shape *shape = &tile->weights[0]->shape;
+    const struct operand x = operand_at(shape, tile->operands[0]);
+    const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
+    const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
+    const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts_of(kind);
+    float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
+    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
+    __m256 lanes[MAX_STREAMS][2] = {0};
+    for (int64_t chunk = 0; chunk < groups; chunk += CHUNK_GROUPS) {
+        const int64_t n = groups - chunk < CHUNK_GROUPS ? groups - chunk : CHUNK_GROUPS;
+        for (int s = 0; s < tile->streams; s++) {
+            load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
+        }
+        for (int64_t g = 0; g < n; g += BLOCK_GROUPS) {
+            const int64_t block = (chunk + g) / BLOCK_GROUPS;
+            for (int s = 0; s < tile->streams; s++) {
+                const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + row, block, n - g, copy, kind);
+                UNROLL
+                for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_T1);
+                for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
+                    const struct half half = {packed + h * half_bytes, NULL};
+                    const int64_t at = g + h * HALF_GROUPS;
+                    lanes[s][h] = multiply(lanes[s][h], &half, scales[s] + at, biases[s] + at, x.scale + chunk + at,
+                                           x.sum + chunk + at, x.digits + block * block_digits + h * half_digits, kind);
+                }
+            }
+        }
+    }
+    for (int s = 0; s < tile->streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s][0], lanes[s][1]);
+}
+
+enum { TILE_TOKENS = 4 }; /* their digits of one block stay in the first-level cache while the rows pass by */
+
+/* Several operands: each block of a row is unpacked once for all of them. */
+INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
+                         int64_t tokens, struct kind kind) {
+    const struct weights *w = tile->weights[stream];
+    const int64_t groups = w->shape.columns / kind.group_size, block_digits = kind.planes * plane_bytes(&w->shape);
+    const int parts = parts_of(kind), vectors = BLOCK_GROUPS * kind.group_size / parts / 32;
+    const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts;
+    float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
+    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
+    __m256i codes[MAX_BLOCK_BYTES / 32];
+    __m256 lanes[TILE_TOKENS][TILE_ROWS][2];
+    struct operand x[TILE_TOKENS];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
+    for (int64_t g = 0; g < groups; g += BLOCK_GROUPS) {
+        const int64_t n = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS, block = g / BLOCK_GROUPS;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t row = tile->first[stream] + first + r;
+            const uint8_t *packed = block_codes(w, row, block, n, copy, kind);
+            load_groups(w, row, g, n, scales, biases);
+            for (int v = 0; v < (n > HALF_GROUPS ? vectors : vectors / 2); v++) {
+                unpack(codes + parts * v, packed, v, kind);
+            }
+            for (int64_t t = 0; t < tokens; t++) {
+                for (int h = 0; h < 2 && h * HALF_GROUPS < n; h++) {
+                    const struct half half = {NULL, codes + h * vectors * parts / 2};
+                    const int64_t at = g + h * HALF_GROUPS;
+                    lanes[t][r][h] = multiply(lanes[t][r][h], &half, scales + h * HALF_GROUPS, biases + h * HALF_GROUPS,
+                                              x[t].scale + at, x[t].sum + at,
+                                              x[t].digits + block * block_digits + h * half_digits, kind);
+                }
+            }
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        float *y = tile->y[stream][token + t] + tile->first[stream] + first;
+        for (int64_t r = 0; r < rows; r++) y[r] = add_lanes(lanes[t][r][0], lanes[t][r][1]);
+    }
+}
+
+INLINE void coded_tile(const struct tile *tile, struct kind kind) {
+    if (tile->tokens == 1) {
+        for (int64_t row = 0; row < tile->rows; row++) row_by_one(tile, row, kind);
+        return;
+    }
+    for (int s = 0; s < tile->streams; s++) {
+        for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
+            const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
+            for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
+                const int64_t left = tile->tokens - token;
+                rows_by_many(tile, s, first, rows, token, left < TILE_TOKENS ? left : TILE_TOKENS, kind);
+            }
+        }
+    }
+}
+
+/* ---- plain weights */
+
+/* Eight plain values. */
+INLINE __m256 load_plain(const uint8_t *values, int dtype) {
+    if (dtype == SE_F32) return _mm256_loadu_ps((const float *)(const void *)values);
+    const __m128i halves = _mm_loadu_si128((const void *)values);
+    if (dtype == SE_F16) return _mm256_cvtph_ps(halves);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+/* One row of each stream times `tokens` operands; streams * tokens is 1 or 2: four vectors of lanes each. */
+INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int dtype) {
+    const int64_t columns = tile->weights[0]->shape.columns;
+    const int size = dtype == SE_F32 ? 4 : 2;
+    __m256 lanes[MAX_STREAMS][2][4];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
+        UNROLL
+        for (int s = 0; s < streams; s++) {
+            const struct weights *w = tile->weights[s];
+            const uint8_t *values = w->weight + (tile->first[s] + row) * w->weight_stride + k * size;
+            uint8_t copy[4 * PLAIN_LANES];
+            if (columns - k < PLAIN_LANES) {
+                memset(copy, 0, sizeof copy);
+                values = memcpy(copy, values, (size_t)((columns - k) * size));
+            }
+            UNROLL
+            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_T1);
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                const __m256 v = load_plain(values + 8 * i * size, dtype);
+                UNROLL
+                for (int t = 0; t < tokens; t++) {
+                    const float *x = (const float *)(const void *)tile->operands[token + t] + k + 8 * i;
+                    lanes[s][t][i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x), lanes[s][t][i]);
+                }
+            }
+        }
+    }
+    for (int s = 0; s < streams; s++) {
+        for (int t = 0; t < tokens; t++) {
+            const __m256 *l = lanes[s][t];
+            tile->y[s][token + t][tile->first[s] + row] =
+                add_lanes(_mm256_add_ps(l[0], l[2]), _mm256_add_ps(l[1], l[3]));
+        }
+    }
+}
+
+INLINE void plain_tile(const struct tile *tile, int dtype) {
+    for (int64_t row = 0; row < tile->rows; row++) {
+        int64_t token = 0;
+        if (tile->streams == 2) {
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 2, 2, dtype);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, dtype);
+        } else {
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 1, 2, dtype);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, dtype);
+        }
+    }
+}
+
+/* ---- the table */
+
+static void plain_bf16(const struct tile *tile) {
+    plain_tile(tile, SE_BF16);
+}
+
+static void plain_f16(const struct tile *tile) {
+    plain_tile(tile, SE_F16);
+}
+
+static void plain_f32(const struct tile *tile) {
+    plain_tile(tile, SE_F32);
+}
+
+#define KERNEL(code, group_size, planes)                                                       \
+    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
+        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
+    }
+#define KERNELS(code, group_size, exact) KERNEL(code, group_size, 1) KERNEL(code, group_size, exact)
+KERNELS(4, 32, 3)
+KERNELS(4, 64, 3)
+KERNELS(4, 128, 3)
+KERNELS(8, 32, 2)
+KERNELS(8, 64, 2)
+KERNELS(8, 128, 2)
+#define BY_PRECISION(code, group_size, exact) {tile_##code##_##group_size##_##exact, tile_##code##_##group_size##_1}
+
+const struct kernels kernels_avx2 = {
+    .name = "avx2",
+    .prepare = prepare,
+    .order_8 = ORDER_WIDE,
+    .coded[CODE_4] = {{0}, BY_PRECISION(4, 32, 3), BY_PRECISION(4, 64, 3), BY_PRECISION(4, 128, 3)},
+    .coded[CODE_8] = {{0}, BY_PRECISION(8, 32, 2), BY_PRECISION(8, 64, 2), BY_PRECISION(8, 128, 2)},
+    .plain = {plain_bf16, plain_f16, plain_f32},
+    .activate = activate,
+    .add_scaled = add_scaled,
+    .read = read_bytes,
+};

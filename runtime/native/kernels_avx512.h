@@ -7,10 +7,14 @@
 
 #include <immintrin.h>
 
+#if defined(SE_EMULATED) /* by functions, where constants are worth nothing (tests/native) */
+#define INLINE static
+#define UNROLL
+#elif defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
+#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
@@ -58,8 +62,20 @@ INLINE __m512 add_rows(const float *lanes) {
     return pairs_f(pairs_f(q[0], q[1]), pairs_f(q[2], q[3]));
 }
 
-/* Sums of 16 groups, in their order, from the quads of their vectors. A group fills `width` 128-bit lanes. */
+/* Per 64-bit lane: the sums of a and b, as a0 a1 b0 b1 of each 128-bit lane. */
+INLINE __m512i halves_i(__m512i a, __m512i b) {
+    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+}
+
+/* Sums of 16 groups, in their order, from the quads of their vectors. A group fills `width` 128-bit lanes, 0 for half a
+ * lane: then from halves_i. */
 INLINE __m512i order_groups(const __m512i *quads, int width) {
+    if (width == 0) {
+        const __m512i order = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        return _mm512_permutexvar_epi32(order, quads[0]);
+    }
     if (width == 1) {
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         return _mm512_permutexvar_epi32(order, quads[0]);
@@ -74,13 +90,13 @@ INLINE __m512i order_groups(const __m512i *quads, int width) {
 /* ---- dots of bytes */
 
 /* Each 32-bit lane of sum += four products of unsigned codes and signed digits. */
-INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int bits) {
+INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int code) {
 #ifdef SE_VNNI
-    (void)bits;
+    (void)code;
     return _mm512_dpbusd_epi32(sum, codes, digits);
 #else
     const __m512i ones = _mm512_set1_epi16(1), top = _mm512_set1_epi8((char)0x80);
-    if (bits == 4) return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, digits), ones));
+    if (code != CODE_8) return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, digits), ones));
     /* Two products of full bytes overflow 16 bits; those of the top bits and of the rest do not. */
     __m512i high = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_and_si512(codes, top), digits), ones);
     __m512i low = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_andnot_si512(top, codes), digits), ones);
@@ -90,10 +106,15 @@ INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int bits) {
 
 /* What the compiler must know of an encoding and a precision to make straight code. */
 struct kind {
-    int bits;
+    int code;
     int group_size;
     int planes; /* of digits */
 };
+
+/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+INLINE int parts_of(struct kind kind) {
+    return code_width(kind.code) == 4 ? 2 : 1;
+}
 
 /* A block of a row: 16 groups, `bytes` of codes left in the row if it is not whole. */
 struct block {
@@ -107,39 +128,69 @@ struct block {
 /* How far ahead codes are asked into the second-level cache; into the first they would drive out the operand. */
 enum { AHEAD_BYTES = 4096 };
 
-/* Vector i of a block's codes as bytes: for 4 bits the even and the odd columns, for 8 bits one vector. */
+/* 64 codes of 2, 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
+#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
+    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
+#undef LANE
+    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const void *)packed));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 2 * width)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 4 * width)), 2);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 6 * width)), 3);
+    x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(bytes));
+    if (width % 2 == 1) x = _mm512_srlv_epi32(x, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 0, 4)));
+    const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
+    x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(two)),
+                        _mm512_and_si512(_mm512_slli_epi32(x, 16 - 2 * width), _mm512_set1_epi32(two << 16)));
+    return _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(one | one << 16)),
+                           _mm512_and_si512(_mm512_slli_epi32(x, 8 - width), _mm512_set1_epi32(one << 8 | one << 24)));
+}
+
+/* Vector i of a block's codes as bytes, in the order of the shape: codes [parts]. */
 INLINE void decode(__m512i *codes, const struct block *b, int i, struct kind kind, int whole) {
     const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i p;
-    if (whole) {
-        _mm_prefetch(b->packed + 64 * i + AHEAD_BYTES, _MM_HINT_T1);
-        p = _mm512_loadu_si512(b->packed + 64 * i);
-    } else {
-        const int64_t left = b->bytes - 64 * i;
-        p = _mm512_maskz_loadu_epi8(left >= 64 ? ~0ULL : left <= 0 ? 0 : ~0ULL >> (64 - left), b->packed + 64 * i);
+    const int width = code_width(kind.code), bytes = width == 4 ? 64 : 8 * width;
+    const uint8_t *packed = b->packed + bytes * i;
+    if (whole) _mm_prefetch(packed + AHEAD_BYTES, _MM_HINT_T1);
+    if (width != 4 && width != 8) {
+        codes[0] = unpack_stream(packed, width);
+        return;
     }
-    codes[0] = kind.bits == 4 ? _mm512_and_si512(p, nibble) : p;
-    if (kind.bits == 4) codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
+    const int64_t left = whole ? 64 : b->bytes - bytes * i;
+    __m512i p = _mm512_setzero_si512();
+    if (left >= 64) {
+        p = _mm512_loadu_si512(packed);
+    } else if (left > 0) {
+        p = _mm512_maskz_loadu_epi8(~0ULL >> (64 - left), packed);
+    }
+    codes[0] = width == 4 ? _mm512_and_si512(p, nibble) : p;
+    if (width == 4) codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
+    if (kind.code == CODE_FP4) {
+        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+        codes[0] = _mm512_shuffle_epi8(table, codes[0]);
+        codes[1] = _mm512_shuffle_epi8(table, codes[1]);
+    }
 }
 
 /* Blocks of `rows` rows against planes of digits, each worth 256 times the next: the sum of every group.
  * The rows share every load of digits, which else would be the limit. */
 INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, const int8_t *digits, int planes,
                        struct kind kind, int whole) {
-    const int halves = kind.bits == 4 ? 2 : 1;                   /* even and odd columns */
-    const int width = kind.group_size * kind.bits / 128;         /* 128-bit lanes of a group */
+    const int halves = parts_of(kind);
+    const int width = kind.group_size / halves / 16;             /* 128-bit lanes of a group */
     const int joined = width == 8 ? 2 : 1;                       /* vectors of a group */
-    const int vectors = kind.group_size / 4 / halves, plane_bytes = BLOCK_GROUPS * kind.group_size;
+    const int vectors = kind.group_size / 4 / halves, plane = BLOCK_GROUPS * kind.group_size;
+    const int together = width == 0 ? 2 : 4;                     /* sums that are added up together */
     __m512i quads[MAX_STREAMS][4];
     UNROLL
-    for (int q = 0; q < vectors / joined / 4; q++) {
+    for (int q = 0; q < vectors / joined / together; q++) {
         __m512i sum[MAX_STREAMS][4];
         UNROLL
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < together; i++) {
             __m512i codes[MAX_STREAMS][2][2]; /* [row][joined][half] */
             UNROLL
             for (int j = 0; j < rows * joined; j++) {
-                const int row = j / joined, v = joined * (4 * q + i) + j % joined;
+                const int row = j / joined, v = joined * (together * q + i) + j % joined;
                 if (b->decoded == NULL) {
                     decode(codes[row][j % joined], &b[row], v, kind, whole);
                 } else {
@@ -151,19 +202,20 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, const int
             for (int row = 0; row < rows; row++) sum[row][i] = _mm512_setzero_si512();
             UNROLL
             for (int j = 0; j < planes * joined * halves; j++) {
-                const int plane = j / (joined * halves), part = j / halves % joined, half = j % halves;
-                const int v = joined * (4 * q + i) + part;
-                const __m512i x = _mm512_loadu_si512(digits + plane * plane_bytes + half * plane_bytes / 2 + 64 * v);
+                const int p = j / (joined * halves), part = j / halves % joined, half = j % halves;
+                const int v = joined * (together * q + i) + part;
+                const __m512i x = _mm512_loadu_si512(digits + p * plane + half * plane / 2 + 64 * v);
                 UNROLL
                 for (int row = 0; row < rows; row++) {
-                    if (plane > 0 && part + half == 0) sum[row][i] = _mm512_slli_epi32(sum[row][i], 8);
-                    sum[row][i] = dot4(sum[row][i], codes[row][part][half], x, kind.bits);
+                    if (p > 0 && part + half == 0) sum[row][i] = _mm512_slli_epi32(sum[row][i], 8);
+                    sum[row][i] = dot4(sum[row][i], codes[row][part][half], x, kind.code);
                 }
             }
         }
         UNROLL
         for (int row = 0; row < rows; row++) {
-            quads[row][q] = quads_i(sum[row][0], sum[row][1], sum[row][2], sum[row][3]);
+            const __m512i *v = sum[row];
+            quads[row][q] = together == 4 ? quads_i(v[0], v[1], v[2], v[3]) : halves_i(v[0], v[1]);
         }
     }
     UNROLL
@@ -173,14 +225,14 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, const int
 /* lanes[row] += a block of each row times the same block of an operand. */
 INLINE void multiply(__m512 *lanes, const struct block *b, int rows, const struct operand *x, int64_t block,
                      struct kind kind, int whole) {
-    const int plane_bytes = BLOCK_GROUPS * kind.group_size;
-    const int8_t *digits = opaque(x->digits + block * kind.planes * plane_bytes);
-    const int joined = kind.bits == 4 ? kind.planes : 1; /* planes whose sum fits 32 bits */
+    const int plane = BLOCK_GROUPS * kind.group_size;
+    const int8_t *digits = opaque(x->digits + block * kind.planes * plane);
+    const int joined = kind.code == CODE_8 ? 1 : kind.planes; /* planes whose sum fits 32 bits */
     const __m512 scale = _mm512_loadu_ps(x->scale + BLOCK_GROUPS * block);
     const __m512 sum = _mm512_loadu_ps(x->sum + BLOCK_GROUPS * block);
     __m512i high[MAX_STREAMS], low[MAX_STREAMS];
     dot_planes(high, b, rows, digits, joined, kind, whole);
-    if (joined < kind.planes) dot_planes(low, b, rows, digits + plane_bytes, 2, kind, whole);
+    if (joined < kind.planes) dot_planes(low, b, rows, digits + plane, 2, kind, whole);
     UNROLL
     for (int row = 0; row < rows; row++) {
         __m512 v = _mm512_cvtepi32_ps(high[row]);
@@ -192,22 +244,28 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, const struc
 
 /* ---- blocks of rows */
 
+enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP, OVERREAD = 16 };
+
 INLINE __m512 load_halves(const uint8_t *p, __mmask16 mask, int dtype, int whole) {
     const __m256i halves = whole ? _mm256_loadu_si256((const void *)p) : _mm256_maskz_loadu_epi16(mask, p);
     if (dtype == SE_F16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, struct kind kind,
-                       int whole) {
-    const int64_t first = block * BLOCK_GROUPS, left = w->shape.columns / kind.group_size - first;
-    const __mmask16 mask = (__mmask16)(left >= 16 ? 0xffff : (1 << left) - 1);
-    const int64_t group_bytes = kind.group_size * kind.bits / 8;
-    b->scale = load_halves(w->scales + row * w->scales_stride + 2 * first, mask, w->dtype, whole);
-    b->bias = load_halves(w->biases + row * w->scales_stride + 2 * first, mask, w->dtype, whole);
+/* scales, biases: of the block's groups. `copy` takes codes that are no whole block and that no masked load reads. */
+INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, const float *scales,
+                       const float *biases, uint8_t *copy, struct kind kind, int whole) {
+    const int width = code_width(kind.code);
+    const int64_t group_bytes = kind.group_size * width / 8, first = block * BLOCK_GROUPS;
+    b->scale = _mm512_loadu_ps(scales);
+    b->bias = _mm512_loadu_ps(biases);
     b->packed = opaque(w->weight + row * w->weight_stride + first * group_bytes);
-    b->bytes = left * group_bytes;
+    b->bytes = (w->shape.columns / kind.group_size - first) * group_bytes;
     b->decoded = NULL;
+    if (!whole && width != 4 && width != 8) {
+        memset(copy, 0, MAX_BLOCK_BYTES + OVERREAD);
+        b->packed = memcpy(copy, b->packed, (size_t)b->bytes);
+    }
 }
 
 /* ---- tiles */
@@ -217,17 +275,28 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
                         struct kind kind) {
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
-    const int64_t whole = shape->columns / (BLOCK_GROUPS * kind.group_size), blocks = shape_blocks(shape);
+    const int64_t groups = shape->columns / kind.group_size, whole = groups / BLOCK_GROUPS, blocks = shape_blocks(shape);
+    const int64_t per_chunk = CHUNK_GROUPS / BLOCK_GROUPS;
+    float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
+    uint8_t copy[MAX_STREAMS][MAX_BLOCK_BYTES + OVERREAD];
     for (int64_t row = first; row < first + rows; row++) {
         __m512 sum[MAX_STREAMS] = {0};
         struct block b[MAX_STREAMS];
-        for (int64_t block = 0; block < whole; block++) {
-            for (int s = 0; s < streams; s++) load_block(&b[s], tile->weights[s], tile->first[s] + row, block, kind, 1);
-            multiply(sum, b, streams, &x, block, kind, 1);
-        }
-        if (whole < blocks) {
-            for (int s = 0; s < streams; s++) load_block(&b[s], tile->weights[s], tile->first[s] + row, whole, kind, 0);
-            multiply(sum, b, streams, &x, whole, kind, 0);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t at = block % per_chunk * BLOCK_GROUPS, left = groups - block * BLOCK_GROUPS;
+            for (int s = 0; s < streams && at == 0; s++) {
+                load_groups(tile->weights[s], tile->first[s] + row, block * BLOCK_GROUPS,
+                            left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales[s], biases[s]);
+            }
+            for (int s = 0; s < streams; s++) {
+                load_block(&b[s], tile->weights[s], tile->first[s] + row, block, scales[s] + at, biases[s] + at,
+                           copy[s], kind, block < whole);
+            }
+            if (block < whole) {
+                multiply(sum, b, streams, &x, block, kind, 1);
+            } else {
+                multiply(sum, b, streams, &x, block, kind, 0);
+            }
         }
         for (int s = 0; s < streams; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
     }
@@ -239,15 +308,20 @@ enum { TILE_TOKENS = 8 }; /* their digits of one block stay in the first-level c
 INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
                          int64_t tokens, float *lanes, struct kind kind) {
     const struct weights *w = tile->weights[stream];
-    const int vectors = BLOCK_GROUPS * kind.group_size * kind.bits / 512, halves = kind.bits == 4 ? 2 : 1;
-    const int64_t whole = w->shape.columns / (BLOCK_GROUPS * kind.group_size), blocks = shape_blocks(&w->shape);
+    const int halves = parts_of(kind), vectors = BLOCK_GROUPS * kind.group_size / halves / 64;
+    const int64_t groups = w->shape.columns / kind.group_size, whole = groups / BLOCK_GROUPS;
+    float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
+    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     struct operand x[TILE_TOKENS];
     for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
-    for (int64_t block = 0; block < blocks; block++) {
+    for (int64_t block = 0; block < shape_blocks(&w->shape); block++) {
+        const int64_t left = groups - block * BLOCK_GROUPS;
         for (int64_t row = 0; row < rows; row++) {
             struct block b;
             __m512i codes[32];
-            load_block(&b, w, tile->first[stream] + first + row, block, kind, block < whole);
+            load_groups(w, tile->first[stream] + first + row, block * BLOCK_GROUPS,
+                        left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scales, biases);
+            load_block(&b, w, tile->first[stream] + first + row, block, scales, biases, copy, kind, block < whole);
             UNROLL
             for (int i = 0; i < vectors; i++) decode(codes + halves * i, &b, i, kind, block < whole);
             b.decoded = codes;
@@ -261,7 +335,7 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     }
 }
 
-INLINE void affine_tile(const struct tile *tile, struct kind kind) {
+INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
     for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
         const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
@@ -374,22 +448,24 @@ static void plain_f32(const struct tile *tile) {
     plain_tile(tile, SE_F32);
 }
 
-#define KERNEL(bits, group_size, planes)                                                          \
-    static void affine_##bits##_##group_size##_##planes(const struct tile *tile) {                \
-        affine_tile(tile, (struct kind){bits, group_size, planes});                               \
+#define KERNEL(code, group_size, planes)                                                       \
+    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
+        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
-#define KERNELS(bits, group_size) KERNEL(bits, group_size, 1) KERNEL(bits, group_size, 3)
+#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
 KERNELS(4, 32)
 KERNELS(4, 64)
 KERNELS(4, 128)
 KERNELS(8, 32)
 KERNELS(8, 64)
 KERNELS(8, 128)
-#define AFFINE(bits, group_size) {affine_##bits##_##group_size##_3, affine_##bits##_##group_size##_1}
+#define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
 
 #define KERNELS_AVX512(level)                                                                                    \
     {                                                                                                            \
         .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
-        .affine = {{AFFINE(4, 32), AFFINE(4, 64), AFFINE(4, 128)}, {AFFINE(8, 32), AFFINE(8, 64), AFFINE(8, 128)}}, \
+        .order_8 = ORDER_PLAIN,                                                                                  \
+        .coded[CODE_4] = {{0}, BY_PRECISION(4, 32), BY_PRECISION(4, 64), BY_PRECISION(4, 128)},                  \
+        .coded[CODE_8] = {{0}, BY_PRECISION(8, 32), BY_PRECISION(8, 64), BY_PRECISION(8, 128)},                  \
         .plain = {plain_bf16, plain_f16, plain_f32},                                                             \
     }

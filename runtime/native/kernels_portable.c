@@ -10,40 +10,47 @@ static float add_lanes(const float *lane) {
     return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-/* Sum of code * digit over one group: codes point at the group's bytes, digits at its place in a plane. */
-static int32_t group_dot(int bits, int64_t group_size, const uint8_t *codes, const int8_t *digits) {
-    int32_t sum = 0;
-    if (bits == 8) {
-        for (int64_t i = 0; i < group_size; i++) sum += codes[i] * digits[i];
-        return sum;
+/* Codes first..first + n of a row. */
+static void unpack(int code, const uint8_t *packed, int64_t first, int64_t n, uint8_t *codes) {
+    static const uint8_t fp4[16] = {FP4_CODES};
+    const int width = code_width(code);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t bit = (first + i) * width, shift = bit % 8;
+        uint32_t bits = packed[bit / 8];
+        if (shift + width > 8) bits |= (uint32_t)packed[bit / 8 + 1] << 8;
+        codes[i] = (uint8_t)(bits >> shift & ((1u << width) - 1));
+        if (code == CODE_FP4) codes[i] = fp4[codes[i]];
     }
-    const int8_t *odd = digits + BLOCK_GROUPS * group_size / 2;
-    for (int64_t i = 0; i < group_size / 2; i++) sum += (codes[i] & 15) * digits[i] + (codes[i] >> 4) * odd[i];
-    return sum;
 }
 
-static float affine_dot(const struct weights *w, int64_t row, const uint8_t *bytes) {
+/* D = sum of code * X over one group, or H and L of 8-bit codes, as kernels.h has them. `at`: its place in a block. */
+static float group_dot(const struct shape *shape, const uint8_t *codes, const int8_t *block, int64_t at) {
+    const int64_t plane = plane_bytes(shape);
+    int32_t d[3] = {0};
+    for (int64_t i = 0; i < shape->group_size; i++) {
+        const int8_t *digits = block + place(shape, at + i);
+        for (int p = 0; p < shape->planes; p++) d[p] += codes[i] * digits[p * plane];
+    }
+    if (shape->planes == 1) return (float)d[0];
+    if (shape->code == CODE_8) return fmaf((float)d[0], 65536.0f, (float)(256 * d[1] + d[2]));
+    return (float)((256 * d[0] + d[1]) * 256 + d[2]);
+}
+
+static float coded_dot(const struct weights *w, int64_t row, const uint8_t *bytes) {
     const struct shape *shape = &w->shape;
     const struct operand x = operand_at(shape, bytes);
-    const int64_t group_size = shape->group_size, plane = BLOCK_GROUPS * group_size;
-    const uint8_t *codes = w->weight + row * w->weight_stride;
-    float lane[BLOCK_GROUPS] = {0};
-    for (int64_t g = 0; g < shape->columns / group_size; g++) {
-        const uint8_t *group_codes = codes + g * group_size * shape->bits / 8;
-        const int8_t *digits = x.digits + g / BLOCK_GROUPS * shape->planes * plane +
-                               g % BLOCK_GROUPS * group_size * shape->bits / 8;
-        int32_t d[3] = {0};
-        for (int i = 0; i < shape->planes; i++) d[i] = group_dot(shape->bits, group_size, group_codes, digits + i * plane);
-        float v = (float)d[0];
-        if (shape->planes == 3) {
-            v = shape->bits == 4 ? (float)((256 * d[0] + d[1]) * 256 + d[2])
-                                 : fmaf(v, 65536.0f, (float)(256 * d[1] + d[2]));
-        }
+    const int64_t n = shape->group_size, groups = shape->columns / n;
+    float lane[BLOCK_GROUPS] = {0}, scales[CHUNK_GROUPS], biases[CHUNK_GROUPS];
+    uint8_t codes[MAX_GROUP];
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t chunk = g / CHUNK_GROUPS * CHUNK_GROUPS, left = groups - chunk;
+        if (g == chunk) load_groups(w, row, g, left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales, biases);
+        unpack(shape->code, w->weight + row * w->weight_stride, g * n, n, codes);
+        const int8_t *block = x.digits + g / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
+        const float v = group_dot(shape, codes, block, g % BLOCK_GROUPS * n);
         float *l = &lane[g % BLOCK_GROUPS];
-        float scale = dtype_float(w->dtype, w->scales + row * w->scales_stride, g);
-        float bias = dtype_float(w->dtype, w->biases + row * w->scales_stride, g);
-        *l = fmaf(scale * x.scale[g], v, *l);
-        *l = fmaf(bias, x.sum[g], *l);
+        *l = fmaf(scales[g - chunk] * x.scale[g], v, *l);
+        *l = fmaf(biases[g - chunk], x.sum[g], *l);
     }
     return add_lanes(lane);
 }
@@ -71,26 +78,22 @@ static void any_tile(const struct tile *tile, dot_fn *dot) {
     }
 }
 
-static void affine_tile(const struct tile *tile) {
-    any_tile(tile, affine_dot);
+static void coded_tile(const struct tile *tile) {
+    any_tile(tile, coded_dot);
 }
 
 static void plain_tile(const struct tile *tile) {
     any_tile(tile, plain_dot);
 }
 
-#define BY_PRECISION {affine_tile, affine_tile}
-#define BY_GROUP_SIZE {BY_PRECISION, BY_PRECISION, BY_PRECISION}
+#define BY_PRECISION {coded_tile, coded_tile}
+#define BY_GROUP_SIZE {BY_PRECISION, BY_PRECISION, BY_PRECISION, BY_PRECISION}
 
-#ifndef TABLE /* kernels_avx2.c compiles these loops once more */
-#define TABLE kernels_portable
-#define NAME "portable"
-#endif
-
-const struct kernels TABLE = {
-    .name = NAME,
+const struct kernels kernels_portable = {
+    .name = "portable",
     .prepare = prepare,
-    .affine = {BY_GROUP_SIZE, BY_GROUP_SIZE},
+    .order_8 = ORDER_PLAIN,
+    .coded = {BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
     .plain = {plain_tile, plain_tile, plain_tile},
     .activate = activate,
     .add_scaled = add_scaled,

@@ -5,15 +5,21 @@ static bool is_dtype(int32_t dtype) {
     return dtype == SE_BF16 || dtype == SE_F16 || dtype == SE_F32;
 }
 
-static int32_t affine_product(struct product *p, const struct kernels *kernels, int32_t precision, const se_matrix *m) {
-    const int by_bits = m->bits == 4 ? 0 : m->bits == 8 ? 1 : -1;
-    const int by_group = m->group_size == 32 ? 0 : m->group_size == 64 ? 1 : m->group_size == 128 ? 2 : -1;
-    if (by_bits < 0 || by_group < 0 || m->dtype == SE_F32 || m->columns % m->group_size != 0) return SE_UNSUPPORTED;
+/* The code that carries so many bits, or -1. */
+static int code_of(int32_t bits) {
+    return bits == 8 ? CODE_8 : bits >= 2 && bits <= 6 ? bits - 2 : -1;
+}
+
+static int32_t coded_product(struct product *p, const struct kernels *kernels, int32_t precision, const se_matrix *m) {
+    const int code = code_of(m->bits), index = group_index(m->group_size);
+    if (code < 0 || index < 0 || m->columns % m->group_size != 0) return SE_UNSUPPORTED;
     p->weights.weight_stride = m->columns * m->bits / 8;
-    p->weights.scales_stride = m->columns / m->group_size * 2;
-    p->weights.shape = (struct shape){m->columns, m->bits, m->group_size, precision == SE_EXACT ? 3 : 1};
-    p->tile = kernels->affine[by_bits][by_group][precision];
-    return SE_OK;
+    p->weights.scales_stride = m->columns / m->group_size * (m->dtype == SE_F32 ? 4 : 2);
+    const int32_t order = code == CODE_8 ? kernels->order_8 : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
+    const int32_t planes = precision == SE_FAST ? 1 : order == ORDER_WIDE ? 2 : 3;
+    p->weights.shape = (struct shape){m->columns, code, m->group_size, order, planes};
+    p->tile = kernels->coded[code][index][precision];
+    return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }
 
 int32_t product_of(struct product *p, const struct kernels *kernels, int32_t precision, const se_matrix *m,
@@ -32,7 +38,7 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
     if (m->encoding == SE_AFFINE) {
         p->weights.scales = base + m->scales_offset;
         p->weights.biases = base + m->biases_offset;
-        return affine_product(p, kernels, precision, m);
+        return coded_product(p, kernels, precision, m);
     }
     if (m->encoding != SE_PLAIN) return SE_UNSUPPORTED;
     p->weights.weight_stride = m->columns * (m->dtype == SE_F32 ? 4 : 2);
@@ -43,7 +49,7 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
 
 bool same_shape(const struct product *a, const struct product *b) {
     const struct shape *s = &a->weights.shape, *t = &b->weights.shape;
-    return a->tile == b->tile && s->columns == t->columns && s->bits == t->bits && s->group_size == t->group_size &&
+    return a->tile == b->tile && s->columns == t->columns && s->code == t->code && s->group_size == t->group_size &&
            s->planes == t->planes;
 }
 
