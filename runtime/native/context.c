@@ -27,7 +27,7 @@ static int available(const struct kernels **levels) {
 }
 
 static const struct loops *loops_of(const struct kernels *kernels) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SE_EMULATED)
     if (kernels == &kernels_avx512vnni || kernels == &kernels_avx512) return &loops_avx512;
     if (kernels == &kernels_avx2) return &loops_avx2;
 #endif
