@@ -95,6 +95,9 @@ def engine_options(command: Command) -> Command:
             click.option(
                 "--precision", default="exact", show_default=True, help="Of the native backend: exact or fast."
             ),
+            click.option(
+                "--lookahead", default="auto", show_default=True, help="Read experts on a guess: auto, on or off."
+            ),
             click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
             click.option("-v", "--verbose", is_flag=True, help="Say what was chosen, on stderr."),
         )
@@ -111,6 +114,7 @@ def open_engine(
     chunk: int | None,
     backend: str,
     precision: str,
+    lookahead: str,
     verbose: bool,
     trace: Path | None = None,
 ) -> Engine:
@@ -123,6 +127,7 @@ def open_engine(
         chunk_size=chunk,
         backend=backend,
         precision=precision,
+        lookahead=lookahead,
         trace=trace,
     )
     for warning in engine.warnings:
@@ -203,7 +208,7 @@ def run(out: Path, **options: Any) -> None:
         say(stats_line(engine.stats))
 
 
-ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "verbose")
+ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "lookahead", "verbose")
 
 
 def pick(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

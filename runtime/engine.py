@@ -56,6 +56,7 @@ class Engine:
         backend: str,
         precision: str,
         trace: Path | None,
+        lookahead: str,
     ) -> None:
         layout = container.index.layout
         num_slots = terms.slots(layout, ram_bytes)
@@ -79,7 +80,9 @@ class Engine:
                 num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()}, self.config.top_k
             )
             self.experts = resources.enter_context(
-                closing(Experts(store, num_slots, readers, policy, writer, native=backend == "native"))
+                closing(
+                    Experts(store, num_slots, readers, policy, writer, native=backend == "native", lookahead=lookahead)
+                )
             )
             pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", _ignore_nan))
             self._stepper = resources.enter_context(ThreadPoolExecutor(1, "step"))
@@ -124,12 +127,14 @@ class Engine:
         chunk_size: int | None = None,
         readers: int = READERS,
         trace: str | os.PathLike[str] | None = None,
+        lookahead: str = "auto",
     ) -> "Engine":
         """Open a container: index, small files and resident weights are checked, experts when first read.
 
         ram_bytes is a ceiling on all memory of this process; by default a share of what the machine and its memory
         groups grant. backend auto is native where its kernels were built; its precision is exact (float32) or fast
         (activations rounded to 8 bits). `trace` names a file for the routing of every step (runtime/trace.py).
+        lookahead: whether experts are read on a guess before their layer asks for them; auto measures if that pays.
         Raises FormatError, ChecksumError or UnsupportedError for a container that cannot be trusted or run,
         RequestError for a value that cannot be met (too little memory names the floor and its terms).
         """
@@ -161,7 +166,9 @@ class Engine:
             free = default_ram_bytes()
             ram_bytes = max(free, terms.floor_bytes)
         routing = Path(trace) if trace is not None else None
-        engine = cls(container, ram_bytes, terms, threads, ctx_size, chunk_size, readers, backend, precision, routing)
+        engine = cls(
+            container, ram_bytes, terms, threads, ctx_size, chunk_size, readers, backend, precision, routing, lookahead
+        )
         if slow:
             engine.warnings.append("NumPy only: the native kernels were not built, as no C compiler was there; slow")
         if free < terms.floor_bytes:
@@ -205,7 +212,10 @@ class Engine:
             rows = slice(len(token_ids), len(token_ids) + len(ids))
             sequences.append(StepSequence(rows, len(session.token_ids), list(session.states)))
             token_ids.extend(ids)
-        return self._whole(lambda: self.model.forward(token_ids, sequences)), sequences
+        began, before = time.perf_counter(), self.experts.bytes_read
+        hidden = self._whole(lambda: self.model.forward(token_ids, sequences))
+        self.experts.lookahead.ended(len(token_ids), time.perf_counter() - began, self.experts.bytes_read - before)
+        return hidden, sequences
 
     def _whole(self, compute: Callable[[], Float32]) -> Float32:
         """Compute on a thread that Ctrl-C does not reach, so that it never leaves the cache half changed.
@@ -377,6 +387,10 @@ class Engine:
             bytes_read=experts.bytes_read,
             read_s=experts.read_s,
             wait_s=experts.wait_s,
+            reader=experts.reader.name,
+            lookahead=str(experts.lookahead),
+            early_reads=experts.early_reads,
+            early_used=experts.early_used,
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             peak_memory_bytes=peak_memory_bytes(),

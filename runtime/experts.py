@@ -7,6 +7,7 @@ from contextlib import closing
 
 from formats.dtypes import AnyArray
 from runtime.cache import ExpertCache, ExpertKey, Held, Policy, Wave
+from runtime.lookahead import Lookahead
 from runtime.native_reader import NativeReader
 from runtime.reader import Reader, ThreadReader
 from runtime.store import ExpertStore
@@ -25,8 +26,10 @@ class Experts:
         trace: TraceWriter | None = None,
         *,
         native: bool = False,
+        lookahead: str = "off",
     ) -> None:
         """readers: how many reads may be under way at once. Raises UnsupportedError for native without the library."""
+        self.lookahead = Lookahead(lookahead if native else "off")  # threads of Python do not know how to wait a turn
         self.store = store
         self.cache = ExpertCache(num_slots, policy)
         self.stopping = threading.Event()
@@ -113,10 +116,7 @@ class Experts:
     # ---- reads on a guess
 
     def look_ahead(self, layer: int, expert_ids: Sequence[int], most: int) -> None:
-        """Begin to read up to `most` experts that a later layer may ask for, while nothing that is wanted waits.
-
-        Only the native reader knows how to wait its turn.
-        """
+        """Begin to read up to `most` experts that a later layer may ask for, when nothing that is wanted waits."""
         assert self.native is not None
         reads: list[Held] = []
         most = min(most, self.cache.idle_slots // 2)

@@ -17,7 +17,7 @@ from runtime.store import ExpertStore
 FULL, FAILED, SHORT, WRONG = 3, 4, 5, 6  # enum se_slot_state
 CHECK, BUFFERED, EARLY = 1, 2, 4  # enum se_fetch_flags
 PENDING = (1, 2)
-BYTES_IN_FLIGHT = 64 << 20  # enough for any disk; records larger than that go one at a time
+BYTES_IN_FLIGHT = 16 << 20  # enough for any disk (docs/LEARNED.md 20); fewer reads at once arrive one after another
 
 
 class Fetch(ctypes.Structure):

@@ -18,6 +18,10 @@ class Stats:
     bytes_read: int = 0
     read_s: float = 0.0  # at least one read was under way
     wait_s: float = 0.0  # native kernels had nothing to do but wait for reads
+    reader: str = ""  # who reads: "native threads" or "Python threads"
+    lookahead: str = "off"  # the mode, and what auto has measured
+    early_reads: int = 0  # experts read on a guess, and those of them that were then wanted
+    early_used: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
     peak_memory_bytes: int = 0

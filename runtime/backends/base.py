@@ -5,7 +5,7 @@ meaning and opaque in type: NumPy arrays here, lazy ones elsewhere; models only 
 A cache or state is changed by no one: an operation returns the new one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from formats.config import Rope
@@ -129,6 +129,15 @@ class Ops(Protocol):
 
     def route(self, logits: Array, routing: Routing, correction_bias: Weight | None = None) -> tuple[Array, Array]:
         """logits [T, num_experts] -> ids [T, k] and routing_weights [T, k], best first; of equals the lower id."""
+
+    def fetch(self, layer: int, expert_ids: Array) -> None:
+        """Tell which experts the next call of `experts` wants: they are read while something else is computed."""
+
+    def look_ahead(self, layer: int, route: Callable[[], Array]) -> None:
+        """Tell how to guess which experts a later layer will want: route() gives ids [T, k].
+
+        Called between the layer's own `fetch`, if there is one, and `experts`; a layer without experts is no error.
+        """
 
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
         """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.

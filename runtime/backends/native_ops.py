@@ -1,5 +1,6 @@
 """The native backend: the reference with its hot operations done by the kernels of runtime/native."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -93,6 +94,20 @@ class NativeOps(NumpyOps):
         assert isinstance(weight, NativeWeight)
         y = self._context.linear(weight.matrix, weight.base, x)
         return y if bias is None else y + bias.vector()
+
+    def fetch(self, layer: int, expert_ids: AnyArray) -> None:
+        self._experts.begin(layer, by_expert(expert_ids)[0])
+
+    def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
+        lookahead = self._experts.lookahead
+        layout = self._layout.layers[layer] if layer < len(self._layout.layers) else None
+        if layout is None or lookahead.decided is False:
+            return
+        expert_ids = route()
+        tokens, k = expert_ids.shape
+        distinct = np.unique(expert_ids).tolist()
+        if lookahead.guesses(tokens, len(distinct) / layout.num_experts):
+            self._experts.look_ahead(layer, distinct, most=k if tokens == 1 else layout.num_experts)
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout, reader = self._record_layouts[layer], self._experts.native
@@ -243,6 +258,8 @@ def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyA
     """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
     flat = expert_ids.reshape(-1)
     pairs = np.argsort(flat, kind="stable")
+    if len(expert_ids) == 1:  # a token's experts are distinct: no need to look for equals, at every layer of every step
+        return flat[pairs].tolist(), np.arange(len(flat)), np.ones(len(flat), np.int64), pairs
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
     return distinct.tolist(), starts, counts, pairs
 

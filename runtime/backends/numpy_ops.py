@@ -117,6 +117,12 @@ class NumpyOps:
             y += bias.vector()
         return y
 
+    def fetch(self, layer: int, expert_ids: AnyArray) -> None:
+        """Nothing: here the first record is waited for anyway."""
+
+    def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
+        """Nothing: the reference guesses not."""
+
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None

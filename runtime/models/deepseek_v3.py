@@ -77,11 +77,16 @@ class DeepseekV3:
     # ---- feed forward
 
     def _moe(self, layer: int, x: Array) -> Array:
-        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp"
+        expert_ids, routing_weights = self._route(layer, x)
+        self.ops.fetch(layer, expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
+        shared = self._mlp(f"layers.{layer}.mlp.shared_experts", x)
+        return self.ops.experts(layer, x, expert_ids, routing_weights) + shared
+
+    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
         routing = Routing(c.top_k, SIGMOID, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
-        logits = ops.linear(x, ops.weight(f"{name}.gate"))
-        expert_ids, routing_weights = ops.route(logits, routing, ops.weight(f"{name}.gate.e_score_correction_bias"))
-        return ops.experts(layer, x, expert_ids, routing_weights) + self._mlp(f"{name}.shared_experts", x)
+        return ops.route(ops.linear(x, ops.weight(name)), routing, ops.weight(f"{name}.e_score_correction_bias"))
 
     def _mlp(self, name: str, x: Array) -> Array:
         ops = self.ops

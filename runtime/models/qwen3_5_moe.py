@@ -111,11 +111,16 @@ class Qwen3_5Moe:
 
     def _moe(self, layer: int, x: Array) -> Array:
         ops, name = self.ops, f"layers.{layer}.mlp"
-        logits = ops.linear(x, ops.weight(f"{name}.gate"))
-        expert_ids, routing_weights = ops.route(logits, Routing(self.config.top_k))
-        routed = ops.experts(layer, x, expert_ids, routing_weights)
+        expert_ids, routing_weights = self._route(layer, x)
+        ops.fetch(layer, expert_ids)
+        ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
         gate = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate")))  # [T, 1]
-        return routed + gate * self._shared_expert(f"{name}.shared_expert", x)
+        shared = gate * self._shared_expert(f"{name}.shared_expert", x)
+        return ops.experts(layer, x, expert_ids, routing_weights) + shared
+
+    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
+        logits = self.ops.linear(x, self.ops.weight(f"layers.{layer}.mlp.gate"))
+        return self.ops.route(logits, Routing(self.config.top_k))
 
     def _shared_expert(self, name: str, x: Array) -> Array:
         ops = self.ops

@@ -52,7 +52,11 @@ class Qwen3Moe:
         return ops.linear(o, ops.weight(f"{name}.o_proj"))
 
     def _moe(self, layer: int, x: Array) -> Array:
-        c, ops = self.config, self.ops
-        logits = ops.linear(x, ops.weight(f"layers.{layer}.mlp.gate"))
-        expert_ids, routing_weights = ops.route(logits, Routing(c.top_k, norm_topk_prob=c.norm_topk_prob))
-        return ops.experts(layer, x, expert_ids, routing_weights)
+        expert_ids, routing_weights = self._route(layer, x)
+        self.ops.fetch(layer, expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
+        return self.ops.experts(layer, x, expert_ids, routing_weights)
+
+    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
+        logits = self.ops.linear(x, self.ops.weight(f"layers.{layer}.mlp.gate"))
+        return self.ops.route(logits, Routing(self.config.top_k, norm_topk_prob=self.config.norm_topk_prob))

@@ -68,11 +68,12 @@ static void dequeue(se_reader *reader, int64_t slot) {
     *(request->next == NONE ? &queue->last : &reader->requests[request->next].previous) = request->previous;
 }
 
-/* The next read that may begin, or NONE. A guess begins only alone: it must not be in the way of what comes. */
+/* The next read that may begin, or NONE: two at once always may, so that the disk never waits for us, more within
+ * bytes_in_flight. A guess begins only alone: it must not be in the way of what comes. */
 static int64_t eligible(const se_reader *reader) {
     int64_t slot = reader->queues[0].first;
     if (slot == NONE && reader->under_way == 0) slot = reader->queues[1].first;
-    if (slot == NONE || reader->under_way == 0) return slot;
+    if (slot == NONE || reader->under_way < 2) return slot;
     return reader->bytes_under_way + reader->requests[slot].fetch.nbytes <= reader->bytes_in_flight ? slot : NONE;
 }
 

@@ -198,10 +198,24 @@ def test_results_are_the_same_bits_whatever_is_cached_and_however_it_arrives(dem
     with Engine.open(demo, backend="native") as engine:
         expected, floor = engine.logits(PROMPT), engine.terms.floor_bytes
     record = 1 << 16
-    for slots, readers in ((0, 1), (0, 4), (10, 2), (100, 8)):
-        with Engine.open(demo, backend="native", ram_bytes=floor + slots * record, readers=readers) as engine:
+    for slots, readers, lookahead in ((0, 1, "off"), (0, 4, "on"), (10, 2, "on"), (60, 2, "on"), (100, 8, "auto")):
+        with Engine.open(
+            demo, backend="native", ram_bytes=floor + slots * record, readers=readers, lookahead=lookahead
+        ) as engine:
             assert np.array_equal(engine.logits(PROMPT), expected)
             assert np.array_equal(engine.logits(PROMPT), expected)
+
+
+def test_guesses_are_made_and_change_no_token(demo: Path) -> None:
+    with Engine.open(demo, backend="native", lookahead="off") as engine:
+        expected, floor = engine.generate_ids(PROMPT, max_new_tokens=80, ignore_eos=True), engine.terms.floor_bytes
+        assert (engine.stats.lookahead, engine.stats.early_reads) == ("off", 0)
+    with Engine.open(demo, backend="native", ram_bytes=floor + 80 * (1 << 16), lookahead="on") as engine:
+        assert engine.generate_ids(PROMPT, max_new_tokens=80, ignore_eos=True) == expected
+        assert 0 < engine.stats.early_used < engine.stats.early_reads
+    with Engine.open(demo, backend="native", ram_bytes=floor + 80 * (1 << 16), lookahead="auto") as engine:
+        assert engine.generate_ids(PROMPT, max_new_tokens=80, ignore_eos=True) == expected
+        assert engine.stats.lookahead.startswith(("auto: on, a step is", "auto: off, a step is"))
 
 
 def test_a_damaged_expert_stops_a_native_step_and_the_next_one_works(own: Path) -> None:
