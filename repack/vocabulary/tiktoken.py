@@ -1,19 +1,18 @@
 """tiktoken.model of Kimi -> tokenizer.json (source: tokenization_kimi.py of the checkpoints, and tiktoken's own BPE).
 
 A line of the file is `base64-of-token rank`. tiktoken takes a piece whole if it is a token; else it joins, again and
-again, the neighbours whose joint token has the lowest rank. Each token is reached by one last pair alone: the one
-that tiktoken itself joins last when it encodes the token's bytes. These pairs, by rank, are the merges.
+again, the neighbours whose joint token has the lowest rank: the merges are the last pairs, by rank.
 """
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from formats.byte_level import byte_level
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, parse_json, shown
-from repack.vocabulary.tokenizer_json import added_token, byte_level_bpe
+from repack.vocabulary.tokenizer_json import added_token, byte_level_bpe, last_pairs
 
 CONFIG = "tokenizer_config.json"
 TOKENIZER_CLASS = "TikTokenTokenizer"  # of Kimi: the only one whose pattern and special tokens are known here
@@ -48,11 +47,11 @@ def tiktoken_tokenizer(raw: bytes, config: bytes | None) -> bytes:
         )
     ranks = read_ranks(raw)
     vocabulary = {byte_level(token): rank for token, rank in ranks.items()}
-    merges = [tuple(map(byte_level, pair)) for pair in _merges(ranks)]
+    merges = [(byte_level(left), byte_level(right)) for left, right in last_pairs(ranks)]
     special = [added_token(i, content, True) for i, content in _special_tokens(fields, len(ranks))]
     return byte_level_bpe(
         vocabulary,
-        [(left, right) for left, right in merges],
+        merges,
         special,
         [KIMI_PATTERN],
         ignore_merges=True,
@@ -76,23 +75,6 @@ def read_ranks(raw: bytes) -> dict[bytes, int]:
     if missing:
         raise FormatError(f"tiktoken.model: has no token for byte {missing[0]}, expected one for each of the 256")
     return ranks
-
-
-def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The pair that makes each token, in the order of ranks; a token that no pair makes has none."""
-    for token, rank in ranks.items():
-        if len(token) == 1:
-            continue
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
-            lowest = min(joined)
-            if lowest >= rank:
-                break
-            i = joined.index(lowest)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            yield parts[0], parts[1]
 
 
 def _special_tokens(config: Fields, first: int) -> Iterator[tuple[int, str]]:

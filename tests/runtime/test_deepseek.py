@@ -18,11 +18,17 @@ from tests.runtime.helpers import PLENTY, reference
 
 TOLERANCE = 5e-4  # float32 in another order, absorbed latents against expanded keys; logits have a deviation of 2
 BACKENDS = ("numpy", "native")
+NUMPY_ONLY = ("deepseek_v3_fp8", "kimi_k25_int4")  # as long as the kernels know neither fp8 nor symmetric
 
 
-@pytest.fixture(scope="module", params=["deepseek_v3", "moonlight", "kimi_k2", "glm4_moe_lite"])
+@pytest.fixture(scope="module", params=CASES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, name: str) -> str:
+    return "numpy" if name in NUMPY_ONLY else str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +48,18 @@ def expected(name: str) -> dict[str, Any]:
     return reference(f"deepseek/{name}.npz")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_logits_are_those_of_transformers(container: Path, expected: dict[str, Any], backend: str) -> None:
     with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
         found = engine.logits(expected["prompt_ids"].tolist())
     assert float(np.abs(found - expected["logits"]).max()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_continues_greedily_as_transformers_does(container: Path, expected: dict[str, Any], backend: str) -> None:
     with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
         found = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
     assert found == expected["greedy_ids"].tolist()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_tokens_go_to_the_experts_of_transformers(
     container: Path, expected: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +88,26 @@ def test_every_chunk_size_gives_the_logits_of_the_whole(
 
 def test_the_cache_holds_latents_alone(container: Path, name: str) -> None:
     text = CASES[name].text
-    with Engine.open(container, ram_bytes=PLENTY) as engine:
+    with Engine.open(container, ram_bytes=PLENTY, backend="numpy") as engine:
         per_layer = text["kv_lora_rank"] + text["qk_rope_head_dim"]
         assert engine.config.cache_values_per_token == text["num_hidden_layers"] * per_layer
         assert engine.terms.kv_bytes == engine.ctx_size * engine.config.cache_values_per_token * 4
+
+
+def test_what_arrives_quantized_is_kept_as_it_is(tmp_path: Path) -> None:
+    """By default: INT4 experts stay INT4, FP8 experts become affine 4, or stay FP8 when 8 bits are asked for."""
+    found = {}
+    for name, options in (
+        ("kimi_k25_int4", Options(4, 32, 8)),
+        ("deepseek_v3_fp8", Options(4, 32, 8)),
+        ("deepseek_v3_fp8", Options(8, 32, 8)),
+    ):
+        write_checkpoint(tmp_path / name, CASES[name].tensors(), CASES[name].config)
+        plan = prepare(open_local(str(tmp_path / name)), options).plan
+        layer = next(layer for _, layer in plan.layout.moe_layers())
+        found[name, options.bits] = layer.record.parts[0].encoding.id
+    assert found == {
+        ("kimi_k25_int4", 4): "symmetric",
+        ("deepseek_v3_fp8", 4): "affine",
+        ("deepseek_v3_fp8", 8): "fp8",
+    }

@@ -1,0 +1,141 @@
+"""Vocabularies of GGUF files as tokenizer.json: ids of transformers and of sentencepiece; what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from formats.errors import StreamingExpertsError
+from repack.vocabulary.gguf import CONTROL, NORMAL, USER_DEFINED, tokenizer_files
+from repack.vocabulary.patterns import PRE_TOKENIZERS
+from runtime.text import Text
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+DEMO = json.loads((ROOT / "repack" / "demo" / "tokenizer.json").read_bytes())
+CHAT = json.loads((FIXTURES / "chat.json").read_bytes())  # ids of transformers, see make_chat.py
+SENTENCEPIECE = json.loads((FIXTURES / "sentencepiece.json").read_bytes())  # see make_sentencepiece.py
+KEY = "tokenizer.ggml."
+
+
+def byte_level(**changes: Any) -> dict[str, Any]:
+    """The demo's vocabulary as llama.cpp's converter writes it."""
+    added = {token["content"]: token["id"] for token in DEMO["added_tokens"]}
+    tokens = sorted({**DEMO["model"]["vocab"], **added}.items(), key=lambda item: item[1])
+    return {
+        f"{KEY}model": "gpt2",
+        f"{KEY}pre": "qwen35",
+        f"{KEY}tokens": [token for token, _ in tokens],
+        f"{KEY}token_type": [CONTROL if token in added else NORMAL for token, _ in tokens],
+        f"{KEY}merges": [" ".join(pair) for pair in DEMO["model"]["merges"]],
+        f"{KEY}eos_token_id": added["<|im_end|>"],
+        f"{KEY}bos_token_id": added["<|endoftext|>"],
+        f"{KEY}add_bos_token": False,
+        "tokenizer.chat_template": "{{ messages[0].content }}{{ eos_token }}",
+    } | {KEY + name: value for name, value in changes.items()}
+
+
+def fast(files: dict[str, bytes]) -> Tokenizer:
+    return Tokenizer.from_str(files["tokenizer.json"].decode())
+
+
+def test_a_byte_level_vocabulary_gives_the_ids_of_transformers() -> None:
+    tokenizer = fast(tokenizer_files(byte_level(), "x.gguf"))
+    assert [tokenizer.encode(case["text"]).ids for case in CHAT["encode"]] == [case["ids"] for case in CHAT["encode"]]
+    assert [tokenizer.decode(case["ids"], skip_special_tokens=False) for case in CHAT["encode"]] == [
+        case["decoded"] for case in CHAT["encode"]
+    ]
+
+
+def test_a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece() -> None:
+    tokenizer = fast(tokenizer_files(SENTENCEPIECE["metadata"], "x.gguf"))
+    bos = SENTENCEPIECE["metadata"][f"{KEY}bos_token_id"]
+    for text, ids in SENTENCEPIECE["texts"]:
+        assert tokenizer.encode(text).ids == [bos, *ids]
+        assert tokenizer.decode(ids) == text
+
+
+def test_the_runtime_takes_both_with_names_and_template() -> None:
+    text = Text.from_files(tokenizer_files(byte_level(), "x.gguf"))
+    assert text.spelling(text.encode_chat([{"role": "user", "content": "hi"}])[-1]) == "<|im_end|>"
+    spm = Text.from_files(tokenizer_files(SENTENCEPIECE["metadata"], "x.gguf"))
+    assert not spm.has_chat_template
+    decoder = spm.decoder()
+    shown = "".join(decoder.push(i) for i in spm.encode("Größe, Übermut")) + decoder.finish()
+    assert shown == "Größe, Übermut"
+
+
+def test_bos_begins_a_prompt_where_the_file_says_so() -> None:
+    tokenizer = fast(tokenizer_files(byte_level(add_bos_token=True), "x.gguf"))
+    assert tokenizer.encode("a").ids[0] == tokenizer.token_to_id("<|endoftext|>")
+
+
+def test_tokens_that_users_defined_are_found_in_text_but_not_special() -> None:
+    metadata = byte_level()
+    metadata[f"{KEY}tokens"] = [*metadata[f"{KEY}tokens"], "<think>", ""]
+    metadata[f"{KEY}token_type"] = [*metadata[f"{KEY}token_type"], USER_DEFINED, NORMAL]
+    tokenizer = fast(tokenizer_files(metadata, "x.gguf"))
+    assert tokenizer.encode("a<think>b").tokens[1] == "<think>"
+    assert tokenizer.decode(tokenizer.encode("<think>").ids, skip_special_tokens=True) == "<think>"
+    assert tokenizer.get_vocab_size() == len(metadata[f"{KEY}tokens"])
+
+
+def test_named_chat_templates_are_all_kept() -> None:
+    metadata = byte_level() | {"tokenizer.chat_template.tool_use": "t", "tokenizer.chat_templates": ["tool_use"]}
+    config = json.loads(tokenizer_files(metadata, "x.gguf")["tokenizer_config.json"])
+    assert [entry["name"] for entry in config["chat_template"]] == ["default", "tool_use"]
+    assert (config["bos_token"], config["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+CUTS = {
+    "deepseek-v3": ["Hello", " world", " ", "123", "4", " ", "漢字かな", "!\n\n", "x"],
+    "gpt-4o": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
+    "kimi-k2": ["Hello", " world", " ", "123", "4", " ", "漢字", "かな", "!\n\n", "x"],
+    "llama-bpe": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
+    "qwen2": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!\n\n", "x"],
+    "refact": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!", "\n", "\n", "x"],
+}
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_every_pattern_cuts_text_without_loss(name: str) -> None:
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name].patterns]
+    cutter = pre_tokenizers.Sequence(steps)
+    for case in CHAT["encode"]:
+        assert "".join(piece for piece, _ in cutter.pre_tokenize_str(case["text"])) == case["text"]
+    pieces = [piece for piece, _ in cutter.pre_tokenize_str("Hello world 1234 漢字かな!\n\nx")]
+    assert pieces == CUTS.get(name, pieces)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "bert"}, "tokenizer.ggml.model is bert, only gpt2 and llama are implemented"),
+        ({"model": 3}, "tokenizer.ggml.model is 3, expected a string"),
+        ({"pre": "viking"}, "tokenizer.ggml.pre is viking, implemented are chatglm-bpe, "),
+        ({"pre": ""}, "tokenizer.ggml.pre is missing, implemented are "),
+        ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds a twice"),
+        ({"tokens": ["a", 1]}, "tokenizer.ggml.tokens is not a list of strings"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is None, expected a list of strings"),
+        ({"token_type": [1]}, r"tokenizer.ggml.token_type is not a list of \d+ numbers"),
+        ({"merges": ["a"]}, r"tokenizer.ggml.merges\[0\] is a, expected two tokens that make a third"),
+        ({"merges": ["a zzzz"]}, r"tokenizer.ggml.merges\[0\] is a zzzz, expected two tokens"),
+        ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1, expected true or false"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"^x.gguf: {message}"):
+        tokenizer_files(byte_level(**changes), "x.gguf")
+
+
+def test_a_template_that_is_no_text_is_refused() -> None:
+    with pytest.raises(StreamingExpertsError, match=r"^x.gguf: tokenizer.chat_template is 3, expected a string"):
+        tokenizer_files(byte_level() | {"tokenizer.chat_template": 3}, "x.gguf")
+
+
+def test_scores_of_the_wrong_length_are_refused() -> None:
+    metadata = SENTENCEPIECE["metadata"] | {f"{KEY}scores": [0.0]}
+    with pytest.raises(StreamingExpertsError, match=r"^x.gguf: tokenizer.ggml.scores is not a list of 900 numbers"):
+        tokenizer_files(metadata, "x.gguf")
