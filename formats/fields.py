@@ -169,8 +169,8 @@ class Fields:
             raise self.wrong(key, "a list of strings")
         return values
 
-    def integers(self, key: str, low: int = 0, high: int = MAX_INTEGER) -> list[int]:
-        values = self.items(key)
+    def integers(self, key: str, low: int = 0, high: int = MAX_INTEGER, default: Any = _REQUIRED) -> list[int]:
+        values = self.items(key, default)
         if not all(type(value) is int and low <= value <= high for value in values):
             raise self.wrong(key, f"a list of integers from {low} to {high}")
         return values

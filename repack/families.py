@@ -1,9 +1,9 @@
 """Families of checkpoints as data: which tensors a model has, their shapes, and what becomes of each.
 
-Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert
-intermediate, Q queries and their gates, O attention output, K keys or values, h head; of linear attention:
-C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L
-the ranks of queries and of keys with values, r rotary part of a head. `1` is itself.
+Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
+F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of linear
+attention: C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q
+and L the ranks of queries and of keys with values, r rotary part of a head. `1` is itself.
 """
 
 import re
@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 from formats.config import (
     FULL_ATTENTION,
+    HEAD_NORM,
     LINEAR_ATTENTION,
+    SLIDING_ATTENTION,
+    WHOLE_NORM,
+    DecoderConfig,
     DeepseekV3Config,
     ModelConfig,
     Qwen3_5MoeConfig,
-    Qwen3MoeConfig,
 )
 
 
@@ -29,6 +32,12 @@ class Tensor(NamedTuple):
     keep: bool = False  # small and sensitive: stays in the encoding it arrives in; vectors always do
     suffix: str = ".weight"
     when: Callable[[Any], bool] | None = None  # it is only there for such a config
+    source: str = ""  # its name in a source, where that is another
+
+    @property
+    def base(self) -> str:
+        """Its name in a source, without prefix and suffix."""
+        return self.source or self.name
 
 
 class Experts(NamedTuple):
@@ -73,7 +82,7 @@ class Family:
         prefix = self.prefixes[0]
 
         def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-            return f"{prefix}{tensor.name}{tensor.suffix}", self.shape(tensor.shape, config)
+            return f"{prefix}{tensor.base}{tensor.suffix}", self.shape(tensor.shape, config)
 
         yield named(prefix, EMBEDDING)
         for i in range(config.num_hidden_layers):
@@ -193,39 +202,121 @@ QWEN3_5_MOE = Family(
 )
 
 
-def _qwen3_dims(config: Qwen3MoeConfig) -> Mapping[str, int]:
+def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
     return {
         "D": config.hidden_size,
         "V": config.vocab_size,
         "E": config.num_experts,
         "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
+        "F": config.intermediate_size or 0,
+        "S": config.shared_expert_intermediate_size or 0,
         "O": config.num_attention_heads * config.head_dim,
         "K": config.num_key_value_heads * config.head_dim,
         "h": config.head_dim,
+        "H": config.num_attention_heads,
     }
 
 
-QWEN3_MOE = Family(
-    prefixes=("model.",),
-    dims=_qwen3_dims,
-    before_mixer=(Tensor("input_layernorm", "D"),),
-    mixers={
-        FULL_ATTENTION: (
-            Tensor("self_attn.q_proj", "O D"),
-            Tensor("self_attn.k_proj", "K D"),
-            Tensor("self_attn.v_proj", "K D"),
-            Tensor("self_attn.q_norm", "h"),
-            Tensor("self_attn.k_norm", "h"),
-            Tensor("self_attn.o_proj", "D O"),
-        ),
-    },
-    after_mixer=(Tensor("post_attention_layernorm", "D"),),
-    moe=(
-        Tensor("mlp.gate", "E D", keep=True),  # the router
-    ),
-    expert_layouts=(PER_EXPERT,),
-    skipped={},
+ATTENTION = (
+    Tensor("self_attn.q_proj", "O D"),
+    Tensor("self_attn.k_proj", "K D"),
+    Tensor("self_attn.v_proj", "K D"),
+    Tensor("self_attn.q_proj.bias", "O", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.k_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.v_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+    Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+    Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
+    Tensor("self_attn.k_norm", "K", when=lambda c: c.qk_norm == WHOLE_NORM),
+    Tensor("self_attn.sinks", "H", suffix="", when=lambda c: c.attention_sinks),
+    Tensor("self_attn.o_proj", "D O"),
+    Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
 )
+DENSE_MLP = (
+    Tensor("mlp.gate_proj", "F D"),
+    Tensor("mlp.up_proj", "F D"),
+    Tensor("mlp.down_proj", "D F"),
+)
+ROUTER = Tensor("mlp.gate", "E D", keep=True)
+CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="")
+
+
+def _decoder(
+    moe: tuple[Tensor, ...], expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT,), extra_layers: str = ""
+) -> Family:
+    return Family(
+        prefixes=("model.",),
+        dims=_decoder_dims,
+        before_mixer=(Tensor("input_layernorm", "D"),),
+        mixers={FULL_ATTENTION: ATTENTION, SLIDING_ATTENTION: ATTENTION},
+        after_mixer=(Tensor("post_attention_layernorm", "D"),),
+        moe=moe,
+        dense=DENSE_MLP,
+        expert_layouts=expert_layouts,
+        skipped={},
+        extra_layers=extra_layers,
+    )
+
+
+W1_W3_W2 = (
+    Experts("block_sparse_moe.experts.{expert}.w1", "I D", ("gate",)),
+    Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
+    Experts("block_sparse_moe.experts.{expert}.w2", "D I", ("down",)),
+)
+GLM4_MOE = _decoder(
+    (
+        ROUTER,
+        CORRECTION_BIAS,
+        Tensor("mlp.shared_expert.gate_proj", "S D", source="mlp.shared_experts.gate_proj"),
+        Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
+        Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
+    ),
+    extra_layers="multi-token prediction",
+)
+GRANITEMOE = _decoder(
+    (ROUTER._replace(source="block_sparse_moe.router.layer"),),
+    (
+        (
+            Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
+            Experts("block_sparse_moe.output_linear", "D I", ("down",)),
+        ),
+    ),
+)
+GPT_OSS = _decoder(
+    (
+        ROUTER._replace(source="mlp.router"),
+        Tensor("mlp.gate.bias", "E", suffix="", source="mlp.router.bias"),
+    ),
+    (
+        (
+            Experts(
+                "mlp.experts.gate_up_proj", "2I D", ("gate", "up"), "", interleaved=True, transposed=True, bias="_bias"
+            ),
+            Experts("mlp.experts.down_proj", "D I", ("down",), "", transposed=True, bias="_bias"),
+        ),
+    ),
+)
+MINIMAX_M2 = _decoder(
+    (
+        ROUTER._replace(source="block_sparse_moe.gate"),
+        CORRECTION_BIAS._replace(source="block_sparse_moe.e_score_correction_bias"),
+    ),
+    (W1_W3_W2,),
+    extra_layers="multi-token prediction",
+)
+MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2,))
+OLMOE = _decoder((ROUTER,))
+QWEN2_MOE = _decoder(
+    (
+        ROUTER,
+        Tensor("mlp.shared_expert.gate_proj", "S D"),
+        Tensor("mlp.shared_expert.up_proj", "S D"),
+        Tensor("mlp.shared_expert.down_proj", "D S"),
+        Tensor("mlp.shared_expert_gate", "1 D", keep=True),
+    )
+)
+QWEN3_MOE = _decoder((ROUTER,))
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
@@ -280,4 +371,15 @@ DEEPSEEK_V3 = Family(
     extra_layers="multi-token prediction",
 )
 
-FAMILIES: Mapping[str, Family] = {"deepseek_v3": DEEPSEEK_V3, "qwen3_5_moe": QWEN3_5_MOE, "qwen3_moe": QWEN3_MOE}
+FAMILIES: Mapping[str, Family] = {
+    "deepseek_v3": DEEPSEEK_V3,
+    "glm4_moe": GLM4_MOE,
+    "gpt_oss": GPT_OSS,
+    "granitemoe": GRANITEMOE,
+    "minimax_m2": MINIMAX_M2,
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "qwen3_moe": QWEN3_MOE,
+}

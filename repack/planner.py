@@ -60,7 +60,7 @@ class _Planner:
         self.quantization = quantization
         self.family = FAMILIES[config.model_type]
         self.prefix = next(
-            (p for p in self.family.prefixes if f"{p}{EMBEDDING.name}{EMBEDDING.suffix}" in tensors),
+            (p for p in self.family.prefixes if f"{p}{EMBEDDING.base}{EMBEDDING.suffix}" in tensors),
             self.family.prefixes[0],
         )
         self.resident: list[ResidentTensor] = []
@@ -105,7 +105,7 @@ class _Planner:
     def take(self, at: str, tensor: Tensor) -> SourceMatrix:
         """A resident tensor's matrix; a vector is one row, and only the last axis of others are columns."""
         shape = self.shape(tensor)
-        module = Module(at + tensor.name, tensor.suffix, math.prod(shape[:-1]), shape[-1], shape)
+        module = Module(at + tensor.base, tensor.suffix, math.prod(shape[:-1]), shape[-1], shape)
         return self.matrix(module, take_module(module, self.left, self.quantization))
 
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:

@@ -184,9 +184,12 @@ class MadeUpWeights:
         del self._pool
 
 
+_ROUTERS = (".gate.weight", ".router.weight", ".router.layer.weight")
+
+
 def _std(source: SourceMatrix) -> float:
     """Of the weights: the embedding and the router have outputs of about 1, all else stays below them."""
     if source.tensor.endswith(f"{EMBEDDING.name}{EMBEDDING.suffix}"):
         return 1.0
-    gain = 1.0 if source.tensor.endswith("mlp.gate.weight") else GAIN
+    gain = 1.0 if source.tensor.endswith(_ROUTERS) else GAIN
     return gain / math.sqrt(source.columns)

@@ -104,7 +104,7 @@ class Engine:
                     )
                 )
             self._resources = resources.pop_all()
-        self.model: Model = MODELS[self.config.model_type](self.config, self._ops)
+        self.model: Model = MODELS[type(self.config)](self.config, self._ops)
         self._stats = Stats(self._ops.description, "direct" if store.direct else "buffered", ram_bytes, num_slots)
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")

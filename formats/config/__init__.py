@@ -12,13 +12,21 @@ from formats.config.base import (
     GELU_TANH,
     LINEAR_ATTENTION,
     SILU,
+    SLIDING_ATTENTION,
     SWIGLU_CLAMPED,
     Activation,
     ModelConfig,
 )
+from formats.config.decoder import HEAD_NORM, SIGMOID, SOFTMAX, WHOLE_NORM, DecoderConfig
 from formats.config.deepseek_v3 import DeepseekV3Config
+from formats.config.glm4_moe import read_glm4_moe
+from formats.config.gpt_oss import read_gpt_oss
+from formats.config.granitemoe import read_granitemoe
+from formats.config.minimax_m2 import read_minimax_m2
+from formats.config.mixtral import read_mixtral
+from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
-from formats.config.qwen3_moe import Qwen3MoeConfig
+from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe
 from formats.config.rope import Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
@@ -27,13 +35,18 @@ __all__ = [
     "CONFIG_CLASSES",
     "FULL_ATTENTION",
     "GELU_TANH",
+    "HEAD_NORM",
     "LINEAR_ATTENTION",
+    "SIGMOID",
     "SILU",
+    "SLIDING_ATTENTION",
+    "SOFTMAX",
     "SWIGLU_CLAMPED",
+    "WHOLE_NORM",
     "Activation",
+    "DecoderConfig",
     "DeepseekV3Config",
     "ModelConfig",
-    "Qwen3MoeConfig",
     "Qwen3_5MoeConfig",
     "Rope",
     "Yarn",
@@ -44,17 +57,31 @@ __all__ = [
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
+    "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
+    "gpt_oss": read_gpt_oss,
+    "granitemoe": read_granitemoe,
+    "minimax_m2": read_minimax_m2,
+    "mixtral": read_mixtral,
+    "olmoe": read_olmoe,
+    "qwen2_moe": read_qwen2_moe,
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
-    "qwen3_moe": Qwen3MoeConfig.read,
+    "qwen3_moe": read_qwen3_moe,
 }
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
+    "glm4_moe": DecoderConfig,
+    "gpt_oss": DecoderConfig,
+    "granitemoe": DecoderConfig,
+    "minimax_m2": DecoderConfig,
+    "mixtral": DecoderConfig,
+    "olmoe": DecoderConfig,
+    "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,
-    "qwen3_moe": Qwen3MoeConfig,
+    "qwen3_moe": DecoderConfig,
 }
 
 

@@ -11,6 +11,8 @@ from formats.fields import Fields, shown
 
 LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
+SLIDING_ATTENTION = "sliding_attention"
+DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH = "silu", "swiglu_clamped", "gelu_tanh"
 
 
@@ -97,6 +99,19 @@ class ModelConfig(ABC):
         """Raises FormatError unless the condition on field `key` holds."""
         if not holds:
             raise FormatError(f"{where}: {key} is {shown(getattr(self, key))}, expected {expected}")
+
+    def require_known(self, where: str, key: str, known: tuple[str, ...]) -> None:
+        """Raises FormatError unless field `key`, a name or several, holds only known ones."""
+        value = getattr(self, key)
+        names = {value} if isinstance(value, str) else set(value)
+        self.require(where, names <= set(known), key, f"only {', '.join(known[:-1])} and {known[-1]}")
+
+    def check_groups(self, where: str, n_group: int, topk_group: int) -> None:
+        """Experts in n_group groups of which a token may use topk_group. Raises FormatError."""
+        self.require_divides(where, "n_group", "num_experts")
+        self.require(where, 0 < topk_group <= n_group, "topk_group", f"1 to n_group {n_group}")
+        reachable = topk_group * self.num_experts // n_group
+        self.require(where, self.top_k <= reachable, "top_k", f"at most the {reachable} experts of topk_group groups")
 
     def require_divides(self, where: str, key: str, other: str) -> None:
         """Raises FormatError unless field `key` divides field `other`."""

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from formats.config.base import FULL_ATTENTION, ModelConfig, only
+from formats.config.base import DENSE, FULL_ATTENTION, SPARSE, ModelConfig, only
 from formats.config.rope import Rope, mscale, read_rope
 from formats.fields import Fields
-
-DENSE, SPARSE = "dense", "sparse"
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,12 @@ class DeepseekV3Config(ModelConfig):
         self.require(where, set(self.layer_types) == {FULL_ATTENTION}, "layer_types", f"only {FULL_ATTENTION}")
         count = len(self.mlp_layer_types) == self.num_hidden_layers
         self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
-        known = set(self.mlp_layer_types) <= {DENSE, SPARSE}
-        self.require(where, known, "mlp_layer_types", f"only {DENSE} and {SPARSE}")
+        self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
         widths = self.qk_nope_head_dim + self.qk_rope_head_dim
         self.require(where, self.head_dim == widths, "head_dim", f"qk_nope_head_dim + qk_rope_head_dim, {widths}")
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
         self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
-        self.require_divides(where, "n_group", "num_experts")
-        self.require(where, 0 < self.topk_group <= self.n_group, "topk_group", f"1 to n_group {self.n_group}")
-        reachable = self.topk_group * self.num_experts // self.n_group
-        self.require(where, self.top_k <= reachable, "top_k", f"at most the {reachable} experts of topk_group groups")
+        self.check_groups(where, self.n_group, self.topk_group)
 
     @classmethod
     def read(cls, outer: Fields) -> "DeepseekV3Config":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, only
+from formats.config.rope import read_rotary_dim
 from formats.fields import Fields
 
 
@@ -58,9 +59,6 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         rope = text.object("rope_parameters")
         only(rope, "rope_type", "default")
         head_dim = text.integer("head_dim", 1, 2**16)
-        rotary_dim = head_dim * rope.number("partial_rotary_factor", 0.25)
-        if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
-            raise rope.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         interval = text.integer("full_attention_interval", 1, 10_000, default=4)
         by_interval = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(num_layers)]
@@ -78,7 +76,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             num_attention_heads=text.integer("num_attention_heads", 1, 2**16),
             num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),
             head_dim=head_dim,
-            rotary_dim=int(rotary_dim),
+            rotary_dim=read_rotary_dim(text, head_dim, 0.25),
             rope_theta=rope.number("rope_theta"),
             rope_scaling=None,
             num_experts=text.integer("num_experts", 1, 2**20),

@@ -81,6 +81,16 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
     return theta, _read_yarn(parameters, config) if kind == "yarn" else None
 
 
+def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int:
+    """How much of a head is turned: head_dim * partial_rotary_factor. Raises FormatError naming the key."""
+    rope = config.object("rope_parameters") if "rope_parameters" in config else config
+    source = rope if "partial_rotary_factor" in rope else config
+    rotary_dim = head_dim * source.number("partial_rotary_factor", default_factor)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise source.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
+    return int(rotary_dim)
+
+
 def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
     original = scaling.integer("original_max_position_embeddings", 1, 2**31)
     factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)

@@ -8,14 +8,11 @@ A cache or state is changed by no one: an operation returns the new one.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from formats.config import Rope
+from formats.config import SOFTMAX, Rope
 
 Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
 State: TypeAlias = Any  # of the backend: a KV cache, or an Array
 Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
-
-
-SOFTMAX, SIGMOID = "softmax", "sigmoid"
 
 
 class Routing(NamedTuple):
@@ -27,7 +24,7 @@ class Routing(NamedTuple):
     """
 
     top_k: int
-    scoring_func: str = SOFTMAX  # or SIGMOID
+    scoring_func: str = SOFTMAX  # or sigmoid
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
@@ -59,6 +56,9 @@ class Ops(Protocol):
 
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x))."""
+
+    def clip(self, x: Array, limit: float) -> Array:
+        """x, but no smaller than -limit and no larger than limit."""
 
     def decay(self, a: Array, dt_bias: Weight, a_log: Weight) -> Array:
         """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): [T, H]."""

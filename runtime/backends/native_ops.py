@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED, Rope
+from formats.config import GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
 from formats.layout import Layout
 from runtime.backends import native
-from runtime.backends.base import SIGMOID, SOFTMAX, Routing, State
+from runtime.backends.base import Routing, State
 from runtime.backends.native import address
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts

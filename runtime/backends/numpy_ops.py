@@ -14,12 +14,12 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import GELU_TANH, SILU, SWIGLU_CLAMPED, Activation, Rope
+from formats.config import GELU_TANH, SILU, SOFTMAX, SWIGLU_CLAMPED, Activation, Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
-from runtime.backends.base import SOFTMAX, Routing, State
+from runtime.backends.base import Routing, State
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -200,6 +200,9 @@ class NumpyOps:
     def sigmoid(self, x: Float32) -> Float32:
         y = np.exp(-np.abs(x))  # never overflows
         return np.where(x >= 0, np.float32(1), y) / (1 + y)
+
+    def clip(self, x: Float32, limit: float) -> Float32:
+        return np.clip(x, np.float32(-limit), np.float32(limit))
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())

@@ -1,12 +1,13 @@
-"""One file per model_type, each read from top to bottom as the model."""
+"""One file per kind of model, each read from top to bottom as the model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from formats.config import DecoderConfig, DeepseekV3Config, ModelConfig, Qwen3_5MoeConfig
 from runtime.backends.base import Array, Ops, State
+from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
-from runtime.models.qwen3_moe import Qwen3Moe
 from runtime.session import Sequence as StepSequence
 
 
@@ -23,8 +24,8 @@ class Model(Protocol):
         """[T, D] -> [T, vocab_size]."""
 
 
-MODELS: Mapping[str, Callable[[Any, Ops], Model]] = {
-    "deepseek_v3": DeepseekV3,
-    "qwen3_5_moe": Qwen3_5Moe,
-    "qwen3_moe": Qwen3Moe,
+MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
+    DecoderConfig: Decoder,
+    DeepseekV3Config: DeepseekV3,
+    Qwen3_5MoeConfig: Qwen3_5Moe,
 }

@@ -7,8 +7,8 @@ Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D h
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from formats.config import DeepseekV3Config
-from runtime.backends.base import SIGMOID, Array, Ops, Routing, State, Weight
+from formats.config import SIGMOID, DeepseekV3Config
+from runtime.backends.base import Array, Ops, Routing, State, Weight
 from runtime.session import Sequence
 
 LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is

@@ -1,7 +1,6 @@
 """config.json: what is used is read, what is not implemented is refused by name."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from hypothesis import strategies as st
 from formats.config import (
     ModelConfig,
     Qwen3_5MoeConfig,
-    Qwen3MoeConfig,
-    Yarn,
     model_facts,
     read_config,
     read_model_facts,
@@ -21,6 +18,7 @@ from formats.config import (
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import Fields
 from tests.containers import MODEL
+from tests.formats.published import DECODERS
 from tests.refusals import result_or_line
 
 DEMO = Path(__file__).resolve().parents[2] / "repack" / "demo" / "config.json"
@@ -163,96 +161,6 @@ def test_the_facts_in_an_index_survive_and_are_strict() -> None:
         read_model_facts(Fields({**facts, "rope_type": None}, "x"))
 
 
-# ---- qwen3_moe
-
-QWEN3_30B: dict[str, Any] = {  # what Qwen3-30B-A3B publishes, without what no code reads
-    "model_type": "qwen3_moe",
-    "attention_bias": False,
-    "decoder_sparse_step": 1,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "max_position_embeddings": 40960,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "num_attention_heads": 32,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-
-
-def test_qwen3_moe_is_read() -> None:
-    model = read(QWEN3_30B)
-    assert isinstance(model, Qwen3MoeConfig)
-    assert model.layer_types == ("full_attention",) * 48
-    assert model.rotary_dim == model.head_dim == 128
-    assert model.top_k == 8
-    assert model.norm_topk_prob
-    assert model.state_values == 0
-    assert model.cache_values_per_token == 48 * 2 * 4 * 128
-    assert read_model_facts(Fields(model_facts(model), "x")) == model
-
-
-def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() -> None:
-    config = {key: value for key, value in QWEN3_30B.items() if key not in ("rope_theta", "rope_scaling")}
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
-    assert read(config) == read(QWEN3_30B)
-
-
-def test_yarn_is_read_in_either_of_its_forms() -> None:
-    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768}
-    published = read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **scaling}})
-    parameters = {"rope_type": "yarn", "rope_theta": 1000000.0, **scaling}
-    assert read({**QWEN3_30B, "rope_theta": None, "rope_parameters": parameters}) == published
-    factor = 0.1 * math.log(4) + 1
-    assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
-    assert published.rope.attention_factor == factor
-    assert read_model_facts(Fields(model_facts(published), "x")) == published
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("attention_bias", True, "attention_bias is True, only False is implemented"),
-        ("mlp_only_layers", [0], r"mlp_only_layers is \[0\], only \[\] is implemented"),
-        ("decoder_sparse_step", 2, "decoder_sparse_step is 2, only 1 is implemented"),
-        ("use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
-        (
-            "rope_scaling",
-            {"rope_type": "linear", "factor": 4.0},
-            "rope_type is linear, only default and yarn",
-        ),
-        ("rope_scaling", {"type": "yarn", "factor": 4.0}, "rope_scaling.original_max_position_embeddings is missing"),
-        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is llama3, only default and yarn"),
-        ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
-        ("num_experts_per_tok", 129, "top_k is 129, expected 1 to num_experts 128"),
-        ("num_key_value_heads", 5, "num_key_value_heads is 5, expected a divisor of num_attention_heads 32"),
-        ("head_dim", 127, "rotary_dim is 127, expected even, up to head_dim"),
-        ("rope_theta", None, "rope_theta is missing"),
-        ("hidden_size", 0, "hidden_size is 0, expected an integer from 1"),
-    ],
-)
-def test_what_qwen3_moe_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
-    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
-        read({**QWEN3_30B, key: value})
-
-
-def test_facts_of_one_family_are_not_those_of_another() -> None:
-    facts = {**model_facts(MODEL), "model_type": "qwen3_moe"}
-    with pytest.raises(FormatError, match="x: norm_topk_prob is missing"):
-        read_model_facts(Fields(facts, "x"))
-
-
 # ---- any bytes
 
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -262,7 +170,7 @@ ANY: st.SearchStrategy[Any] = st.none() | st.booleans() | NUMBERS | st.text() | 
 @given(data=st.data())
 def test_any_value_in_any_place_gives_a_config_or_one_line(data: st.DataObject) -> None:
     demo = json.loads(DEMO.read_bytes())
-    config = data.draw(st.sampled_from([demo, dict(QWEN3_30B)]))
+    config = data.draw(st.sampled_from([demo, *(dict(published) for published in DECODERS.values())]))
     text = demo["text_config"]
     place = data.draw(st.sampled_from([demo, text, text["rope_parameters"]])) if config is demo else config
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(ANY)

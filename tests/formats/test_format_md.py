@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.config import CONFIG_CLASSES
+from formats.config import CONFIG_CLASSES, DecoderConfig
 from formats.container import open_container
 from formats.encodings import ENCODINGS, Affine
 from formats.index import FORMAT_VERSION
@@ -94,8 +94,9 @@ def objects_at(content: Any, path: str) -> Iterator[dict[str, Any]]:
 
 def documented_fields(title: str, model_type: str = "qwen3_5_moe") -> set[str]:
     """The fields that a table of the index names, but for those of other model types."""
+    names = {model_type, "decoder" if CONFIG_CLASSES[model_type] is DecoderConfig else model_type}
     of_types = [(row[0], re.search(r"\(([\w, ]+)\)", row[0])) for row in table(section(title))]
-    cells = [cell for cell, types in of_types if types is None or model_type in types[1].split(", ")]
+    cells = [cell for cell, types in of_types if types is None or names & set(types[1].split(", "))]
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 

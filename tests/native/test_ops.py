@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.config import Rope
+from formats.config import SIGMOID, SOFTMAX, Rope
 from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from runtime.backends import native
-from runtime.backends.base import SIGMOID, SOFTMAX, Routing
+from runtime.backends.base import Routing
 from runtime.backends.native_ops import NativeOps, NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
 from tests.containers import make_layout

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.config import Rope, Yarn
+from formats.config import SIGMOID, SOFTMAX, Rope, Yarn
 from formats.dtypes import Float32
 from formats.encodings import Plain
-from runtime.backends.base import SIGMOID, SOFTMAX, Routing
+from runtime.backends.base import Routing
 from runtime.backends.numpy_ops import NumpyOps, Weight
 from tests.containers import make_layout
 

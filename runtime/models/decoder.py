@@ -1,0 +1,103 @@
+"""The plain decoder: attention over keys and values, then routed experts, each added to the stream.
+
+Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2 and gpt-oss are this model with other facts.
+Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D hidden_size, d width of a head.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from formats.config import HEAD_NORM, WHOLE_NORM, DecoderConfig
+from runtime.backends.base import Array, Ops, Routing, State
+from runtime.session import Sequence
+
+
+@dataclass(frozen=True)
+class Decoder:
+    config: DecoderConfig
+    ops: Ops
+
+    def new_states(self) -> list[State]:
+        """An empty cache of keys and values per layer."""
+        c = self.config
+        return [self.ops.new_kv_cache(c.num_key_value_heads, c.head_dim) for _ in range(c.num_hidden_layers)]
+
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
+        c = self.config
+        h = self.ops.embed(token_ids) * c.embedding_multiplier  # [T, D]
+        for layer in range(c.num_hidden_layers):
+            x = self._norm(h, f"layers.{layer}.input_layernorm")
+            h = h + self._attention(layer, x, sequences) * c.residual_multiplier
+            x = self._norm(h, f"layers.{layer}.post_attention_layernorm")
+            y = self._moe(layer, x) if c.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
+            h = h + y * c.residual_multiplier
+        return self._norm(h, "norm")
+
+    def logits(self, hidden: Array) -> Array:
+        """[T, D] -> [T, vocab_size]."""
+        return self.ops.linear(hidden, self.ops.weight("lm_head")) * (1 / self.config.logits_scaling)
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
+
+    def _linear(self, x: Array, name: str, has_bias: bool) -> Array:
+        return self.ops.linear(x, self.ops.weight(name), self.ops.weight(f"{name}.bias") if has_bias else None)
+
+    # ---- attention
+
+    def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
+        q = self._project(x, name, "q", c.num_attention_heads)  # [T, heads, d]
+        k = self._project(x, name, "k", c.num_key_value_heads)
+        v = self._project(x, name, "v", c.num_key_value_heads)
+        window = c.window(layer)
+        sinks = ops.weight(f"{name}.sinks") if c.attention_sinks else None
+        outputs = []
+        for s in sequences:
+            q_s, k_s = (ops.rope(heads[s.rows], s.position, c.rope) for heads in (q, k))
+            output, s.states[layer] = ops.attention(
+                q_s, k_s, v[s.rows], s.states[layer], c.attention_multiplier, window=window, sinks=sinks
+            )
+            outputs.append(output)  # [tokens, heads, d]
+        o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.head_dim)
+        return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
+
+    def _project(self, x: Array, name: str, which: str, heads: int) -> Array:
+        """Queries, keys or values before they are turned: [T, heads, d]."""
+        c = self.config
+        y = self._linear(x, f"{name}.{which}_proj", c.attention_bias)
+        if c.qk_norm == WHOLE_NORM and which != "v":
+            y = self._norm(y, f"{name}.{which}_norm")
+        if c.clip_qkv is not None:
+            y = self.ops.clip(y, c.clip_qkv)
+        y = y.reshape(-1, heads, c.head_dim)
+        if c.qk_norm == HEAD_NORM and which != "v":
+            y = self._norm(y, f"{name}.{which}_norm")
+        return y
+
+    # ---- feed forward
+
+    def _moe(self, layer: int, x: Array) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp"
+        expert_ids, routing_weights = self._route(layer, x)
+        ops.fetch(layer, expert_ids)
+        ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
+        if c.shared_expert_intermediate_size is None:
+            return ops.experts(layer, x, expert_ids, routing_weights)
+        shared = self._mlp(f"{name}.shared_expert", x)
+        if c.shared_expert_gate:
+            shared = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate"))) * shared
+        return ops.experts(layer, x, expert_ids, routing_weights) + shared
+
+    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
+        routing = Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
+        correction = ops.weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None
+        return ops.route(self._linear(x, name, c.router_bias), routing, correction)
+
+    def _mlp(self, name: str, x: Array) -> Array:
+        ops = self.ops
+        gate = ops.silu(ops.linear(x, ops.weight(f"{name}.gate_proj")))
+        up = ops.linear(x, ops.weight(f"{name}.up_proj"))
+        return ops.linear(gate * up, ops.weight(f"{name}.down_proj"))

@@ -1,0 +1,165 @@
+"""config.json of the plain decoders: published values become facts, and what is not implemented is refused."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from formats.config import DecoderConfig, ModelConfig, Yarn, model_facts, read_config, read_model_facts
+from formats.errors import FormatError, StreamingExpertsError
+from formats.fields import Fields
+from tests.containers import MODEL
+from tests.formats.published import DECODERS, QWEN3_30B
+
+
+def read(config: dict[str, Any]) -> ModelConfig:
+    return read_config(json.dumps(config).encode())
+
+
+# What each of them has that a plain decoder has not.
+FACTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
+    "qwen2_moe": {
+        "rotary_dim": 128,
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "shared_expert_intermediate_size": 5632,
+        "shared_expert_gate": True,
+    },
+    "mixtral": {"rotary_dim": 128, "moe_intermediate_size": 14336},
+    "olmoe": {"rotary_dim": 128, "norm_topk_prob": False, "qk_norm": "whole"},
+    "granitemoe": {
+        "rotary_dim": 64,
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 6.0,
+        "tie_word_embeddings": True,
+    },
+    "glm4_moe": {
+        "rotary_dim": 64,
+        "attention_bias": True,
+        "mlp_layer_types": ("dense",) + ("sparse",) * 45,
+        "intermediate_size": 10944,
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 1408,
+    },
+    "minimax_m2": {
+        "rotary_dim": 64,
+        "qk_norm": "whole",
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": True,
+    },
+    "gpt_oss": {
+        "rotary_dim": 64,
+        "rope_scaling": Yarn(32.0, 4096, 32.0, 1.0, False, 0.1 * math.log(32) + 1, 0.0),
+        "layer_types": ("sliding_attention", "full_attention") * 12,
+        "sliding_window": 128,
+        "attention_sinks": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "router_bias": True,
+        "swiglu_limit": 7.0,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_published_configs_become_facts(model_type: str) -> None:
+    model = read(DECODERS[model_type])
+    assert isinstance(model, DecoderConfig)
+    plain: dict[str, Any] = {"rope_scaling": None, "layer_types": ("full_attention",) * model.num_hidden_layers}
+    plain |= {"mlp_layer_types": ("sparse",) * model.num_hidden_layers, "tie_word_embeddings": False}
+    plain |= {"attention_multiplier": 1 / math.sqrt(model.head_dim), "norm_topk_prob": True, "scoring_func": "softmax"}
+    own = FACTS[model_type]
+    for key, value in model_facts(model).items():
+        expected = (plain | own).get(key, getattr(DecoderConfig, key, None))
+        if key in plain or key in own or hasattr(DecoderConfig, key):
+            assert getattr(model, key) == expected, (key, value)
+    assert model.state_values == 0
+    assert model.cache_values_per_token == model.num_hidden_layers * 2 * model.num_key_value_heads * model.head_dim
+    assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
+
+
+def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() -> None:
+    config = {key: value for key, value in QWEN3_30B.items() if key not in ("rope_theta", "rope_scaling")}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
+    assert read(config) == read(QWEN3_30B)
+
+
+def test_yarn_is_read_in_either_of_its_forms() -> None:
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768}
+    published = read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **scaling}})
+    parameters = {"rope_type": "yarn", "rope_theta": 1000000.0, **scaling}
+    assert read({**QWEN3_30B, "rope_theta": None, "rope_parameters": parameters}) == published
+    factor = 0.1 * math.log(4) + 1
+    assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
+    assert published.rope.attention_factor == factor
+    assert read_model_facts(Fields(model_facts(published), "x")) == published
+
+
+def test_qwen_says_in_two_ways_which_layers_are_dense() -> None:
+    dense = {"num_hidden_layers": 4, "mlp_only_layers": [1], "decoder_sparse_step": 3, "intermediate_size": 6144}
+    model = read({**QWEN3_30B, **dense})
+    assert [model.has_experts(layer) for layer in range(4)] == [False, False, True, False]
+    assert model_facts(model)["intermediate_size"] == 6144
+
+
+def test_a_window_of_mixtral_is_that_of_every_layer() -> None:
+    model = read({**DECODERS["mixtral"], "sliding_window": 4096})
+    assert isinstance(model, DecoderConfig)
+    assert {model.window(layer) for layer in range(32)} == {4096}
+
+
+def test_gpt_oss_has_windows_in_every_second_layer() -> None:
+    config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "layer_types"}
+    model = read(config)
+    assert isinstance(model, DecoderConfig)
+    assert [model.window(layer) for layer in range(4)] == [128, None, 128, None]
+    assert model == read(DECODERS["gpt_oss"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "value", "message"),
+    [
+        ("qwen3_moe", "use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
+        ("qwen3_moe", "rope_scaling", {"type": "linear", "factor": 4.0}, "type is linear, only default and yarn"),
+        ("qwen3_moe", "rope_scaling", {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings is missing"),
+        ("qwen3_moe", "rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is llama3, only"),
+        ("qwen3_moe", "hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
+        ("qwen3_moe", "num_experts_per_tok", 129, "top_k is 129, expected 1 to num_experts 128"),
+        ("qwen3_moe", "num_key_value_heads", 5, "num_key_value_heads is 5, expected a divisor of"),
+        ("qwen3_moe", "head_dim", 127, "rotary_dim is 127, expected even, up to head_dim"),
+        ("qwen3_moe", "rope_theta", None, "rope_theta is missing"),
+        ("qwen3_moe", "hidden_size", 0, "hidden_size is 0, expected an integer from 1"),
+        ("qwen3_moe", "mlp_only_layers", [0], "intermediate_size is missing"),
+        ("qwen2_moe", "shared_expert_intermediate_size", None, "shared_expert_intermediate_size is missing"),
+        ("mixtral", "sliding_window", 0, "sliding_window is 0, expected an integer from 1"),
+        ("olmoe", "clip_qkv", -1.0, "clip_qkv is -1.0, expected a number above 0"),
+        ("granitemoe", "logits_scaling", 0, "logits_scaling is 0.0, expected a number other than 0"),
+        ("glm4_moe", "partial_rotary_factor", 0.3, "partial_rotary_factor is 0.3, expected a share of head_dim 128"),
+        ("glm4_moe", "n_group", 3, "n_group is 3, expected a divisor of num_experts 128"),
+        ("glm4_moe", "topk_group", 2, "topk_group is 2, expected 1 to n_group 1"),
+        ("glm4_moe", "first_k_dense_replace", 47, "first_k_dense_replace is 47, expected an integer from 0 to 46"),
+        ("minimax_m2", "qk_norm_type", "per_head", "qk_norm_type is per_head, only 'per_layer' is implemented"),
+        ("minimax_m2", "shared_intermediate_size", 1536, "shared_intermediate_size is 1536, only 0 is implemented"),
+        ("minimax_m2", "attn_type_list", [0] * 62, r"attn_type_list is \[0, .*, only \[1, "),
+        ("minimax_m2", "use_routing_bias", False, "use_routing_bias is False, only True is implemented"),
+        ("gpt_oss", "attention_bias", False, "attention_bias is False, only True is implemented"),
+        ("gpt_oss", "swiglu_alpha", 1.5, "swiglu_alpha is 1.5, only 1.702 is implemented"),
+        ("gpt_oss", "layer_types", ["chunked_attention"] * 24, "layer_types is .*, expected only full_attention and"),
+        ("gpt_oss", "sliding_window", None, "sliding_window is missing"),
+        ("gpt_oss", "swiglu_limit", 0, "swiglu_limit is 0.0, expected a number above 0"),
+    ],
+)
+def test_what_a_decoder_does_not_implement_is_refused(model_type: str, key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
+        read({**DECODERS[model_type], key: value})
+
+
+def test_facts_of_one_family_are_not_those_of_another() -> None:
+    facts = {**model_facts(MODEL), "model_type": "qwen3_moe"}
+    with pytest.raises(FormatError, match="x: attention_multiplier is missing"):
+        read_model_facts(Fields(facts, "x"))

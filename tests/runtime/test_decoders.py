@@ -1,0 +1,61 @@
+"""Every plain decoder, converted whole and run: logits, greedy ids and chosen experts are those of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from formats.dtypes import AnyArray
+from repack.convert import convert, prepare
+from repack.plan import Options
+from repack.sources import open_local
+from runtime import Engine
+from tests.fixtures.decoders_tiny import CASES
+from tests.fixtures.recipe import digest, write_checkpoint
+from tests.runtime.helpers import PLENTY, reference
+
+LOGITS_TOLERANCE = 5e-4  # float32 sums in another order: measured below 5e-5
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The container of a checkpoint, everything as it arrives, and what transformers says of it."""
+    tensors, expected = CASES[request.param].tensors(), reference(f"decoders/{request.param}.npz")
+    assert digest(tensors) == expected["digest"], "the recipe changed: run make_decoders.py"
+    folder = tmp_path_factory.mktemp(request.param)
+    write_checkpoint(folder / "source", tensors, CASES[request.param].config)
+    convert(prepare(open_local(str(folder / "source")), Options(16, 64, 16)), folder / "out", hash_source=False)
+    return folder / "out", expected
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_logits_greedy_ids_and_experts_are_those_of_transformers(
+    case: tuple[Path, dict[str, Any]], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container, expected = case
+    chosen: list[AnyArray] = []
+    prompt = expected["prompt_ids"].tolist()
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend, lookahead="off") as engine:
+        ops = engine.model.ops  # type: ignore[attr-defined]
+        route = ops.route
+
+        def watched(*args: Any) -> Any:
+            ids, weights = route(*args)
+            chosen.append(np.sort(ids, axis=1))
+            return ids, weights
+
+        monkeypatch.setattr(ops, "route", watched)
+        logits = engine.logits(prompt)
+        assert np.array_equal(np.stack(chosen), expected["expert_ids"])
+        greedy = engine.generate_ids(prompt, max_new_tokens=16, ignore_eos=True)
+    assert np.abs(logits - expected["logits"]).max() < LOGITS_TOLERANCE
+    assert greedy == expected["greedy_ids"].tolist()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 20])
+def test_every_chunk_size_gives_the_logits_of_the_whole(case: tuple[Path, dict[str, Any]], chunk_size: int) -> None:
+    container, expected = case
+    with Engine.open(container, ram_bytes=PLENTY, backend="numpy", chunk_size=chunk_size) as engine:
+        logits = engine.logits(expected["prompt_ids"].tolist())
+    assert np.abs(logits - expected["logits"]).max() < LOGITS_TOLERANCE
