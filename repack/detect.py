@@ -65,7 +65,7 @@ def is_there(module: Module, tensors: Mapping[str, SourceTensor]) -> bool:
 
 
 def take_module(module: Module, tensors: MutableMapping[str, SourceTensor], quantization: Quantization | None) -> Found:
-    """The module's encoding; its tensors, and those that only say how activations were quantized, leave the table.
+    """The module's encoding; its tensors leave the table.
 
     Raises FormatError for a tensor that is missing, of another shape or dtype, or that the config contradicts, and
     UnsupportedError for what is not implemented; each names file, tensor, found and expected.
@@ -80,8 +80,8 @@ def take_module(module: Module, tensors: MutableMapping[str, SourceTensor], quan
     encoding, names, methods = _LOOKS[_kind(module, tensor)](look)
     look.check_config(methods, encoding)
     planes = tuple((spec, look.plane(spec, names[spec.name])) for spec in encoding.planes(module.rows, module.columns))
-    for name in (*names.values(), *(f"{module.base}.{scale}" for scale in ACTIVATION_SCALES)):
-        tensors.pop(name, None)
+    for name in names.values():
+        del tensors[name]
     return Found(encoding, planes)
 
 

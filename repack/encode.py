@@ -127,7 +127,7 @@ class SourceWeights:
                 continue
             assert isinstance(encoding, (Affine, Plain))
             with np.errstate(over="ignore", invalid="ignore"):
-                values = source.encoding.decode(planes)
+                values = np.ascontiguousarray(source.encoding.decode(planes))
                 arrays = _native_arrays(encoding, values, "f32") or encoding.encode(values)
             for spec in encoding.arrays(rows, source.columns):
                 if spec.dtype in FLOAT_DTYPES and not _is_finite(arrays[spec.name], spec.dtype).all():

@@ -159,7 +159,9 @@ class _Planner:
     def is_rounded(self, matrix: SourceMatrix, bits: int) -> bool:
         """Whether a matrix is rounded to affine of so many bits: floats and FP8 to fewer, others only on request."""
         source = matrix.encoding
-        return bits < source.bits if source.rounded_by_default else self.options.requantize and bits <= source.bits
+        if source.rounded_by_default:
+            return bits < min(16, source.bits)  # 16 bits are as they arrive
+        return self.options.requantize and bits <= source.bits
 
     # ---- experts
 

@@ -12,7 +12,11 @@ import numpy.typing as npt
 from repack.sources.base import SourceTensor
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # (safetensors dtype, shape) by name
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F8_E4M3": 1}
+ITEM_BYTES = {
+    **dict.fromkeys(("BF16", "F16"), 2),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("U8", "I8", "F8_E4M3", "F8_E8M0"), 1),
+}
 PREFIX = "model.language_model."
 
 # A model of one MiB that has everything: both kinds of layers, and widths that groups of 32 and 64 divide.
@@ -178,7 +182,7 @@ def write_random(
     for n in range(shards):
         name = "model.safetensors" if shards == 1 else f"model-{n + 1:05d}-of-{shards:05d}.safetensors"
         part = {tensor: listing[tensor] for tensor in names[n::shards]}
-        write_shard(folder / name, part, np.concatenate([_random(rng, *spec) for spec in part.values()]))
+        write_shard(folder / name, part, np.concatenate([random_bits(rng, *spec) for spec in part.values()]))
         weight_map |= dict.fromkeys(part, name)
     if shards > 1:
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
@@ -186,7 +190,8 @@ def write_random(
     return folder
 
 
-def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+def random_bits(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The bytes of seeded weights of a float dtype."""
     values = rng.standard_normal(math.prod(shape), np.float32) * np.float32(0.1)
     if dtype == "BF16":
         return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)

@@ -1,0 +1,101 @@
+"""Source encodings bit for bit against other libraries (fixtures/source_encodings.npz), decoded and transcoded.
+
+tests/fixtures/make_source_encodings.py names the library of each kind.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from formats.dtypes import AnyArray
+from formats.encodings import encoding_label
+from formats.encodings.sources import GGMLSource, GPTQSource, SourceEncoding, find_flaw
+from formats.encodings.sources.base import GGML_BLOCKS
+from repack.plan import SourceMatrix, SourcePlane
+from repack.rows import RowReader
+from repack.sources.base import Reader
+from tests.repack.quantized import KINDS, source_encoding
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "source_encodings.npz"
+QUANTIZED = tuple(kind for kind in KINDS if kind != "bf16")
+
+
+class Planes:
+    """A reader of arrays in memory: a file is the name of a plane."""
+
+    def __init__(self, planes: Mapping[str, AnyArray]) -> None:
+        self.raw = {name: np.ascontiguousarray(array).tobytes() for name, array in planes.items()}
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.raw[file][offset : offset + len(buffer)]
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Mapping[str, AnyArray]:
+    with np.load(FIXTURE) as file:
+        return dict(file)
+
+
+def of_kind(fixture: Mapping[str, AnyArray], kind: str) -> tuple[SourceEncoding, SourceMatrix, Planes, AnyArray]:
+    """The encoding, its matrix, where its planes are read from, and the values that another library gives."""
+    expected = fixture[f"{kind}/decoded"]
+    rows, columns = expected.shape
+    encoding = GGMLSource(kind) if kind in GGML_BLOCKS else source_encoding(kind, rows, columns)
+    specs = encoding.planes(rows, columns)
+    planes = tuple(SourcePlane(spec, spec.name, spec.name, spec.dtypes[0], 0) for spec in specs)
+    reader = Planes({spec.name: fixture[f"{kind}/{spec.name}"] for spec in specs})
+    return encoding, SourceMatrix(encoding, planes, rows, rows, columns), reader, expected
+
+
+def values(array: Any) -> bytes:
+    """The bits of float32 values; gguf knows no negative zero in MXFP4, so zeros are one."""
+    return (array + np.float32(0)).tobytes()
+
+
+@pytest.mark.parametrize("kind", [*QUANTIZED, *GGML_BLOCKS])
+def test_a_source_decodes_and_transcodes_to_the_values_that_another_library_gives(
+    fixture: Mapping[str, AnyArray], kind: str
+) -> None:
+    encoding, matrix, reader, expected = of_kind(fixture, kind)
+    planes = RowReader(reader).read(matrix, 0, matrix.rows)
+    assert find_flaw(encoding, encoding.planes(matrix.rows, matrix.columns), planes) is None
+    assert values(encoding.decode(planes)) == values(expected)
+    exact = encoding.exact(matrix.columns)
+    arrays = encoding.transcode(planes)
+    specs = exact.arrays(matrix.rows, matrix.columns)
+    assert {spec.name: (spec.shape, spec.nbytes) for spec in specs} == {
+        name: (array.shape, array.nbytes) for name, array in arrays.items()
+    }
+    assert exact.decode(arrays).tobytes() == encoding.decode(planes).tobytes(), encoding_label(exact)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_any_rows_are_those_of_the_whole(fixture: Mapping[str, AnyArray], kind: str) -> None:
+    encoding, matrix, reader, expected = of_kind(fixture, kind)
+    packed = any(plane.spec.words for plane in matrix.planes)
+    for some, rows in (
+        (matrix, slice(0, 32)),
+        *(() if packed else ((matrix.slice(7, 20), slice(7, 27)), (matrix.every(2, 1), slice(1, None, 2)))),
+    ):
+        planes = RowReader(reader).read(some, 0, min(some.rows, 32) if packed else some.rows)
+        wanted = expected if not packed and some is matrix else expected[rows]
+        assert values(encoding.decode(planes)) == values(wanted)
+        assert values(encoding.exact(matrix.columns).decode(encoding.transcode(planes))) == values(wanted)
+
+
+def test_act_order_is_refused_by_name(fixture: Mapping[str, AnyArray]) -> None:
+    encoding, matrix, reader, _ = of_kind(fixture, "gptq")
+    assert isinstance(encoding, GPTQSource)
+    planes = RowReader(reader).read(matrix, 0, matrix.rows)
+    planes["g_idx"] = planes["g_idx"][:, ::-1]
+    flaw = find_flaw(encoding, encoding.planes(matrix.rows, matrix.columns), planes)
+    assert flaw is not None
+    assert (flaw.plane, flaw.found, flaw.expected) == ("g_idx", "group 1", "0: act-order (desc_act) is not supported")

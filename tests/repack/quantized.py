@@ -1,0 +1,223 @@
+"""Tensors of matrices in every published encoding, and the quantization_config that goes with them.
+
+    tensors = in_kind(listing, "fp8_block", lambda name: "_proj" in name, rng)  # Shapes of a plain checkpoint
+    folder = write_tensors(tmp_path / "source", config, tensors, CONFIGS["fp8_block"])
+
+Weights are random codes; scales are such that values are small.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.encodings.sources import (
+    STORAGE,
+    AWQSource,
+    FP8Source,
+    GPTQSource,
+    MLXAffineSource,
+    MXFP4Source,
+    NVFP4Source,
+    PackedSource,
+    PlainSource,
+    Plane,
+    SourceEncoding,
+)
+from formats.encodings.sources.fp4 import BLOCKS, BYTES, WORDS
+from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
+from tests.repack.checkpoints import Shapes, random_bits, write_shard
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, tuple[str, Array]]  # (safetensors dtype, bits) by name
+
+# How each kind names the tensor of a plane, from the module's base and the name of its plain tensor.
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "bf16": {"weight": "{weight}"},
+    "fp8_block": {"weight": "{weight}", "scale": "{weight}_scale_inv"},
+    "fp8_block_bf16": {"weight": "{weight}", "scale": "{weight}_scale_inv"},
+    "fp8_e8m0": {"weight": "{weight}", "scale": "{base}.scale"},
+    "fp8_channel": {"weight": "{weight}", "scale": "{weight}_scale"},
+    "fp8_tensor": {"weight": "{weight}", "scale": "{weight}_scale"},
+    "int4": {"packed": "{weight}_packed", "scale": "{weight}_scale", "shape": "{weight}_shape"},
+    "int8_channel": {"packed": "{weight}_packed", "scale": "{weight}_scale", "shape": "{weight}_shape"},
+    "mxfp4_blocks": {"codes": "{base}_blocks", "scales": "{base}_scales"},
+    "mxfp4_packed": {"codes": "{weight}_packed", "scales": "{weight}_scale"},
+    "mxfp4_i8": {"codes": "{weight}", "scales": "{base}.scale"},
+    "nvfp4_modelopt": {"codes": "{weight}", "scales": "{weight}_scale", "global": "{weight}_scale_2"},
+    "nvfp4_packed": {"codes": "{weight}_packed", "scales": "{weight}_scale", "global": "{weight}_global_scale"},
+    "mlx_mxfp4": {"codes": "{weight}", "scales": "{base}.scales"},
+    "mlx_nvfp4": {"codes": "{weight}", "scales": "{base}.scales"},
+    **{
+        f"mlx{bits}": {"codes": "{weight}", "scales": "{base}.scales", "biases": "{base}.biases"}
+        for bits in (2, 3, 4, 5, 6, 8)
+    },
+    **{
+        kind: {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales", "g_idx")}
+        for kind in ("gptq", "gptq_zero", "gptq_v2", "gptq8", "gptq3", "gptq2")
+    },
+    "awq": {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales")},
+}
+KINDS = tuple(_NAMES)
+
+
+def _compressed(form: str, **weights: Any) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
+
+
+def _gptq(bits: int, sym: bool, checkpoint_format: str = "gptq") -> dict[str, Any]:
+    return {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": 32,
+        "sym": sym,
+        "desc_act": False,
+        "checkpoint_format": checkpoint_format,
+    }
+
+
+_FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+# What goes into config.json as quantization_config, or, where it says no quant_method, as MLX's quantization.
+CONFIGS: Mapping[str, dict[str, Any] | None] = {
+    "bf16": None,
+    **dict.fromkeys(("fp8_block", "fp8_block_bf16", "fp8_e8m0", "mxfp4_i8"), _FP8),
+    "fp8_channel": _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
+    "fp8_tensor": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "int4": _compressed("pack-quantized", num_bits=4, type="int", group_size=32, symmetric=True, actorder=None),
+    "int8_channel": _compressed("pack-quantized", num_bits=8, type="int", strategy="channel", symmetric=True),
+    "mxfp4_blocks": {"quant_method": "mxfp4"},
+    "mxfp4_packed": _compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32, symmetric=True),
+    "nvfp4_modelopt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "nvfp4_packed": _compressed("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16, symmetric=True),
+    "mlx_mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    "mlx_nvfp4": {"mode": "nvfp4", "bits": 4, "group_size": 16},
+    **{f"mlx{bits}": {"bits": bits, "group_size": 32, "mode": "affine"} for bits in (2, 3, 4, 5, 6, 8)},
+    "gptq": _gptq(4, True),
+    "gptq_zero": _gptq(4, False),
+    "gptq_v2": _gptq(4, False, "gptq_v2"),
+    "gptq8": _gptq(8, True),
+    "gptq3": _gptq(3, False),
+    "gptq2": _gptq(2, False),
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+}
+
+
+def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
+    """The source encoding that a kind is, for a matrix [rows, columns]."""
+    if kind.startswith("mlx") and kind[3:].isdigit():
+        return MLXAffineSource(int(kind[3:]), 32, "bf16")
+    found: dict[str, SourceEncoding] = {
+        "bf16": PlainSource("bf16"),
+        "fp8_block": FP8Source(PER_BLOCK, "f32"),
+        "fp8_block_bf16": FP8Source(PER_BLOCK, "bf16"),
+        "fp8_e8m0": FP8Source(PER_BLOCK, "e8m0"),
+        "fp8_channel": FP8Source(PER_CHANNEL, "bf16", (rows, 1)),
+        "fp8_tensor": FP8Source(PER_TENSOR, "f32", ()),
+        "int4": PackedSource(4, 32, "bf16", (rows, columns)),
+        "int8_channel": PackedSource(8, columns, "bf16", (rows, columns)),
+        "mxfp4_blocks": MXFP4Source(BLOCKS),
+        "mxfp4_packed": MXFP4Source(BYTES),
+        "mxfp4_i8": MXFP4Source(BYTES),
+        "nvfp4_modelopt": NVFP4Source("multiply", BYTES, ()),
+        "nvfp4_packed": NVFP4Source("divide", BYTES, (1,)),
+        "mlx_mxfp4": MXFP4Source(WORDS),
+        "mlx_nvfp4": NVFP4Source("multiply", WORDS, None),
+        "gptq": GPTQSource(4, 32, "f16", True, 1, True),
+        "gptq_zero": GPTQSource(4, 32, "f16", False, 1, True),
+        "gptq_v2": GPTQSource(4, 32, "f16", False, 2, True),
+        "gptq8": GPTQSource(8, 32, "f16", True, 1, True),
+        "gptq3": GPTQSource(3, 32, "f16", False, 1, True),
+        "gptq2": GPTQSource(2, 32, "f16", False, 1, True),
+        "awq": AWQSource(32, "f16"),
+    }
+    return found[kind]
+
+
+def in_encoding(
+    kind: str,
+    base: str,
+    rows: int,
+    columns: int,
+    rng: np.random.Generator,
+    *,
+    suffix: str = ".weight",
+    stacked: int = 0,
+) -> Tensors:
+    """The tensors of a module; `stacked` of them on a first axis, if not 0."""
+    encoding = source_encoding(kind, rows, columns)
+    tensors: Tensors = {}
+    for spec in encoding.planes(rows, columns):
+        name = _NAMES[kind][spec.name].format(base=base, weight=base + suffix)
+        several = [_random(kind, encoding, spec, rng, rows, columns) for _ in range(max(1, stacked))]
+        dtype = {"mxfp4_i8": "I8", "fp8_e8m0": "F8_E8M0"}.get(kind, spec.dtypes[0]) if len(spec.dtypes) > 1 else ""
+        if kind == "mxfp4_i8" and spec.name == "scales":
+            dtype = "F8_E8M0"
+        if kind == "mlx_nvfp4" and spec.name == "scales":
+            dtype = "U8"
+        tensors[name] = (dtype or spec.dtypes[0], np.stack(several) if stacked else several[0])
+    return tensors
+
+
+def _random(
+    kind: str, encoding: SourceEncoding, spec: Plane, rng: np.random.Generator, rows: int, columns: int
+) -> Array:
+    """The bits of a plane."""
+    shape, dtype = spec.shape, spec.dtypes[0]
+    if spec.name == "shape":
+        return np.array([rows, columns], np.int32)
+    if spec.name == "g_idx":
+        assert isinstance(encoding, GPTQSource)
+        return (np.arange(columns) // encoding.group_size).astype(np.int32)
+    if spec.name == "qzeros" and isinstance(encoding, GPTQSource) and encoding.symmetric:
+        return np.full(shape, 0x77777777 if encoding.bits == 4 else 0x7F7F7F7F, np.uint32)
+    if spec.kind == "e8m0":
+        return rng.integers(118, 124, shape, np.uint8)
+    if spec.kind == "e4m3" and spec.name == "scales":
+        return rng.integers(0x28, 0x38, shape, np.uint8)
+    if spec.kind == "e4m3":
+        return rng.integers(0, 0x60, shape, np.uint8) | rng.choice(np.array([0, 0x80], np.uint8), shape)
+    if dtype in ("U8", "I8"):
+        return rng.integers(0, 256, shape, np.uint8)
+    if dtype in ("I32", "U32"):
+        return rng.integers(0, 1 << 32, shape, np.uint32)
+    scale = 0.1 if spec.name == "weight" else 1.0 if spec.name in ("global", "biases") else 1.0 / (1 << encoding.bits)
+    if kind == "nvfp4_packed" and spec.name == "global":
+        scale = 8.0
+    values = (rng.uniform(0.5, 1.5, shape) * scale).astype(np.float32)
+    if spec.name in ("weight", "biases"):
+        values *= rng.choice(np.array([-1, 1], np.float32), shape)
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype("<u2")
+    return values.astype({"F16": "<f2", "F32": "<f4"}[dtype])
+
+
+def in_kind(listing: Shapes, kind: str, chosen: Callable[[str], bool], rng: np.random.Generator) -> Tensors:
+    """Tensors of a checkpoint: matrices whose names are chosen in a kind, stacked ones too, all others plain."""
+    tensors: Tensors = {}
+    for name, (dtype, shape) in listing.items():
+        if chosen(name):
+            base, suffix = (name.removesuffix(".weight"), ".weight") if name.endswith(".weight") else (name, "")
+            stacked = shape[0] if len(shape) == 3 else 0
+            tensors |= in_encoding(kind, base, shape[-2], shape[-1], rng, suffix=suffix, stacked=stacked)
+        else:
+            tensors[name] = (dtype, random_bits(rng, dtype, shape).view(STORAGE[dtype]).reshape(shape))
+    return tensors
+
+
+def write_tensors(
+    folder: Path, config: Mapping[str, Any], tensors: Tensors, quantization: Mapping[str, Any] | None
+) -> Path:
+    """A checkpoint of these tensors in one shard."""
+    folder.mkdir(exist_ok=True)
+    said = {}
+    if quantization is not None:
+        said = {"quantization_config" if "quant_method" in quantization else "quantization": quantization}
+    (folder / "config.json").write_text(json.dumps({**config, **said}))
+    listing = {name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}
+    content = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for _, array in tensors.values()]
+    write_shard(folder / "model.safetensors", listing, np.concatenate(content))
+    return folder
