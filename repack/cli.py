@@ -12,7 +12,7 @@ import click
 from formats import __version__
 from formats.budget import human, three_digits
 from formats.errors import StreamingExpertsError
-from repack import report, tables
+from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
@@ -186,6 +186,18 @@ def verify_command(out: Path, source: str | None, as_json: bool) -> None:
         click.echo(tables.verification_text(result))
     if not result.sound:
         raise click.exceptions.Exit(1)
+
+
+@cli.command("families")
+@click.option("--markdown", is_flag=True, help="As the tables of the README.")
+@json_option
+def families_command(markdown: bool, as_json: bool) -> None:
+    """List what can be converted: types of models, and encodings in which their weights may arrive."""
+    if as_json:
+        models = [row._asdict() for row in supported.SUPPORTED]
+        print_json({"models": models, "encodings": [row._asdict() for row in supported.SOURCE_ENCODINGS]})
+        return
+    click.echo(supported.markdown() if markdown else tables.families_text(), nl=not markdown)
 
 
 def _skipped(plan: Plan) -> list[dict[str, Any]]:

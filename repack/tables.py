@@ -5,6 +5,7 @@ from typing import Any
 
 from formats.budget import UNIT_BYTES, human, three_digits
 from formats.fields import shown
+from repack import supported
 from repack.findings import Verification
 
 BAR_WIDTH = 20
@@ -151,6 +152,13 @@ def _predictions_text(report: Mapping[str, Any]) -> str:
             )
         )
     return _columns(lines)
+
+
+def families_text() -> str:
+    """What can be converted: model types, then encodings."""
+    models = _table(supported.MODEL_HEAD, supported.model_rows(), left=len(supported.MODEL_HEAD))
+    encodings = _table(supported.ENCODING_HEAD, supported.SOURCE_ENCODINGS, left=len(supported.ENCODING_HEAD))
+    return f"{models}\n\n{encodings}"
 
 
 def expert_text(report: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ __all__ = [
     "GELU_TANH",
     "HEAD_NORM",
     "LINEAR_ATTENTION",
+    "MODEL_TYPES",
     "SIGMOID",
     "SILU",
     "SLIDING_ATTENTION",
@@ -71,6 +72,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
     "qwen3_moe": read_qwen3_moe,
 }
+MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
     "glm4_moe": DecoderConfig,

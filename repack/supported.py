@@ -1,0 +1,75 @@
+"""What can be converted, for people: `repack families` and the table of the README are made from this.
+
+tests/repack/test_supported.py keeps it complete: one row per model_type that formats/config reads.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Supported(NamedTuple):
+    """A model_type of config.json."""
+
+    model_type: str
+    models: str  # that people know
+    encodings: str  # in which a whole conversion and run is compared with the reference
+    reference: str  # whose logits, greedy ids and chosen experts are met
+    test: str  # the file that compares
+
+
+class SourceEncoding(NamedTuple):
+    """How weights may arrive, whatever the model."""
+
+    name: str
+    carriers: str  # what writes it
+    kept_as: str  # encoding of the container at default options
+
+
+DECODERS = "tests/runtime/test_decoders.py"
+DEEPSEEK = "tests/runtime/test_deepseek.py"
+QWEN3_5 = "tests/runtime/test_reference.py"
+TRANSFORMERS = "transformers 5.23"
+SUPPORTED: Sequence[Supported] = (
+    Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8", TRANSFORMERS, DEEPSEEK),
+    Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16", TRANSFORMERS, DECODERS),
+    Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16", TRANSFORMERS, DEEPSEEK),
+    Supported("gpt_oss", "gpt-oss-20b, 120b", "bf16", TRANSFORMERS, DECODERS),
+    Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16", TRANSFORMERS, DECODERS),
+    Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16", TRANSFORMERS, DEEPSEEK),
+    Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4", TRANSFORMERS, DEEPSEEK),
+    Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "bf16", TRANSFORMERS, DECODERS),
+    Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16", TRANSFORMERS, DECODERS),
+    Supported("olmoe", "OLMoE-1B-7B", "bf16", TRANSFORMERS, DECODERS),
+    Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16", TRANSFORMERS, DECODERS),
+    Supported("qwen3_5_moe", "Qwen3.5-397B-A17B, 122B-A10B, 35B-A3B; Qwen3.6-35B-A3B", "bf16", TRANSFORMERS, QWEN3_5),
+    Supported("qwen3_5_moe_text", "the language model of Qwen3.5 alone", "bf16", TRANSFORMERS, QWEN3_5),
+    Supported("qwen3_moe", "Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder", "bf16", TRANSFORMERS, DECODERS),
+)
+SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
+    SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
+    SourceEncoding("FP8 E4M3, 128 × 128 blocks or per channel", "DeepSeek, Qwen, compressed-tensors", "affine, 4 bits"),
+    SourceEncoding("INT4 and INT8 pack-quantized", "compressed-tensors (Kimi)", "symmetric, exact"),
+    SourceEncoding("MXFP4", "gpt-oss, compressed-tensors, DeepSeek, MLX", "mxfp4, exact"),
+    SourceEncoding("NVFP4", "ModelOpt, compressed-tensors", "nvfp4, exact"),
+    SourceEncoding("affine, 2 to 8 bits", "MLX", "affine, exact"),
+    SourceEncoding("GPTQ without act-order, AWQ", "GPTQModel, AutoAWQ", "zero_point or symmetric, exact"),
+)
+ENCODINGS_TEST = "tests/formats/test_encodings.py"
+MODEL_HEAD = ("model_type", "models", "run whole in", "same logits, ids and experts as")
+ENCODING_HEAD = ("weights arrive as", "from", "experts are kept as, by default")
+
+
+def model_rows() -> list[tuple[str, ...]]:
+    """One row per model type, for a table."""
+    return [(row.model_type, row.models, row.encodings, f"{row.reference} ({row.test})") for row in SUPPORTED]
+
+
+def markdown() -> str:
+    """Both tables for the README."""
+    models = [(f"`{row[0]}`", *row[1:3], row[3].replace("(", "(`").replace(")", "`)")) for row in model_rows()]
+    return f"{_markdown(MODEL_HEAD, models)}\n\n{_markdown(ENCODING_HEAD, SOURCE_ENCODINGS)}\n"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
