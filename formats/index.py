@@ -23,7 +23,7 @@ INDEX_FILE = "index.json"
 FORMAT_NAME = "streaming-experts"
 FORMAT_VERSION = 1
 REHEARSAL = "rehearsal"  # extension of a container whose weights are made up: {"seed": n}
-PROOFS = ("computed", "stated", "none")  # hash made here, told by the hub, not proven
+PROOFS = ("computed", "stated", "ranges", "none")  # what a source file's hash is worth, see FORMAT.md
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ import click
 from formats import __version__
 from formats.budget import human, three_digits
 from formats.errors import StreamingExpertsError
+from formats.quantization import MODELOPT_FILE
 from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
-from repack.options import OUT, json_option, open_source, print_json, writing_options
-from repack.output import check_space, inspect_folder
+from repack.options import OUT, hub_options, json_option, open_source, print_json, writing_options
+from repack.output import SMALL_FILES, begun_revision, check_space, inspect_folder
 from repack.plan import Options, Plan
 from repack.sources import open_local
+from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.terminal import Bar, say, warn_of_page_cache
 from repack.verify import verify_bytes, verify_container
@@ -36,6 +38,8 @@ def cli() -> None:
 @click.argument("out", type=OUT)
 @writing_options
 @click.option("--revision", help="Branch, tag or commit of a repository.")
+@hub_options
+@click.option("--download", is_flag=True, help="Fetch whole files into the hub's cache first, and check their SHA-256.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-hash-source", is_flag=True, help="Do not take SHA-256 of local source files.")
 def convert_command(
@@ -45,6 +49,9 @@ def convert_command(
     group_size: str,
     resident_bits: str,
     revision: str | None,
+    connections: int,
+    patience: float,
+    download: bool,
     dry_run: bool,
     force: bool,
     jobs: int | None,
@@ -57,7 +64,9 @@ def convert_command(
     with this program. A conversion that was stopped is completed by the same command.
     """
     options = Options(int(bits), int(group_size), int(resident_bits))
-    conversion = prepare(open_source(source, revision), options)
+    jobs = jobs or default_jobs()
+    opened = open_source(source, revision or begun_revision(out, source), connections, patience, jobs)
+    conversion = prepare(opened, options)
     if dry_run:
         _print_plan(conversion, as_json)
         return
@@ -67,26 +76,34 @@ def convert_command(
     inspect_folder(out)
     outcome = None if force else find_finished(conversion, out)
     if outcome is None:
-        conversion = _downloaded(conversion, out)
+        if download:
+            conversion = _downloaded(conversion, out)
         with Bar(conversion.work_bytes(not no_hash_source)) as bar:
-            outcome = convert(
-                conversion, out, jobs=jobs or default_jobs(), force=force, hash_source=not no_hash_source, progress=bar
-            )
+            outcome = convert(conversion, out, jobs=jobs, force=force, hash_source=not no_hash_source, progress=bar)
     _print_outcome(conversion, outcome, out, time.monotonic() - started, as_json)
 
 
 def _downloaded(conversion: Conversion, out: Path) -> Conversion:
     """The conversion with its weights on this machine: those of a repository are fetched when there is room."""
-    source = conversion.source
-    if source.repository is None:
-        return conversion
-    from repack.sources.hub import Repository
+    from repack.sources.hub import HubSource
+    from repack.sources.hub_api import cache_folder
 
-    assert isinstance(source, Repository)
-    missing = source.missing_bytes()
-    check_space(out, conversion.output_bytes, (source.cache_folder, missing))
-    say(f"{source.repository} at {source.revision}: {human(missing)} to download into {source.cache_folder}")
-    return prepare(source.download(), conversion.plan.options)
+    source = conversion.source
+    if not isinstance(source, HubSource):
+        return conversion
+    small = (*SMALL_FILES, MODELOPT_FILE)
+    missing = source.missing_bytes(small)
+    check_space(out, conversion.output_bytes, (cache_folder(), missing))
+    say(f"{source.repository} at {source.revision}: {human(missing)} to download into {cache_folder()}")
+    return prepare(source.download(small), conversion.plan.options)
+
+
+def _fetched(source: Source) -> dict[str, Any] | None:
+    """What went over the network, and what went wrong on the way; None for files that were here."""
+    remote = getattr(source, "remote", None)
+    if remote is None:
+        return None
+    return {"bytes": remote.received_bytes, "requests": remote.requests, "faults": dict(remote.faults)}
 
 
 def _print_plan(conversion: Conversion, as_json: bool) -> None:
@@ -131,6 +148,7 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
                 "read_bytes": read_bytes,
                 "resumed_bytes": outcome.resumed_bytes,
                 "seconds": seconds,
+                "fetched": _fetched(conversion.source),
                 "encoder": encoder_name(),
                 "direct_reads": direct_reads,
                 "direct_writes": outcome.direct_writes,

@@ -78,7 +78,7 @@ class Conversion:
 
     def work_bytes(self, hash_source: bool) -> int:
         """Source bytes that a whole conversion reports to its progress callback."""
-        hashed = sum(shard.nbytes for shard in self.shards if shard.sha256 is None) if hash_source else 0
+        hashed = sum(shard.nbytes for shard in self.shards if shard.whole) if hash_source else 0
         return sum(file.source_bytes for file in self.files) + hashed
 
     def fingerprint(self) -> dict[str, Any]:
@@ -207,10 +207,7 @@ def _origin(index: Index) -> dict[str, Any]:
 def _new_index(conversion: Conversion) -> Index:
     """The index as far as it is known before anything is written."""
     source = conversion.source
-    files = tuple(
-        SourceFile(shard.name, shard.nbytes, shard.sha256, "stated" if shard.sha256 else "none")
-        for shard in conversion.shards
-    )
+    files = tuple(SourceFile(shard.name, shard.nbytes, shard.sha256, _proof(shard)) for shard in conversion.shards)
     return Index(
         layout=conversion.plan.layout,
         source=IndexSource(source.repository, source.revision, files),
@@ -222,6 +219,13 @@ def _new_index(conversion: Conversion) -> Index:
         block_checksums={},
         extensions=conversion.extensions,
     )
+
+
+def _proof(shard: Shard) -> str:
+    """What is known of a shard's SHA-256 before anything is read (FORMAT.md, source)."""
+    if shard.sha256 is None:
+        return "none"
+    return "stated" if shard.whole else "ranges"
 
 
 def _finished_index(conversion: Conversion, done: Results) -> Index:

@@ -1,6 +1,7 @@
 """From source bytes to container bytes, in row blocks; held are a block and a part's scales and biases."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -37,6 +38,9 @@ class EncodedRows(NamedTuple):
 
 class Weights(Protocol):
     """Where encoded rows come from. Picklable; one thread at a time."""
+
+    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
+        """The units one after another, each when the one before is in the output; for spool see Reader.expect."""
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         """All rows of a matrix in row blocks; `first_row` is the number of its first one, `unit` is for messages.
@@ -110,6 +114,12 @@ class SourceWeights:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+
+    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
+        self._reader.expect([unit.ranges() for unit in units], spool, waiting)
+        for number, unit in enumerate(units):
+            yield unit
+            self._reader.finished(number + 1)
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         exact = encoding == source.encoding.exact(source.columns)

@@ -11,9 +11,9 @@ import click
 
 from formats.budget import parse_size
 from formats.encodings.base import GROUP_SIZES
-from repack.output import SMALL_FILES
 from repack.sources import is_repository, open_local
 from repack.sources.base import Source
+from repack.terminal import say
 
 Command = Callable[..., Any]
 BITS = ("4", "8", "16")
@@ -39,6 +39,18 @@ _WRITING = (
     click.option("--force", is_flag=True, help="Replace the container or the unfinished conversion in OUT."),
     click.option(
         "--jobs", type=click.IntRange(1, 64), help="Files written at a time; default: one per processor, up to 4."
+    ),
+)
+_HUB = (
+    click.option(
+        "--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="To the hub, at a time."
+    ),
+    click.option(
+        "--patience",
+        type=click.FloatRange(min=0),
+        default=60,
+        show_default=True,
+        help="Minutes without a byte from the hub before it is given up.",
     ),
 )
 
@@ -69,14 +81,26 @@ def writing_options(command: Command) -> Command:
     return command
 
 
-def open_source(source: str, revision: str | None) -> Source:
-    """The source of that name: headers are read. Raises StreamingExpertsError."""
+def hub_options(command: Command) -> Command:
+    """Add the options of how a repository is read."""
+    for option in reversed(_HUB):
+        command = option(command)
+    return command
+
+
+def open_source(
+    source: str, revision: str | None, connections: int = 8, patience: float = 1.0, jobs: int = 1
+) -> Source:
+    """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError."""
     if is_repository(source):
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-        from repack.sources.hub import Repository  # slow to import
+        from repack.sources.hub import Access, open_repository  # slow to import
 
-        return Repository(source, revision, SMALL_FILES)
+        opened = open_repository(source, revision, Access(connections, 60.0 * patience, jobs))
+        if opened.repository != source:
+            say(f"{source} is called {opened.repository} now")
+        return opened
     if revision is not None:
         raise click.UsageError(f"--revision is for a repository on the hub, which {source} is not")
     return open_local(source)

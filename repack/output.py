@@ -16,7 +16,7 @@ from formats.errors import RequestError, StorageError
 from formats.fields import shown
 from formats.index import FORMAT_NAME, INDEX_FILE
 from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, layer_file
-from repack.writer import JOURNAL, PARTIAL, add_suffix, storage_errors, sync_folder
+from repack.writer import FETCHED, JOURNAL, PARTIAL, add_suffix, storage_errors, sync_folder
 
 SMALL_FILES = (
     "config.json",
@@ -33,7 +33,7 @@ SMALL_FILES = (
 SOURCE_JOURNAL = "source" + JOURNAL
 EXPERTS_FOLDER = os.path.dirname(layer_file(0))
 _OURS = re.compile(
-    r"({})({}|{})?".format(
+    r"({})({}|{}|{})?".format(
         "|".join(
             [
                 *map(re.escape, (INDEX_FILE, EMBEDDING_FILE, RESIDENT_FILE, *SMALL_FILES)),
@@ -42,6 +42,7 @@ _OURS = re.compile(
         ),
         re.escape(PARTIAL),
         re.escape(JOURNAL),
+        re.escape(FETCHED),
     )
     + f"|{re.escape(CONVERTING_FILE)}|{re.escape(SOURCE_JOURNAL)}"
 )
@@ -106,6 +107,17 @@ def begin(out: Path, fingerprint: Mapping[str, Any], force: bool) -> None:
             file.truncate()
             os.fsync(file.fileno())
         sync_folder(out)
+
+
+def begun_revision(out: Path, repository: str) -> str | None:
+    """The commit with which an unfinished conversion of a repository was begun in OUT: it goes on with that one."""
+    path = out / CONVERTING_FILE
+    begun = _read_json(path) if path.is_file() else None
+    source = begun.get("source") if isinstance(begun, dict) else None
+    if not isinstance(source, dict) or source.get("repository") != repository:
+        return None
+    revision = source.get("revision")
+    return revision if isinstance(revision, str) else None
 
 
 def clear(out: Path) -> None:

@@ -17,6 +17,7 @@ from formats.layout import (
     Layout,
 )
 from formats.record import PlacedArray
+from repack.sources.base import Range
 
 EMBEDDING_UNIT_BYTES = 8 << 20  # of source, per journal entry
 
@@ -113,14 +114,14 @@ class SourceMatrix(NamedTuple):
         step = max(1, nbytes // self.row_bytes // multiple) * multiple
         return ((first, min(step, self.rows - first)) for first in range(0, self.rows, step))
 
-    def ranges(self) -> Iterator[tuple[str, int, int]]:
-        """(file, offset, bytes) of what is read for it; a plane that is not streamed is read whole."""
+    def ranges(self) -> Iterator[Range]:
+        """What is read for it; a plane that is not streamed is read whole."""
         for plane in self.planes:
             if plane.is_streamed and self.step == 1:
                 row_bytes = plane.nbytes // self.stored_rows
-                yield plane.file, plane.offset + self.first * row_bytes, self.rows * row_bytes
+                yield Range(plane.file, plane.offset + self.first * row_bytes, self.rows * row_bytes)
             else:
-                yield plane.file, plane.offset, plane.nbytes
+                yield Range(plane.file, plane.offset, plane.nbytes)
         if self.linear_bias is not None:
             yield from self.linear_bias.ranges()
 
@@ -146,6 +147,11 @@ class RecordUnit:
     def source_bytes(self) -> int:
         return sum(_with_bias(matrix.source) for matrix in self.matrices)
 
+    def ranges(self) -> list[Range]:
+        """What is read of the source, in the order of reading."""
+        found = (part for matrix in self.matrices for part in matrix.source.ranges())
+        return list(dict.fromkeys(found))  # gate and up may share a plane that is read whole
+
 
 @dataclass(frozen=True)
 class EmbeddingUnit:
@@ -161,6 +167,10 @@ class EmbeddingUnit:
     @property
     def source_bytes(self) -> int:
         return self.source.nbytes
+
+    def ranges(self) -> list[Range]:
+        """What is read of the source, in the order of reading."""
+        return list(self.source.ranges())
 
 
 Unit = RecordUnit | EmbeddingUnit

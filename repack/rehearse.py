@@ -4,7 +4,7 @@ It shows what a model needs and how fast it runs here before anything is downloa
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
 from repack.families import EMBEDDING, FAMILIES
 from repack.output import SMALL_FILES
-from repack.plan import Options, SourceMatrix
+from repack.plan import Options, SourceMatrix, Unit
 from repack.sources.base import Reader, Shard, Source, SourceTensor
 from repack.sources.folder import read_small_file
 from repack.vocabulary import with_tokenizer
@@ -137,6 +137,9 @@ class MadeUpWeights:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+
+    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
+        return iter(units)
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         rng = np.random.default_rng(int(xxh3_64(f"{self._seed} {unit} {source} {first_row}".encode()), 16))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.checksum import blocks
+from formats.errors import FormatError
 from repack.encode import Weights
 from repack.journal import Journal
 from repack.output import SOURCE_JOURNAL
@@ -19,7 +20,7 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 class Tasks(NamedTuple):
-    """What is to be done: files to write from weights, and shards to hash unless the source states their hash."""
+    """What is to be done: files to write from weights, and shards to hash if they are whole."""
 
     source: Source
     weights: Callable[[], Weights]  # new ones for each file
@@ -65,6 +66,7 @@ def run_tasks(tasks: Tasks, executor: Executor, out: Path, conversion: str, watc
     """Run all tasks; the first failure stops the others and is raised. `watched` stays in this process."""
     files: dict[Future[Any], str] = {}  # -> FileResult
     hashes: dict[Future[Any], str] = {}  # -> SHA-256
+    shards = {shard.name: shard for shard in tasks.shards}
     with storage_errors(out), Journal(out / SOURCE_JOURNAL, conversion) as journal:
         sha256s = {entry["shard"]: entry["sha256"] for entry in journal.entries}
         try:
@@ -74,11 +76,12 @@ def run_tasks(tasks: Tasks, executor: Executor, out: Path, conversion: str, watc
             for shard in tasks.shards:
                 if shard.name in sha256s and watched is not None:
                     watched(shard.nbytes, shard.name)
-                elif shard.name not in sha256s and shard.sha256 is None:
+                elif shard.name not in sha256s and shard.whole:
                     hashes[executor.submit(hash_shard, tasks.source.reader(), shard, watched)] = shard.name
             for future in as_completed([*files, *hashes]):
                 result = future.result()
                 if future in hashes:
+                    _check_sha256(shards[hashes[future]], result)
                     sha256s[hashes[future]] = result
                     journal.append({"shard": hashes[future], "sha256": result})
         except BaseException as error:
@@ -93,6 +96,14 @@ def run_tasks(tasks: Tasks, executor: Executor, out: Path, conversion: str, watc
             raise
     wanted = {shard.name: sha256s[shard.name] for shard in tasks.shards if shard.name in sha256s}
     return Results({name: future.result() for future, name in files.items()}, wanted)
+
+
+def _check_sha256(shard: Shard, found: str) -> None:
+    """Raises FormatError for a file that is not what the hub says."""
+    if shard.sha256 not in (None, found):
+        raise FormatError(
+            f"{shard.name}: has SHA-256 {found}, but the hub states {shard.sha256}; remove it, then it is fetched again"
+        )
 
 
 def hash_shard(reader: Reader, shard: Shard, progress: Progress | None = None) -> str:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from repack.encode import Weights, unit_blocks
 from repack.journal import Journal
 from repack.plan import FilePlan, Unit
 
-PARTIAL, JOURNAL = ".partial", ".journal"
+PARTIAL, JOURNAL, FETCHED = ".partial", ".journal", ".fetched"
 READ_BACK_BYTES = 1 << 20
 
 # Source bytes that are done, and what is being worked on. May raise to stop the work, which can be resumed.
@@ -60,6 +61,7 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
                 journal.append({"sha256": sha256, "bytes": task.plan.nbytes}, durable=True)
             else:
                 progress(task.plan.source_bytes, task.plan.name)
+            add_suffix(path, FETCHED).unlink(missing_ok=True)
             if not path.exists():
                 os.rename(add_suffix(path, PARTIAL), path)
                 sync_folder(path.parent)
@@ -82,7 +84,8 @@ def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progr
     with SequentialFile(add_suffix(path, PARTIAL)) as file:
         kept, end, digest = _keep(file, plan, journal, progress)
         file.cut(end)
-        for unit in plan.units[kept:]:
+        spool = add_suffix(path, FETCHED)
+        for unit in weights.each(plan.units[kept:], spool, partial(progress, 0, "waiting for the hub")):
             checksums = _write_unit(file, unit, weights, digest, progress)
             file.flush()
             journal.append({"checksums": checksums})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -81,6 +82,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
     yield
+    survived: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        survived.update(dict(report.user_properties).get("survived", {}))
+    if survived:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(survived.items()))
+        terminalreporter.write_line(f"survived {sum(survived.values())} faults: {kinds}")
     skips = unexpected_skips(config) if IN_CI else []
     if skips:
         terminalreporter.section("skips that CI does not expect", red=True)

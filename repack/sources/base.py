@@ -4,8 +4,9 @@ A `Source` is looked at once, when the plan is made. A `Reader` travels with eac
 process, so it is picklable and opens files when it is first asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ class Shard:
     nbytes: int
     identity: str
     sha256: str | None = None
+    whole: bool = True  # on this machine, so that its SHA-256 can be taken; of others only ranges are read
 
 
 class SourceTensor(NamedTuple):
@@ -31,8 +33,31 @@ class SourceTensor(NamedTuple):
     nbytes: int
 
 
+class Range(NamedTuple):
+    """Bytes of a shard."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
 class Reader(Protocol):
     """Positioned reads from the files of a source. Picklable; one thread at a time."""
+
+    def expect(
+        self,
+        units: Sequence[Sequence[Range]],
+        spool: Path | None = None,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
+        """What will be read, unit by unit, so that it can be fetched ahead.
+
+        `spool` is a file that may hold what was fetched until `finished` says that it is in the output. `waiting` is
+        called now and then while nothing comes, and may raise to stop the work.
+        """
+
+    def finished(self, units: int) -> None:
+        """The first `units` units of `expect` are in the output."""
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill the buffer from byte `offset` on. Raises StorageError when the file was cut or changed."""

@@ -2,20 +2,19 @@
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from formats.errors import FormatError, StorageError, UnsupportedError
-from formats.fields import Fields, parse_json, shown
-from formats.tensorfile import read_header
+from formats.fields import shown
+from formats.tensorfile import TensorEntry, read_header
 from repack.direct import RangeFile
-from repack.sources.base import Shard, SourceTensor
+from repack.sources.base import Range, Shard, SourceTensor
+from repack.sources.shards import SAFETENSORS_INDEX, SHARDS, collect_tensors, is_shard_name, read_weight_map
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
 MAX_SMALL_FILE_BYTES = 1 << 28
-MAX_NAME_BYTES = 255  # of every file system
 
 
 class Stamp(NamedTuple):
@@ -38,6 +37,17 @@ class FolderReader:
         self._stamps = stamps
         self._file: str | None = None
         self._shard: RangeFile | None = None
+
+    def expect(
+        self,
+        units: Sequence[Sequence[Range]],
+        spool: Path | None = None,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
+        """Files are read when they are asked for."""
+
+    def finished(self, units: int) -> None:
+        """Nothing is kept."""
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         if file != self._file:
@@ -109,16 +119,9 @@ class FolderSource:
         self.repository = repository
         self.revision = revision
         self._stamps: dict[str, Stamp] = {}
-        self._tensors: dict[str, SourceTensor] = {}
         weight_map = self._weight_map()
-        for name in sorted(set(weight_map.values())) if weight_map is not None else self._unlisted():
-            self._add_shard(name)
-        for tensor, name in (weight_map or {}).items():
-            if tensor not in self._tensors or self._tensors[tensor].file != name:
-                raise FormatError(
-                    f"{folder / SAFETENSORS_INDEX}: weight_map puts {shown(tensor)} into {shown(name)}, "
-                    "which does not hold it"
-                )
+        names = sorted(set(weight_map.values())) if weight_map is not None else self._unlisted()
+        self._tensors = collect_tensors(((name, self._header(name)) for name in names), weight_map, folder)
         self._shards = tuple(
             Shard(name, stamp.nbytes, f"mtime {stamp.mtime_ns}" if revision is None else revision, stated)
             for name, stamp in self._stamps.items()
@@ -158,24 +161,13 @@ class FolderSource:
         raw = self.small_file(SAFETENSORS_INDEX)
         if raw is None:
             return None
-        where = f"{self.folder / SAFETENSORS_INDEX}"
-        listing = Fields(parse_json(raw, where), where).raw("weight_map")
-        if not isinstance(listing, dict) or not listing:
-            raise FormatError(f"{where}: weight_map is {shown(listing)}, expected shards by tensor")
-        for tensor, name in listing.items():
-            if not _is_shard_name(name):
-                raise FormatError(
-                    f"{where}: weight_map puts {shown(tensor)} into {shown(name)}, expected a file in this folder"
-                )
-            if not (self.folder / name).is_file():
-                raise FormatError(f"{where}: weight_map names {shown(name)}, which is missing")
-        return listing
+        return read_weight_map(raw, f"{self.folder / SAFETENSORS_INDEX}", lambda name: (self.folder / name).is_file())
 
     def _unlisted(self) -> Iterator[str]:
         """Shards of a folder without an index, by name."""
-        names = sorted(path.name for path in self.folder.glob("model*.safetensors"))
+        names = sorted(path.name for path in self.folder.glob(SHARDS))
         for name in names:
-            if not _is_shard_name(name):
+            if not is_shard_name(name):
                 raise FormatError(f"{self.folder}: holds {shown(name)}, expected a name that can be printed")
         if names:
             return iter(names)
@@ -187,31 +179,14 @@ class FolderSource:
                 )
         raise FormatError(f"{self.folder}: holds no model*.safetensors, so it is no checkpoint")
 
-    def _add_shard(self, name: str) -> None:
+    def _header(self, name: str) -> dict[str, TensorEntry]:
         path = self.folder / name
         fd = _open(path)
         try:
             self._stamps[name] = Stamp.of(os.fstat(fd))
-            entries = read_header(fd, str(path))
+            return read_header(fd, str(path))
         finally:
             os.close(fd)
-        for entry in entries.values():
-            if entry.name in self._tensors:
-                raise FormatError(f"{path}: {shown(entry.name)} stands in {self._tensors[entry.name].file} as well")
-            self._tensors[entry.name] = SourceTensor(
-                entry.name, name, entry.dtype, entry.shape, entry.offset, entry.nbytes
-            )
-
-
-def _is_shard_name(name: object) -> bool:
-    """Whether it is a file of the folder itself; it must be printable, as the index of a container will hold it."""
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and 0 < len(name.encode()) <= MAX_NAME_BYTES
-        and Path(name).name == name
-        and not name.startswith(".")
-    )
 
 
 def check_stamp(path: Path, status: os.stat_result, expected: Stamp) -> None:

@@ -1,133 +1,138 @@
-"""A repository on the hub: headers and small files first, then, when there is room, a download of what is needed."""
+"""A repository on the hub as a source: headers are read at once, weights by byte ranges when they are needed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from threading import Event
+from typing import NamedTuple
 
-import huggingface_hub
-from huggingface_hub import constants, errors
+from formats.errors import FormatError
+from formats.tensorfile import TensorEntry, header_bytes, parse_header
+from repack.sources.ahead import Link, RemoteReader
+from repack.sources.base import Shard, SourceTensor
+from repack.sources.folder import FolderSource
+from repack.sources.hub_api import Listing, cached_file, download, list_repository, read_small
+from repack.sources.remote import Remote
+from repack.sources.shards import SAFETENSORS_INDEX, SHARDS, collect_tensors, read_weight_map
 
-from formats.errors import FormatError, RequestError, StorageError
-from repack.sources.base import Reader, Shard, SourceTensor
-from repack.sources.folder import SAFETENSORS_INDEX, FolderSource
-
-SHARDS = "model*.safetensors"
-# HTTPError of the client library that huggingface_hub uses, which has changed twice.
-_TRANSPORT_ERROR: type[Exception] = cast("type[Exception]", errors.HfHubHTTPError.__mro__[1])
+FIRST_BYTES = 64 << 10  # of a shard: most headers of fused checkpoints are shorter, others take a second request
 
 
-class Repository:
-    """A repository at one commit, as a source that can be planned but not read (see repack.sources.base.Source).
+class Access(NamedTuple):
+    """How a repository is read."""
 
-    Raises RequestError for what the user can mend (name, revision, access), StorageError for a failing network.
+    connections: int = 8
+    patience_s: float = 3600.0  # without a byte, before it is given up
+    jobs: int = 4  # tasks that read at a time
+
+
+class HubSource:
+    """A repository at one commit (see repack.sources.base.Source); headers are read when tensors are asked for.
+
+    Raises RequestError for what the user can mend (name, revision, access), FormatError, UnsupportedError or
+    StorageError, naming the file.
     """
 
-    def __init__(self, name: str, revision: str | None, small_files: Sequence[str]) -> None:
-        with hub_errors(name, revision):
-            info = huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
-        assert info.sha is not None
-        self.repository = name
-        self.revision = info.sha
-        self._patterns = [SHARDS, SAFETENSORS_INDEX, *small_files]
-        self._files = {
-            file.rfilename: file
-            for file in info.siblings or ()
-            if any(fnmatch(file.rfilename, pattern) for pattern in self._patterns)
-        }
+    def __init__(self, listing: Listing, access: Access) -> None:
+        self.repository = listing.repository
+        self.revision = listing.commit
+        self._listing = listing
+        self.remote = Remote(listing, listing.repository, listing.files, access.patience_s)
+        self._link = Link(self.remote, access.connections, access.jobs)
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str] | None:
+        raw = self.small_file(SAFETENSORS_INDEX)
+        where = f"{self.repository}/{SAFETENSORS_INDEX}"
+        return read_weight_map(raw, where, self._listing.files.__contains__) if raw is not None else None
 
     @cached_property
     def shards(self) -> Sequence[Shard]:
-        return [
-            Shard(name, file.size or 0, self.revision, file.lfs.sha256 if file.lfs else None)
-            for name, file in sorted(self._files.items())
-            if fnmatch(name, SHARDS)
-        ]
+        names = self._unlisted() if self._weight_map is None else sorted(set(self._weight_map.values()))
+        files = [self._listing.files[name] for name in names]
+        return [Shard(file.name, file.nbytes, self.revision, file.sha256, whole=False) for file in files]
 
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        with hub_errors(self.repository, self.revision):
-            headers = huggingface_hub.HfApi().get_safetensors_metadata(self.repository, revision=self.revision)
-        tensors: dict[str, SourceTensor] = {}
-        for file, header in headers.files_metadata.items():
-            for name, tensor in header.tensors.items():
-                if name in tensors:
-                    raise FormatError(f"{self.repository}: {name} stands in {tensors[name].file} and in {file}")
-                first, end = tensor.data_offsets
-                tensors[name] = SourceTensor(name, file, tensor.dtype, tuple(tensor.shape), first, end - first)
-        return tensors
+        headers = self._headers([shard.name for shard in self.shards])
+        return collect_tensors(headers.items(), self._weight_map, self.repository)
 
     def small_file(self, name: str) -> bytes | None:
-        if name not in self._files:
-            return None
-        with hub_errors(self.repository, self.revision):
-            path = huggingface_hub.hf_hub_download(self.repository, name, revision=self.revision)
-        return Path(path).read_bytes()
+        return read_small(self._listing, name) if name in self._listing.files else None
 
-    def reader(self) -> Reader:
-        raise AssertionError("a repository is downloaded before it is read")
+    def reader(self) -> RemoteReader:
+        return RemoteReader(self._link)
 
     def check(self) -> None:
-        """A commit does not change."""
+        """A commit does not change, and every answer was checked."""
 
-    @property
-    def cache_folder(self) -> Path:
-        """Where the download goes."""
-        return Path(constants.HF_HUB_CACHE)
-
-    def missing_bytes(self) -> int:
-        """Bytes of the files that are not in the cache yet."""
+    def missing_bytes(self, small_files: Sequence[str]) -> int:
+        """Bytes of a download that are not in the hub's cache yet."""
         return sum(
-            file.size or 0
-            for name, file in self._files.items()
-            if not isinstance(
-                huggingface_hub.try_to_load_from_cache(self.repository, name, revision=self.revision), str
-            )
+            self._listing.files[name].nbytes
+            for name in self._wanted(small_files)
+            if cached_file(self.repository, self.revision, name) is None
         )
 
-    def download(self) -> FolderSource:
-        """Fetch what is needed into the hub's cache; what is already there is not fetched again."""
-        with hub_errors(self.repository, self.revision):
-            folder = huggingface_hub.snapshot_download(
-                self.repository, revision=self.revision, allow_patterns=self._patterns
-            )
-        missing = [name for name in self._files if not Path(folder, name).is_file()]
-        if missing:  # the client gives what it has when it cannot ask
-            raise StorageError(f"{self.repository}: {missing[0]} was not fetched; the same command goes on")
-        stated = {shard.name: shard.sha256 for shard in self.shards if shard.sha256}
-        return FolderSource(Path(folder), repository=self.repository, revision=self.revision, sha256=stated)
+    def download(self, small_files: Sequence[str]) -> FolderSource:
+        """Fetch whole files into the hub's cache; what is already there is not fetched again."""
+        folder = download(self._listing, self._wanted(small_files))
+        return _snapshot(folder, self.repository, {s.name: s.sha256 for s in self.shards if s.sha256})
+
+    def _wanted(self, small_files: Sequence[str]) -> list[str]:
+        names = [*(shard.name for shard in self.shards), SAFETENSORS_INDEX, *small_files]
+        return [name for name in names if name in self._listing.files]
+
+    def _unlisted(self) -> list[str]:
+        names = sorted(name for name in self._listing.files if fnmatch(name, SHARDS) and "/" not in name)
+        if not names:
+            raise FormatError(f"{self.repository}: holds no {SHARDS}, so it is no checkpoint that can be read")
+        return names
+
+    def _headers(self, names: Sequence[str]) -> dict[str, dict[str, TensorEntry]]:
+        """The header of every shard."""
+        stopped = Event()
+
+        def read(name: str) -> dict[str, TensorEntry]:
+            where, nbytes = f"{self.repository}/{name}", self._listing.files[name].nbytes
+            raw = self.remote.read(name, 0, FIRST_BYTES, stopped)
+            end = 8 + header_bytes(raw, nbytes, where)
+            raw += self.remote.read(name, len(raw), end - len(raw), stopped)
+            return parse_header(raw[8:end], nbytes, where)
+
+        with ThreadPoolExecutor(self._link.connections, "headers") as threads:
+            try:
+                return dict(zip(names, threads.map(read, names), strict=True))
+            finally:
+                stopped.set()  # the first failure, or Ctrl-C, ends the others too
 
 
-@contextmanager
-def hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
-    endpoint = constants.ENDPOINT
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise RequestError(
-            f"{name}: is gated: accept its terms at {endpoint}/{name}, then log in with `hf auth login` or HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise RequestError(f"{name}: has no revision {revision!r}; see {endpoint}/{name}/tree/main") from None
-    except errors.RepositoryNotFoundError:
-        raise RequestError(
-            f"{name}: is not on {endpoint}, or is private: check the name, or log in with `hf auth login` or HF_TOKEN"
-        ) from None
-    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
-        raise FormatError(f"{name}: has no readable safetensors files ({_first_line(error)})") from None
-    except errors.HFValidationError as error:
-        raise RequestError(f"{name}: is no name of a repository ({_first_line(error)})") from None
-    except errors.HfHubHTTPError as error:
-        raise StorageError(f"{name}: {endpoint} answers {_first_line(error)}; the same command tries again") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, _TRANSPORT_ERROR, OSError) as error:
-        raise StorageError(
-            f"{name}: cannot be fetched from {endpoint} ({_first_line(error)}); the same command goes on, "
-            "or give a folder with the files"
-        ) from None
+def open_repository(name: str, revision: str | None, access: Access) -> "HubSource | FolderSource":
+    """A snapshot of it that is whole in the hub's cache, without any request; else the repository itself."""
+    return cached_snapshot(name, revision) or HubSource(list_repository(name, revision), access)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def cached_snapshot(name: str, revision: str | None) -> FolderSource | None:
+    """The snapshot in the hub's cache if config.json and all weights are there; nothing is asked of the hub."""
+    config = cached_file(name, revision, "config.json")
+    if config is None:
+        return None
+    folder = config.parent
+    if (folder / SAFETENSORS_INDEX).is_file():
+        raw = (folder / SAFETENSORS_INDEX).read_bytes()
+        try:
+            read_weight_map(raw, str(folder / SAFETENSORS_INDEX), lambda shard: (folder / shard).is_file())
+        except FormatError:
+            return None
+    elif not (folder / "model.safetensors").is_file():
+        return None
+    return _snapshot(folder, name, {})
+
+
+def _snapshot(folder: Path, repository: str, sha256: Mapping[str, str]) -> FolderSource:
+    """A folder of the cache: it has the commit's name, and its files are links to blobs that have their hash's."""
+    blobs = {path.name: path.resolve().name for path in folder.glob(SHARDS)}
+    hashes = {name: blob for name, blob in blobs.items() if len(blob) == 64}
+    return FolderSource(folder, repository=repository, revision=folder.name, sha256={**hashes, **sha256})

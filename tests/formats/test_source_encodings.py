@@ -32,6 +32,10 @@ class Planes:
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.raw[file][offset : offset + len(buffer)]
 
+    def expect(self, *_: object) -> None: ...
+
+    def finished(self, units: int) -> None: ...
+
     def __enter__(self) -> "Reader":
         return self
 

@@ -173,14 +173,26 @@ def test_without_hashing_nothing_is_proven(tmp_path: Path, folder: Path) -> None
     assert {(file.sha256, file.proof) for file in files} == {(None, "none")}
 
 
-def test_what_the_hub_states_is_not_computed_again(tmp_path: Path, folder: Path) -> None:
-    stated = {"model-00001-of-00002.safetensors": "a" * 64}
-    source = FolderSource(folder, repository="org/name", revision="0" * 40, sha256=stated)
-    convert(prepare(source, Options()), tmp_path / "out")
+def from_the_hub(folder: Path, sha256: dict[str, str]) -> FolderSource:
+    return FolderSource(folder, repository="org/name", revision="0" * 40, sha256=sha256)
+
+
+def test_what_the_hub_states_of_whole_files_is_checked(tmp_path: Path, folder: Path) -> None:
+    name = "model-00001-of-00002.safetensors"
+    right = sha256((folder / name).read_bytes()).hexdigest()
+    convert(prepare(from_the_hub(folder, {name: right}), Options()), tmp_path / "out")
     found = open_container(tmp_path / "out").index.source
     assert (found.repository, found.revision) == ("org/name", "0" * 40)
-    assert [file.proof for file in found.files] == ["stated", "computed"]
-    assert found.files[0].sha256 == "a" * 64
+    assert [file.proof for file in found.files] == ["computed", "computed"]
+    with pytest.raises(FormatError, match=rf"{name}: has SHA-256 {right}, but the hub states aaaa"):
+        convert(prepare(from_the_hub(folder, {name: "a" * 64}), Options()), tmp_path / "other")
+
+
+def test_what_the_hub_states_and_nobody_checks_is_called_so(tmp_path: Path, folder: Path) -> None:
+    source = from_the_hub(folder, {"model-00001-of-00002.safetensors": "a" * 64})
+    convert(prepare(source, Options()), tmp_path / "out", hash_source=False)
+    found = open_container(tmp_path / "out").index.source
+    assert [(file.sha256, file.proof) for file in found.files] == [("a" * 64, "stated"), (None, "none")]
 
 
 def test_a_shard_without_any_needed_tensor_is_no_source_file(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from formats.errors import FormatError, RequestError, StorageError, StreamingExpertsError, UnsupportedError
 from repack.sources import is_repository, open_local
 from repack.sources.base import Reader
-from repack.sources.folder import SAFETENSORS_INDEX, FolderSource
+from repack.sources.folder import FolderSource
+from repack.sources.shards import SAFETENSORS_INDEX
 from tests.repack.checkpoints import SMALL, shapes, write_random, write_shard
 
 SHARD1, SHARD2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

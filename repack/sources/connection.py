@@ -1,0 +1,70 @@
+"""One HTTP connection that is kept alive, with the proxies and certificates of the environment.
+
+The standard library's client: it leaves a body in the socket until it is asked for, so bytes go from the kernel into
+the buffer of a row block; httpx costs three times as much of a core per byte (docs/LEARNED.md, 31).
+"""
+
+import base64
+import http.client
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import certifi
+
+TIMEOUT_S = 30.0  # to connect, and between two reads
+
+
+class Connection:
+    """The connection of one thread; it goes to the host of the last request."""
+
+    def __init__(self) -> None:
+        self._origin: tuple[str, str] | None = None
+        self._connection: http.client.HTTPConnection | None = None
+        self._by_proxy = False  # the request line then holds the whole address
+
+    def get(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """Ask for an address; the answer's body must be read to its end, or the connection closed.
+
+        Raises OSError or http.client.HTTPException.
+        """
+        parts = urlsplit(url)
+        if self._origin != (parts.scheme, parts.netloc):
+            self.close()
+            self._connection, self._by_proxy = _connection(parts)
+            self._origin = (parts.scheme, parts.netloc)
+        assert self._connection is not None
+        path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        self._connection.request("GET", url if self._by_proxy else path, headers=dict(headers))
+        return self._connection.getresponse()
+
+    def close(self) -> None:
+        """Drop the connection; the next request makes a new one."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._origin = None
+
+
+def _connection(parts: SplitResult) -> tuple[http.client.HTTPConnection, bool]:
+    """(a connection that will reach the host, whether a proxy must be given whole addresses)."""
+    assert parts.hostname is not None
+    default_port = 443 if parts.scheme == "https" else 80
+    host, port = parts.hostname, parts.port or default_port
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
+    via = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else None
+    there, there_port = (via.hostname or "", via.port or 80) if via else (host, port)
+    if parts.scheme != "https":
+        return http.client.HTTPConnection(there, there_port, timeout=TIMEOUT_S), via is not None
+    connection = http.client.HTTPSConnection(there, there_port, timeout=TIMEOUT_S, context=_tls())
+    if via is not None:
+        login = f"{unquote(via.username or '')}:{unquote(via.password or '')}".encode()
+        headers = {"Proxy-Authorization": f"Basic {base64.b64encode(login).decode()}"} if via.username else {}
+        connection.set_tunnel(host, port, headers)
+    return connection, False
+
+
+def _tls() -> ssl.SSLContext:
+    """The certificates of the system (or SSL_CERT_FILE), those of certifi where Python knows of none."""
+    paths = ssl.get_default_verify_paths()
+    return ssl.create_default_context(cafile=None if paths.cafile or paths.capath else certifi.where())
