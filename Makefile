@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 FIXTURES_VENV := .venv-fixtures
 FIXTURES_STAMP := $(FIXTURES_VENV)/.installed
 OUT := build/demo
+MLX_PYTHON ?= $(FIXTURES_VENV)/bin/python
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types contracts bench bench-kernels fixtures clean
+.PHONY: help setup demo test check lint format types contracts bench bench-kernels bench-convert fixtures clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +56,9 @@ bench: $(STAMP) ## what this machine allows, and what the demo reaches of it
 
 bench-kernels: $(STAMP) ## native kernels beside the memory read rate and BLAS
 	$(BIN)/python -m runtime.bench_kernels
+
+bench-convert: $(STAMP) ## conversion beside raw reading and writing, its encoder beside MLX (which `make fixtures` installs)
+	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))
 
 $(FIXTURES_STAMP): tests/fixtures/requirements.txt
 	$(PYTHON) -m venv $(FIXTURES_VENV)

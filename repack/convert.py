@@ -170,9 +170,9 @@ def convert(
 
 
 def default_jobs() -> int:
-    """Threads that encode: as many as there are processors for us, within the memory that is promised."""
+    """Threads that read, encode and write: one more than processors for us, as one of them waits for the disk."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_JOBS, count))
+    return min(MAX_JOBS, count + 1)
 
 
 def find_finished(conversion: Conversion, out: Path) -> Outcome | None:

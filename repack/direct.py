@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
-READ_BYTES = 1 << 20
+READ_BYTES = 4 << 20
 BUFFER_BYTES = 4 << 20  # a write of this size costs no more per byte than longer ones
 WRITE_BEHIND_BYTES = 16 << 20
 _F_NOCACHE = 48  # macOS fcntl.h

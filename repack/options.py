@@ -38,7 +38,7 @@ _LAYOUT = (
 _WRITING = (
     click.option("--force", is_flag=True, help="Replace the container or the unfinished conversion in OUT."),
     click.option(
-        "--jobs", type=click.IntRange(1, 64), help="Files written at a time; default: one per processor, up to 4."
+        "--jobs", type=click.IntRange(1, 64), help="Files written at a time; default: processors and one more, up to 4."
     ),
 )
 _HUB = (
