@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SOURCES = (
 )  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-X86_SOURCES = {
+X86_SOURCES: dict[str, tuple[str, ...]] = {
     "encode_affine_avx2": _AVX2,
     "encode_affine_avx512": _AVX512,
     "loops_avx2": _AVX2,
@@ -30,6 +31,7 @@ X86_SOURCES = {
     "kernels_avx512": _AVX512,
     "kernels_avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
+ARM_SOURCES: dict[str, tuple[str, ...]] = {"kernels_neon": ("-march=armv8.2-a+dotprod",)}
 # No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off")
 WARNINGS = ("-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math")
@@ -44,24 +46,37 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic on
         if compiler is None:
             self.app.display_warning("no C compiler: the package will run on NumPy only")
             return
-        library = compile_kernels(folder, compiler)
+        warnings = (*WARNINGS, "-Werror") if version == "editable" else WARNINGS  # strict where it is developed
+        library = compile_kernels(folder, compiler, warnings)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         build_data["artifacts"].append(f"/{library.relative_to(self.root)}")
 
 
-def compile_kernels(folder: Path, compiler: str) -> Path:
+def sources_of(machine: str) -> dict[str, tuple[str, ...]]:
+    """Every source for a machine (as platform.machine has it), and its flags."""
+    levels: dict[str, dict[str, tuple[str, ...]]] = {
+        "x86_64": X86_SOURCES, "AMD64": X86_SOURCES,
+        "aarch64": ARM_SOURCES, "arm64": ARM_SOURCES,
+    }  # fmt: skip
+    return {**dict.fromkeys(SOURCES, ()), **levels.get(machine, {})}
+
+
+def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNINGS) -> Path:
     """Compile the sources in folder into folder/libse_native; the name appears only when it is whole."""
-    files: dict[str, tuple[str, ...]] = dict.fromkeys(SOURCES, ())
-    if platform.machine() in ("x86_64", "AMD64"):
-        files |= X86_SOURCES
     library = folder / ("libse_native.dylib" if platform.system() == "Darwin" else "libse_native.so")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        objects = [Path(scratch) / f"{name}.o" for name in files]
-        for (name, flags), compiled in zip(files.items(), objects, strict=True):
-            source = folder / f"{name}.c"
-            subprocess.run([compiler, *FLAGS, *WARNINGS, *flags, "-c", source, "-o", compiled], check=True)
+        objects = compile_objects(folder, Path(scratch), compiler, platform.machine(), (*FLAGS, *warnings))
         linked = Path(scratch) / library.name
         subprocess.run([compiler, "-shared", "-pthread", *objects, "-lm", "-o", linked], check=True)
         linked.replace(library)
     return library
+
+
+def compile_objects(folder: Path, to: Path, compiler: str, machine: str, flags: Sequence[str]) -> list[Path]:
+    """The sources in folder as objects in `to`."""
+    objects = []
+    for name, own in sources_of(machine).items():
+        objects.append(to / f"{name}.o")
+        subprocess.run([compiler, *flags, *own, "-c", folder / f"{name}.c", "-o", objects[-1]], check=True)
+    return objects

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#if defined(SE_NEON) && defined(__linux__)
+#if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -17,9 +17,9 @@ static int available(const struct kernels **levels) {
     if (cpu_has_avx512vnni()) levels[count++] = &kernels_avx512vnni;
     if (cpu_has_avx512()) levels[count++] = &kernels_avx512;
     if (cpu_has_avx2()) levels[count++] = &kernels_avx2;
-#elif defined(SE_NEON) && defined(__linux__)
+#elif defined(__aarch64__) && defined(__linux__)
     if ((getauxval(AT_HWCAP) & (1 << 20)) != 0) levels[count++] = &kernels_neon; /* HWCAP_ASIMDDP */
-#elif defined(SE_NEON) && defined(__APPLE__)
+#elif defined(__aarch64__) && defined(__APPLE__)
     levels[count++] = &kernels_neon; /* every Apple Silicon has the dot product */
 #endif
     levels[count++] = &kernels_portable;

@@ -7,6 +7,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 /* ---- operands */
@@ -98,6 +100,10 @@ static void to_floats(int32_t dtype, const uint8_t *values, int64_t n, float *fl
 #if defined(__F16C__)
     for (; dtype == SE_F16 && i + 8 <= n; i += 8) {
         _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(values + 2 * i))));
+    }
+#elif defined(__ARM_NEON)
+    for (; dtype == SE_F16 && i + 4 <= n; i += 4) {
+        vst1q_f32(floats + i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(values + 2 * i))));
     }
 #endif
     if (dtype == SE_BF16) {

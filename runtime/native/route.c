@@ -27,7 +27,7 @@ static void choose(const float *x, int64_t n, int64_t k, int64_t *ids) {
 /* Leaves only experts of the best groups, by the sum of their two best. */
 static void drop_groups(const se_routing *routing, float *compared) {
     const int64_t size = routing->num_experts / routing->n_group;
-    float best[MAX_GROUPS];
+    float best[MAX_GROUPS] = {0};
     int64_t kept[MAX_GROUPS];
     for (int64_t g = 0; g < routing->n_group; g++) {
         int64_t two[2];

@@ -1,0 +1,347 @@
+/* NEON with dot products (FEAT_DotProd), for every aarch64 since about 2018. A block is 16 groups: four vectors of four
+ * lanes. Codes are signed bytes for the instruction, so 8-bit codes lose 128 and get it back from the digits' sum.
+ *
+ * Four products at a time go to each 32-bit lane of a group's vector; pairwise sums of four groups' vectors are one
+ * vector, a group per lane. */
+#include "elementwise.h"
+
+#include <arm_neon.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+enum {
+    QUADS = BLOCK_GROUPS / 4,
+    AHEAD_BYTES = 1024,
+    OVERREAD = 16,  /* a stream of narrow codes is read 16 bytes at a time */
+    TILE_TOKENS = 8 /* their digits of one block stay in the first-level cache while the rows pass by */
+};
+
+/* What the compiler must know of an encoding and a precision to make straight code. */
+struct kind {
+    int code;
+    int group_size;
+    int planes; /* of digits */
+};
+
+/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+INLINE int parts_of(struct kind kind) {
+    return code_width(kind.code) == 4 ? 2 : 1;
+}
+
+/* A block of a row: 16 groups. */
+struct block {
+    const uint8_t *packed;
+    const int8x16_t *decoded; /* or NULL */
+    const float *scales;
+    const float *biases;
+};
+
+/* ---- codes */
+
+/* 16 codes of 2, 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+INLINE uint8x16_t unpack_stream(const uint8_t *packed, int width) {
+#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
+    const uint8_t places[16] = {LANE(0), LANE(1), LANE(2), LANE(3)};
+#undef LANE
+    const int32_t shifts[4] = {0, -4, 0, -4};
+    const uint32_t two = (1u << 2 * width) - 1, one = (1u << width) - 1;
+    uint32x4_t x = vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(packed), vld1q_u8(places)));
+    if (width % 2 == 1) x = vshlq_u32(x, vld1q_s32(shifts));
+    x = vorrq_u32(vandq_u32(x, vdupq_n_u32(two)),
+                  vandq_u32(vshlq_u32(x, vdupq_n_s32(16 - 2 * width)), vdupq_n_u32(two << 16)));
+    x = vorrq_u32(vandq_u32(x, vdupq_n_u32(one | one << 16)),
+                  vandq_u32(vshlq_u32(x, vdupq_n_s32(8 - width)), vdupq_n_u32(one << 8 | one << 24)));
+    return vreinterpretq_u8_u32(x);
+}
+
+/* Vector i of a block's codes as signed bytes, in the order of the shape: codes [parts]. */
+INLINE void decode(int8x16_t *codes, const uint8_t *packed, int i, struct kind kind) {
+    static const int8_t fp4[16] = {FP4_CODES};
+    const int width = code_width(kind.code);
+    if (width == 8) {
+        codes[0] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(packed + 16 * i), vdupq_n_u8(0x80)));
+    } else if (width == 4) {
+        const uint8x16_t p = vld1q_u8(packed + 16 * i), even = vandq_u8(p, vdupq_n_u8(15)), odd = vshrq_n_u8(p, 4);
+        codes[0] = kind.code == CODE_FP4 ? vqtbl1q_s8(vld1q_s8(fp4), even) : vreinterpretq_s8_u8(even);
+        codes[1] = kind.code == CODE_FP4 ? vqtbl1q_s8(vld1q_s8(fp4), odd) : vreinterpretq_s8_u8(odd);
+    } else {
+        codes[0] = vreinterpretq_s8_u8(unpack_stream(packed + 2 * width * i, width));
+    }
+}
+
+/* ---- dots */
+
+/* Four groups, number `quad` of their block, of `rows` rows against planes of digits, each worth 256 times the next. */
+INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int8_t *digits, int planes, int quad,
+                     struct kind kind) {
+    const int parts = parts_of(kind), plane = BLOCK_GROUPS * kind.group_size;
+    const int per_quad = kind.group_size / 4 / parts;       /* vectors of codes */
+    const int together = per_quad < 4 ? per_quad : 4;       /* sums; two groups share one where per_quad is 2 */
+    const int vectors = per_quad / together;                /* of one sum */
+    const int8x16_t half = vdupq_n_s8(64);                  /* of what 8-bit codes have lost */
+    int32x4_t sum[MAX_STREAMS][4], lost[4];
+    UNROLL
+    for (int i = 0; i < together; i++) {
+        int8x16_t codes[MAX_STREAMS][8][2];
+        const int first = per_quad * quad + vectors * i;
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            sum[row][i] = vdupq_n_s32(0);
+            UNROLL
+            for (int v = 0; v < vectors; v++) {
+                if (b[row].decoded == NULL) {
+                    decode(codes[row][v], b[row].packed, first + v, kind);
+                } else {
+                    for (int part = 0; part < parts; part++) codes[row][v][part] = b[row].decoded[parts * (first + v) + part];
+                }
+            }
+        }
+        lost[i] = vdupq_n_s32(0);
+        UNROLL
+        for (int p = 0; p < planes; p++) {
+            UNROLL
+            for (int row = 0; row < rows; row++) {
+                if (p > 0) sum[row][i] = vshlq_n_s32(sum[row][i], 8);
+            }
+            if (p > 0) lost[i] = vshlq_n_s32(lost[i], 8);
+            UNROLL
+            for (int v = 0; v < vectors * parts; v++) {
+                const int8x16_t x = vld1q_s8(digits + p * plane + v % parts * plane / 2 + 16 * (first + v / parts));
+                if (kind.code == CODE_8) lost[i] = vdotq_s32(lost[i], half, x);
+                UNROLL
+                for (int row = 0; row < rows; row++) sum[row][i] = vdotq_s32(sum[row][i], codes[row][v / parts][v % parts], x);
+            }
+        }
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            if (kind.code == CODE_8) sum[row][i] = vaddq_s32(sum[row][i], vshlq_n_s32(lost[i], 1));
+        }
+    }
+    UNROLL
+    for (int row = 0; row < rows; row++) {
+        const int32x4_t *s = sum[row];
+        sums[row] = together == 2 ? vpaddq_s32(s[0], s[1]) : vpaddq_s32(vpaddq_s32(s[0], s[1]), vpaddq_s32(s[2], s[3]));
+    }
+}
+
+/* lanes[row] += a block of each row times the same block of an operand. */
+INLINE void multiply(float32x4_t (*lanes)[QUADS], const struct block *b, int rows, const struct operand *x,
+                     int64_t block, struct kind kind) {
+    const int plane = BLOCK_GROUPS * kind.group_size;
+    const int8_t *digits = x->digits + block * kind.planes * plane;
+    const int joined = kind.code == CODE_8 ? 1 : kind.planes; /* planes whose sum fits 32 bits */
+    for (int q = 0; q < QUADS; q++) {
+        const float32x4_t scale = vld1q_f32(x->scale + BLOCK_GROUPS * block + 4 * q);
+        const float32x4_t sum = vld1q_f32(x->sum + BLOCK_GROUPS * block + 4 * q);
+        int32x4_t high[MAX_STREAMS], low[MAX_STREAMS];
+        dot_quad(high, b, rows, digits, joined, q, kind);
+        if (joined < kind.planes) dot_quad(low, b, rows, digits + plane, 2, q, kind);
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            float32x4_t v = vcvtq_f32_s32(high[row]);
+            if (joined < kind.planes) v = vfmaq_f32(vcvtq_f32_s32(low[row]), v, vdupq_n_f32(65536.0f));
+            float32x4_t *lane = &lanes[row][q];
+            *lane = vfmaq_f32(*lane, vmulq_f32(vld1q_f32(b[row].scales + 4 * q), scale), v);
+            *lane = vfmaq_f32(*lane, vld1q_f32(b[row].biases + 4 * q), sum);
+        }
+    }
+}
+
+/* The tree of kernels.h for the lanes of one row. */
+INLINE float add_lanes(const float32x4_t *lanes) {
+    float32x2_t q[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) q[i] = vadd_f32(vget_low_f32(lanes[i]), vget_high_f32(lanes[i]));
+    const float32x2_t halves = vpadd_f32(vpadd_f32(q[0], q[1]), vpadd_f32(q[2], q[3]));
+    return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
+}
+
+/* ---- blocks of rows */
+
+enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP };
+
+/* `copy` takes the codes of a block that is not whole, zeros behind them. */
+INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, uint8_t *copy, struct kind kind) {
+    const int64_t group_bytes = kind.group_size * code_width(kind.code) / 8, first = block * BLOCK_GROUPS;
+    const int64_t left = w->shape.columns / kind.group_size - first;
+    const uint8_t *packed = w->weight + row * w->weight_stride + first * group_bytes;
+    if (left >= BLOCK_GROUPS) {
+        __builtin_prefetch(packed + AHEAD_BYTES, 0, 0);
+        return packed;
+    }
+    memset(copy, 0, MAX_BLOCK_BYTES + OVERREAD);
+    return memcpy(copy, packed, (size_t)(left * group_bytes));
+}
+
+/* One operand: row `row` of each stream from its first byte to its last, which is how DRAM is fastest. */
+INLINE void row_by_one(const struct tile *tile, int64_t row, int streams, struct kind kind) {
+    const struct shape *shape = &tile->weights[0]->shape;
+    const struct operand x = operand_at(shape, tile->operands[0]);
+    const int64_t groups = shape->columns / kind.group_size, blocks = shape_blocks(shape);
+    const int64_t per_chunk = CHUNK_GROUPS / BLOCK_GROUPS;
+    float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
+    uint8_t copy[MAX_STREAMS][MAX_BLOCK_BYTES + OVERREAD];
+    float32x4_t lanes[MAX_STREAMS][QUADS];
+    for (int s = 0; s < streams; s++) {
+        for (int q = 0; q < QUADS; q++) lanes[s][q] = vdupq_n_f32(0);
+    }
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t at = block % per_chunk * BLOCK_GROUPS, left = groups - block * BLOCK_GROUPS;
+        struct block b[MAX_STREAMS];
+        UNROLL
+        for (int s = 0; s < streams; s++) {
+            const int64_t r = tile->first[s] + row;
+            if (at == 0) {
+                load_groups(tile->weights[s], r, block * BLOCK_GROUPS, left < CHUNK_GROUPS ? left : CHUNK_GROUPS,
+                            scales[s], biases[s]);
+            }
+            const uint8_t *packed = block_codes(tile->weights[s], r, block, copy[s], kind);
+            b[s] = (struct block){packed, NULL, scales[s] + at, biases[s] + at};
+        }
+        multiply(lanes, b, streams, &x, block, kind);
+    }
+    for (int s = 0; s < streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s]);
+}
+
+/* Several operands: each block of a row is decoded once for all of them. */
+INLINE void row_by_many(const struct tile *tile, int stream, int64_t row, int64_t token, int64_t tokens,
+                        struct kind kind) {
+    const struct weights *w = tile->weights[stream];
+    const int parts = parts_of(kind), vectors = kind.group_size / parts;
+    const int64_t groups = w->shape.columns / kind.group_size;
+    float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
+    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
+    float32x4_t lanes[TILE_TOKENS][1][QUADS];
+    struct operand x[TILE_TOKENS];
+    for (int64_t t = 0; t < tokens; t++) {
+        x[t] = operand_at(&w->shape, tile->operands[token + t]);
+        for (int q = 0; q < QUADS; q++) lanes[t][0][q] = vdupq_n_f32(0);
+    }
+    for (int64_t block = 0; block < shape_blocks(&w->shape); block++) {
+        const int64_t left = groups - block * BLOCK_GROUPS;
+        int8x16_t codes[MAX_GROUP];
+        const uint8_t *packed = block_codes(w, row, block, copy, kind);
+        load_groups(w, row, block * BLOCK_GROUPS, left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scales, biases);
+        for (int i = 0; i < vectors; i++) decode(codes + parts * i, packed, i, kind);
+        const struct block b = {packed, codes, scales, biases};
+        for (int64_t t = 0; t < tokens; t++) multiply(lanes[t], &b, 1, &x[t], block, kind);
+    }
+    for (int64_t t = 0; t < tokens; t++) tile->y[stream][token + t][row] = add_lanes(lanes[t][0]);
+}
+
+INLINE void coded_tile(const struct tile *tile, struct kind kind) {
+    for (int64_t row = 0; row < tile->rows; row++) {
+        if (tile->tokens == 1 && tile->streams == 2) {
+            row_by_one(tile, row, 2, kind);
+        } else if (tile->tokens == 1) {
+            row_by_one(tile, row, 1, kind);
+        } else {
+            for (int s = 0; s < tile->streams; s++) {
+                for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
+                    const int64_t left = tile->tokens - token;
+                    row_by_many(tile, s, tile->first[s] + row, token, left < TILE_TOKENS ? left : TILE_TOKENS, kind);
+                }
+            }
+        }
+    }
+}
+
+/* ---- plain weights */
+
+/* Four plain values. */
+INLINE float32x4_t load_plain(const uint8_t *values, int dtype) {
+    if (dtype == SE_F32) return vreinterpretq_f32_u8(vld1q_u8(values));
+    const uint16x4_t halves = vreinterpret_u16_u8(vld1_u8(values));
+    if (dtype == SE_F16) return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+    return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
+}
+
+/* One row times `tokens` operands. */
+INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const *operands, float *const *y,
+                      int tokens, int dtype) {
+    const int64_t columns = w->shape.columns, size = dtype == SE_F32 ? 4 : 2;
+    const uint8_t *values = w->weight + row * w->weight_stride;
+    uint8_t copy[4 * PLAIN_LANES];
+    float32x4_t sum[4][8];
+    UNROLL
+    for (int i = 0; i < 8 * tokens; i++) sum[i / 8][i % 8] = vdupq_n_f32(0);
+    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
+        const uint8_t *at = values + k * size;
+        __builtin_prefetch(at + AHEAD_BYTES, 0, 0);
+        if (columns - k < PLAIN_LANES) {
+            memset(copy, 0, sizeof copy);
+            at = memcpy(copy, at, (size_t)((columns - k) * size));
+        }
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            const float32x4_t v = load_plain(at + 4 * i * size, dtype);
+            UNROLL
+            for (int t = 0; t < tokens; t++) {
+                const float *x = (const float *)(const void *)operands[t] + k + 4 * i;
+                sum[t][i] = vfmaq_f32(sum[t][i], v, vld1q_f32(x));
+            }
+        }
+    }
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        UNROLL
+        for (int i = 0; i < 4; i++) sum[t][i] = vaddq_f32(sum[t][i], sum[t][i + 4]);
+        y[t][row] = add_lanes(sum[t]);
+    }
+}
+
+INLINE void plain_tile(const struct tile *tile, int dtype) {
+    for (int s = 0; s < tile->streams; s++) {
+        for (int64_t row = tile->first[s]; row < tile->first[s] + tile->rows; row++) {
+            int64_t t = 0;
+            for (; t + 2 <= tile->tokens; t += 2) {
+                plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 2, dtype);
+            }
+            if (t < tile->tokens) plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 1, dtype);
+        }
+    }
+}
+
+/* ---- the table */
+
+static void plain_bf16(const struct tile *tile) {
+    plain_tile(tile, SE_BF16);
+}
+
+static void plain_f16(const struct tile *tile) {
+    plain_tile(tile, SE_F16);
+}
+
+static void plain_f32(const struct tile *tile) {
+    plain_tile(tile, SE_F32);
+}
+
+#define KERNEL(code, group_size, planes)                                                       \
+    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
+        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
+    }
+#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
+#define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
+KERNELS(4, 32)
+KERNELS(4, 64)
+KERNELS(4, 128)
+KERNELS(8, 32)
+KERNELS(8, 64)
+KERNELS(8, 128)
+
+const struct kernels kernels_neon = {
+    .name = "neon",
+    .prepare = prepare,
+    .order_8 = ORDER_PLAIN,
+    .coded[CODE_4] = {{0}, BY_PRECISION(4, 32), BY_PRECISION(4, 64), BY_PRECISION(4, 128)},
+    .coded[CODE_8] = {{0}, BY_PRECISION(8, 32), BY_PRECISION(8, 64), BY_PRECISION(8, 128)},
+    .plain = {plain_bf16, plain_f16, plain_f32},
+    .activate = activate,
+    .add_scaled = add_scaled,
+    .read = read_bytes,
+};

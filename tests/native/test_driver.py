@@ -1,0 +1,78 @@
+"""The C driver on every instruction set: natively, and cross-compiled for aarch64 under an emulator.
+
+It compares kernels and encoder with what NumPy says of committed cases (fixtures/kernels.bin), and all levels to the
+bit; its checksum of all results must be the same on both architectures.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtime.native.build_hook import FLAGS, WARNINGS, compile_objects
+
+ROOT = Path(__file__).parent.parent.parent
+NATIVE, FIXTURE = ROOT / "runtime" / "native", ROOT / "tests" / "fixtures" / "kernels.bin"
+CC = shutil.which(os.environ.get("CC", "cc"))
+CROSS_CC = shutil.which("aarch64-linux-gnu-gcc")
+EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+CLANG = shutil.which("clang")
+STRICT = (*FLAGS, *WARNINGS, "-Werror")
+
+needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler")
+needs_cross_tools = pytest.mark.skipif(
+    not (CROSS_CC and EMULATOR), reason="gcc-aarch64-linux-gnu and qemu-user-static are not installed"
+)
+needs_clang = pytest.mark.skipif(CLANG is None, reason="clang is not installed")
+
+
+def build_driver(folder: Path, compiler: str, machine: str) -> Path:
+    """The driver with all kernels in it, at -O1: the same bits, sooner."""
+    flags = tuple(flag for flag in STRICT if flag != "-O3")
+    objects = compile_objects(NATIVE, folder, compiler, machine, (*flags, "-O1"))
+    source, driver = Path(__file__).parent / "driver.c", folder / "driver"
+    subprocess.run([compiler, *flags, "-static", source, *objects, "-lm", "-o", driver], check=True)
+    return driver
+
+
+def run_driver(*command: str | Path) -> dict[str, str]:
+    """What the driver says, by the words before its colons."""
+    result = subprocess.run([*command, FIXTURE], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return dict(line.split(": ", 1) for line in result.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_driver(build_driver(tmp_path_factory.mktemp("native"), str(CC), platform.machine()))
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.system() != "Linux", reason="macOS links nothing statically")
+def test_every_level_of_this_machine_agrees_with_numpy_and_with_the_others(here: dict[str, str]) -> None:
+    assert here["levels"].split()[-1] == "portable"
+
+
+@needs_compiler
+@needs_cross_tools
+def test_neon_and_the_portable_loops_of_aarch64_give_the_same_bits_as_here(
+    here: dict[str, str], tmp_path: Path
+) -> None:
+    driver = build_driver(tmp_path, str(CROSS_CC), "aarch64")
+    for processor, levels in (("max", "neon portable"), ("cortex-a53", "portable")):
+        words = run_driver(str(EMULATOR), "-cpu", processor, driver)
+        assert words["levels"] == levels
+        assert (words["bits"], words["cases"]) == (here["bits"], here["cases"])
+
+
+@needs_clang
+@needs_cross_tools
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_clang_compiles_every_source_without_a_warning(machine: str, tmp_path: Path) -> None:
+    """As on macOS."""
+    flags = (*STRICT, f"--target={machine}-linux-gnu", "-O0")
+    includes = ("-isystem", "/usr/aarch64-linux-gnu/include") if machine == "aarch64" else ()
+    compile_objects(NATIVE, tmp_path, str(CLANG), machine, (*flags, *includes))
