@@ -8,7 +8,7 @@ and L the ranks of queries and of keys with values, r rotary part of a head. `1`
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from formats.config import (
@@ -153,6 +153,8 @@ def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
         "k": config.linear_conv_kernel_dim,
         "v": config.linear_num_value_heads * config.linear_value_head_dim,
         "H": config.linear_num_value_heads,
+        "C+v": config.linear_conv_channels + config.linear_num_value_heads * config.linear_value_head_dim,
+        "2H": 2 * config.linear_num_value_heads,
         "d": config.linear_value_head_dim,
     }
 
@@ -163,11 +165,13 @@ QWEN3_5_MOE = Family(
     before_mixer=(Tensor("input_layernorm", "D"),),
     mixers={
         LINEAR_ATTENTION: (
-            Tensor("linear_attn.in_proj_qkv", "C D"),
-            Tensor("linear_attn.in_proj_z", "v D"),
+            Tensor("linear_attn.in_proj_qkv", "C D", when=lambda c: not c.linear_in_proj_grouped),
+            Tensor("linear_attn.in_proj_z", "v D", when=lambda c: not c.linear_in_proj_grouped),
+            Tensor("linear_attn.in_proj_qkvz", "C+v D", when=lambda c: c.linear_in_proj_grouped),
             # Tiny, and they make the decay and step of a recurrence, where errors add up over the sequence.
-            Tensor("linear_attn.in_proj_a", "H D", keep=True),
-            Tensor("linear_attn.in_proj_b", "H D", keep=True),
+            Tensor("linear_attn.in_proj_a", "H D", keep=True, when=lambda c: not c.linear_in_proj_grouped),
+            Tensor("linear_attn.in_proj_b", "H D", keep=True, when=lambda c: not c.linear_in_proj_grouped),
+            Tensor("linear_attn.in_proj_ba", "2H D", keep=True, when=lambda c: c.linear_in_proj_grouped),
             Tensor("linear_attn.conv1d", "C 1 k", keep=True),
             Tensor("linear_attn.A_log", "H", suffix=""),
             Tensor("linear_attn.dt_bias", "H", suffix=""),
@@ -200,6 +204,9 @@ QWEN3_5_MOE = Family(
     ),
     skipped={"model.visual.": "the vision tower", "mtp.": "multi-token prediction"},
 )
+
+
+QWEN3_NEXT = replace(QWEN3_5_MOE, prefixes=("model.",), expert_layouts=(PER_EXPERT,))
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
@@ -382,4 +389,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_moe": QWEN2_MOE,
     "qwen3_5_moe": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
 }

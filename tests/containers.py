@@ -52,6 +52,7 @@ MODEL = Qwen3_5MoeConfig(
     linear_key_head_dim=16,
     linear_value_head_dim=16,
     linear_conv_kernel_dim=4,
+    linear_in_proj_grouped=False,
 )
 AFFINE4 = Affine(4, 64, "bf16")
 AFFINE8 = Affine(8, 32, "f16")

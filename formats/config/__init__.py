@@ -71,6 +71,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
     "qwen3_moe": read_qwen3_moe,
+    "qwen3_next": Qwen3_5MoeConfig.read,
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
@@ -84,6 +85,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,
     "qwen3_moe": DecoderConfig,
+    "qwen3_next": Qwen3_5MoeConfig,
 }
 
 

@@ -1,9 +1,9 @@
-"""Qwen3.5 MoE, text part (source: transformers' configuration_qwen3_5_moe.py)."""
+"""Qwen3.5 MoE, text part, and Qwen3-Next (source: transformers' configuration_qwen3_5_moe.py, .._qwen3_next.py)."""
 
 from dataclasses import dataclass
 
 from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, only
-from formats.config.rope import read_rotary_dim
+from formats.config.rope import read_rope, read_rotary_dim
 from formats.fields import Fields
 
 
@@ -17,12 +17,17 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
     linear_key_head_dim: int
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
+    linear_in_proj_grouped: bool  # in_proj_qkvz and in_proj_ba by key head (Qwen3-Next), else four projections
 
     @property
     def linear_conv_channels(self) -> int:
         """Channels of the convolution: q, k and v side by side."""
         key_dim = self.linear_num_key_heads * self.linear_key_head_dim
         return 2 * key_dim + self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def value_heads_per_key_head(self) -> int:
+        return self.linear_num_value_heads // self.linear_num_key_heads
 
     @property
     def state_values(self) -> int:
@@ -54,18 +59,18 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         only(text, "mlp_only_layers", [])
         only(text, "decoder_sparse_step", 1)
         only(text, "mamba_ssm_dtype", "float32")
-        for key in ("rope_scaling", "sliding_window", "final_logit_softcapping"):
+        for key in ("sliding_window", "final_logit_softcapping"):
             only(text, key, None)
-        rope = text.object("rope_parameters")
-        only(rope, "rope_type", "default")
+        rope_theta, rope_scaling = read_rope(text)
         head_dim = text.integer("head_dim", 1, 2**16)
+        model_type = "qwen3_next" if outer.string("model_type") == "qwen3_next" else "qwen3_5_moe"
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         interval = text.integer("full_attention_interval", 1, 10_000, default=4)
         by_interval = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(num_layers)]
         # transformers reads this key from the outer config; published files hold it in either place.
         tied = outer.boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
         return cls(
-            model_type="qwen3_5_moe",
+            model_type=model_type,
             vocab_size=text.integer("vocab_size", 1, 2**31),
             hidden_size=text.integer("hidden_size", 1, 2**24),
             num_hidden_layers=num_layers,
@@ -77,8 +82,8 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),
             head_dim=head_dim,
             rotary_dim=read_rotary_dim(text, head_dim, 0.25),
-            rope_theta=rope.number("rope_theta"),
-            rope_scaling=None,
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             num_experts=text.integer("num_experts", 1, 2**20),
             top_k=text.integer("num_experts_per_tok", 1, 2**20),
             moe_intermediate_size=text.integer("moe_intermediate_size", 1, 2**24),
@@ -88,4 +93,5 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             linear_key_head_dim=text.integer("linear_key_head_dim", 1, 2**16),
             linear_value_head_dim=text.integer("linear_value_head_dim", 1, 2**16),
             linear_conv_kernel_dim=text.integer("linear_conv_kernel_dim", 2, 64),
+            linear_in_proj_grouped=model_type == "qwen3_next",
         )

@@ -63,8 +63,8 @@ class Ops(Protocol):
     def decay(self, a: Array, dt_bias: Weight, a_log: Weight) -> Array:
         """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): [T, H]."""
 
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Join along the first axis."""
+    def concatenate(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        """Join along an axis."""
 
     def rope(self, x: Array, position: int, rope: Rope) -> Array:
         """Rotary embedding of x [T, H, d] at position, position + 1, ...: the first rope.dim values are turned.

@@ -208,8 +208,8 @@ class NumpyOps:
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
         return -np.exp(a_log.vector()) * softplus
 
-    def concatenate(self, arrays: Sequence[Float32]) -> Float32:
-        return np.concatenate(arrays)
+    def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
+        return np.concatenate(arrays, axis)
 
     # ---- attention
 

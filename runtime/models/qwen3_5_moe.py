@@ -1,11 +1,12 @@
-"""Qwen3.5 MoE: gated DeltaNet in three layers of four, gated attention in the fourth, routed and shared experts.
+"""Qwen3.5 MoE, Qwen3-Next: gated DeltaNet in three layers of four, gated attention in the fourth; experts, one shared.
 
-Source: transformers' modeling_qwen3_5_moe.py, text part; with text alone its mRoPE is ordinary RoPE.
+Sources: transformers' modeling_qwen3_5_moe.py (text part) and modeling_qwen3_next.py; for text mRoPE is ordinary RoPE.
 Shapes: T tokens of one step, D hidden_size, H heads, d width of a head.
 """
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import pairwise
 
 from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
 from runtime.backends.base import Array, Ops, Routing, State, Weight
@@ -79,10 +80,14 @@ class Qwen3_5Moe:
         def w(tensor: str) -> Weight:
             return ops.weight(f"{name}.{tensor}")
 
-        qkv = ops.linear(x, w("in_proj_qkv"))  # [T, channels]: q | k | v
-        z = ops.linear(x, w("in_proj_z")).reshape(-1, heads, d)
-        beta = ops.sigmoid(ops.linear(x, w("in_proj_b")))  # [T, heads]
-        log_decay = ops.decay(ops.linear(x, w("in_proj_a")), w("dt_bias"), w("A_log"))  # [T, heads]
+        if c.linear_in_proj_grouped:
+            qkv, z, b, a = self._ungroup(ops.linear(x, w("in_proj_qkvz")), ops.linear(x, w("in_proj_ba")))
+        else:
+            qkv, z, b, a = (ops.linear(x, w(f"in_proj_{part}")) for part in ("qkv", "z", "b", "a"))
+        # qkv [T, channels] is q | k | v; z [T, heads * d]; b, a [T, heads]
+        z = z.reshape(-1, heads, d)
+        beta = ops.sigmoid(b)
+        log_decay = ops.decay(a, w("dt_bias"), w("A_log"))
         outputs = []
         for s in sequences:
             convolution, recurrent = s.states[layer]
@@ -93,6 +98,17 @@ class Qwen3_5Moe:
             outputs.append(output)  # [tokens, heads, d]
         o = ops.rms_norm(ops.concatenate(outputs), w("norm"), c.rms_norm_eps) * ops.silu(z)
         return ops.linear(o.reshape(-1, heads * d), w("out_proj"))
+
+    def _ungroup(self, qkvz: Array, ba: Array) -> tuple[Array, Array, Array, Array]:
+        """Projections that hold q | k | v | z and b | a of one key head after another -> qkv, z, b, a."""
+        c, ops = self.config, self.ops
+        key_heads, values = c.linear_num_key_heads, c.value_heads_per_key_head
+        dk, dv = c.linear_key_head_dim, values * c.linear_value_head_dim
+        grouped = qkvz.reshape(-1, key_heads, 2 * dk + 2 * dv)
+        ends = (0, dk, 2 * dk, 2 * dk + dv, 2 * dk + 2 * dv)
+        q, k, v, z = (grouped[..., a:b].reshape(len(qkvz), -1) for a, b in pairwise(ends))
+        b, a = (ba.reshape(-1, key_heads, 2, values)[:, :, i].reshape(len(ba), -1) for i in (0, 1))
+        return ops.concatenate([q, k, v], axis=1), z, b, a
 
     def _split_qkv(self, qkv: Array) -> tuple[Array, Array, Array]:
         """[T, channels] -> q, k [T, key heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv]."""

@@ -1,6 +1,7 @@
 """config.json: what is used is read, what is not implemented is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_keys_that_change_nothing_are_left_alone(config: dict[str, Any]) -> None
         ("mlp_only_layers", [1], r"text_config.mlp_only_layers is \[1\], only \[\] is implemented"),
         ("decoder_sparse_step", 2, "text_config.decoder_sparse_step is 2, only 1 is implemented"),
         ("mamba_ssm_dtype", "bfloat16", "text_config.mamba_ssm_dtype is bfloat16, only 'float32'"),
-        ("rope_scaling", {"type": "yarn"}, "text_config.rope_scaling is .*, only nothing is implemented"),
+        ("rope_scaling", {"type": "longrope"}, "text_config.rope_scaling.type is longrope, only default and yarn are"),
         ("sliding_window", 4096, "text_config.sliding_window is 4096, only nothing is implemented"),
         ("final_logit_softcapping", 30.0, "text_config.final_logit_softcapping is 30.0, only nothing"),
     ],
@@ -95,9 +96,27 @@ def test_mathematics_that_is_not_implemented_is_refused_with_both_values(
         read(config)
 
 
+def test_qwen3_next_is_the_same_config_with_grouped_projections(config: dict[str, Any]) -> None:
+    text = dict(config["text_config"])
+    rope = text.pop("rope_parameters")
+    published = {**text, "model_type": "qwen3_next", "rope_theta": rope["rope_theta"], "rope_scaling": None}
+    published["partial_rotary_factor"] = rope.get("partial_rotary_factor", 0.25)
+    found, expected = read(published), read(config)
+    assert found == replace(expected, model_type="qwen3_next", linear_in_proj_grouped=True)  # type: ignore[call-arg]
+    assert read_model_facts(Fields(model_facts(found), "x")) == found
+
+
+def test_yarn_stretches_qwen3_5_too(config: dict[str, Any]) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}
+    config["text_config"]["rope_parameters"] |= scaling
+    yarn = read(config).rope_scaling
+    assert yarn is not None
+    assert (yarn.factor, yarn.truncate) == (4.0, True)
+
+
 def test_another_rope_is_refused(config: dict[str, Any]) -> None:
-    config["text_config"]["rope_parameters"]["rope_type"] = "yarn"
-    with pytest.raises(UnsupportedError, match=r"rope_parameters.rope_type is yarn, only 'default' is implemented"):
+    config["text_config"]["rope_parameters"]["rope_type"] = "longrope"
+    with pytest.raises(UnsupportedError, match=r"rope_parameters.rope_type is longrope, only default and yarn are"):
         read(config)
 
 
@@ -132,7 +151,7 @@ def test_another_architecture_is_refused_by_name(config: dict[str, Any]) -> None
         ("head_dim", 6, "partial_rotary_factor is 0.25, expected a share of head_dim 6 that is an even"),
         ("full_attention_interval", 0, "full_attention_interval is 0, expected an integer from 1"),
         ("linear_conv_kernel_dim", 1, "linear_conv_kernel_dim is 1, expected an integer from 2"),
-        ("rope_parameters", None, "rope_parameters is missing"),
+        ("rope_parameters", None, "rope_theta is missing"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(config: dict[str, Any], key: str, value: Any, message: str) -> None:

@@ -64,6 +64,7 @@ def test_what_decides_or_remembers_is_never_quantized() -> None:
     assert kept == {
         "linear_attn.in_proj_a",
         "linear_attn.in_proj_b",
+        "linear_attn.in_proj_ba",
         "linear_attn.conv1d",
         "mlp.gate",
         "mlp.shared_expert_gate",

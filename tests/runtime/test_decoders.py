@@ -1,4 +1,4 @@
-"""Every plain decoder, converted whole and run: logits, greedy ids and chosen experts are those of transformers."""
+"""Decoders and hybrids, converted whole and run: logits, greedy ids and chosen experts are those of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures.decoders_tiny import CASES
+from tests.fixtures import decoders_tiny, hybrids_tiny
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
+CASES: dict[str, Any] = {**decoders_tiny.CASES, **hybrids_tiny.CASES}
+NUMPY_ONLY = ("fp8", "gptq", "nvfp4", "mxfp4")  # ends of names, as long as no kernel knows these encodings
+EXACT_AT_4 = ("gptq", "nvfp4", "mxfp4")  # experts stay what they are at the default of 4 bits
 LOGITS_TOLERANCE = 5e-4  # float32 sums in another order: measured below 5e-5
 
 
@@ -25,11 +28,17 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert digest(tensors) == expected["digest"], "the recipe changed: run make_decoders.py"
     folder = tmp_path_factory.mktemp(request.param)
     write_checkpoint(folder / "source", tensors, CASES[request.param].config)
-    convert(prepare(open_local(str(folder / "source")), Options(16, 64, 16)), folder / "out", hash_source=False)
+    bits = 4 if request.param.endswith(EXACT_AT_4) else 16
+    convert(prepare(open_local(str(folder / "source")), Options(bits, 64, 16)), folder / "out", hash_source=False)
     return folder / "out", expected
 
 
-@pytest.mark.parametrize("backend", ["numpy", "native"])
+@pytest.fixture(params=["numpy", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name = str(request.node.callspec.params["case"])
+    return "numpy" if name.endswith(NUMPY_ONLY) else str(request.param)
+
+
 def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     case: tuple[Path, dict[str, Any]], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
