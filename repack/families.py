@@ -3,7 +3,8 @@
 Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
 F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of linear
 attention: C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q
-and L the ranks of queries and of keys with values, r rotary part of a head. `1` is itself.
+and L the ranks of queries and of keys with values, r rotary part of a head; of its indexer: i
+heads, x the width of one, X of all. `1` is itself.
 """
 
 import re
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 from formats.config import (
     FULL_ATTENTION,
     HEAD_NORM,
+    INDEXED_ATTENTION,
     LINEAR_ATTENTION,
+    SHARED_INDEX_ATTENTION,
     SLIDING_ATTENTION,
     WHOLE_NORM,
     DecoderConfig,
@@ -327,7 +330,7 @@ QWEN3_MOE = _decoder((ROUTER,))
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
-    heads = config.num_attention_heads
+    heads, indexer = config.num_attention_heads, config.indexer
     return {
         "D": config.hidden_size,
         "V": config.vocab_size,
@@ -341,24 +344,38 @@ def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
         "L+r": config.kv_lora_rank + config.qk_rope_head_dim,
         "KV": heads * (config.qk_nope_head_dim + config.v_head_dim),
         "O": heads * config.v_head_dim,
+        "i": indexer.index_n_heads if indexer else 0,
+        "x": indexer.index_head_dim if indexer else 0,
+        "X": indexer.index_n_heads * indexer.index_head_dim if indexer else 0,
     }
 
+
+LATENT_ATTENTION = (
+    Tensor("self_attn.q_proj", "Q D", when=lambda config: config.q_lora_rank is None),
+    Tensor("self_attn.q_a_proj", "q D", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.q_a_layernorm", "q", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.q_b_proj", "Q q", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.kv_a_proj_with_mqa", "L+r D"),
+    Tensor("self_attn.kv_a_layernorm", "L"),
+    Tensor("self_attn.kv_b_proj", "KV L"),
+    Tensor("self_attn.o_proj", "D O"),
+)
+INDEXER = (
+    Tensor("self_attn.indexer.wq_b", "X q"),
+    Tensor("self_attn.indexer.wk", "x D"),
+    Tensor("self_attn.indexer.k_norm", "x"),
+    Tensor("self_attn.indexer.k_norm.bias", "x", suffix=""),
+    Tensor("self_attn.indexer.weights_proj", "i D", keep=True),
+)
 
 DEEPSEEK_V3 = Family(
     prefixes=("model.", "language_model.model."),
     dims=_deepseek_dims,
     before_mixer=(Tensor("input_layernorm", "D"),),
     mixers={
-        FULL_ATTENTION: (
-            Tensor("self_attn.q_proj", "Q D", when=lambda config: config.q_lora_rank is None),
-            Tensor("self_attn.q_a_proj", "q D", when=lambda config: config.q_lora_rank is not None),
-            Tensor("self_attn.q_a_layernorm", "q", when=lambda config: config.q_lora_rank is not None),
-            Tensor("self_attn.q_b_proj", "Q q", when=lambda config: config.q_lora_rank is not None),
-            Tensor("self_attn.kv_a_proj_with_mqa", "L+r D"),
-            Tensor("self_attn.kv_a_layernorm", "L"),
-            Tensor("self_attn.kv_b_proj", "KV L"),
-            Tensor("self_attn.o_proj", "D O"),
-        ),
+        FULL_ATTENTION: LATENT_ATTENTION,
+        INDEXED_ATTENTION: LATENT_ATTENTION + INDEXER,
+        SHARED_INDEX_ATTENTION: LATENT_ATTENTION,
     },
     after_mixer=(Tensor("post_attention_layernorm", "D"),),
     dense=(

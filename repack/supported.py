@@ -31,11 +31,13 @@ QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS = "transformers 5.23"
 SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8", TRANSFORMERS, DEEPSEEK),
+    Supported("deepseek_v32", "DeepSeek-V3.2", "bf16", TRANSFORMERS, DEEPSEEK),
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8", TRANSFORMERS, DECODERS),
     Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16", TRANSFORMERS, DEEPSEEK),
+    Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16", TRANSFORMERS, DECODERS),
-    Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16", TRANSFORMERS, DEEPSEEK),
+    Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, INT4", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4", TRANSFORMERS, DEEPSEEK),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16", TRANSFORMERS, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16", TRANSFORMERS, DECODERS),

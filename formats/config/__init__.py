@@ -10,7 +10,9 @@ from typing import Any, get_args, get_type_hints
 from formats.config.base import (
     FULL_ATTENTION,
     GELU_TANH,
+    INDEXED_ATTENTION,
     LINEAR_ATTENTION,
+    SHARED_INDEX_ATTENTION,
     SILU,
     SLIDING_ATTENTION,
     SWIGLU_CLAMPED,
@@ -18,7 +20,7 @@ from formats.config.base import (
     ModelConfig,
 )
 from formats.config.decoder import HEAD_NORM, SIGMOID, SOFTMAX, WHOLE_NORM, DecoderConfig
-from formats.config.deepseek_v3 import DeepseekV3Config
+from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
@@ -36,8 +38,10 @@ __all__ = [
     "FULL_ATTENTION",
     "GELU_TANH",
     "HEAD_NORM",
+    "INDEXED_ATTENTION",
     "LINEAR_ATTENTION",
     "MODEL_TYPES",
+    "SHARED_INDEX_ATTENTION",
     "SIGMOID",
     "SILU",
     "SLIDING_ATTENTION",
@@ -47,6 +51,7 @@ __all__ = [
     "Activation",
     "DecoderConfig",
     "DeepseekV3Config",
+    "Indexer",
     "ModelConfig",
     "Qwen3_5MoeConfig",
     "Rope",
@@ -58,8 +63,10 @@ __all__ = [
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
+    "deepseek_v32": DeepseekV3Config.read,
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
+    "glm_moe_dsa": DeepseekV3Config.read,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "gpt_oss": read_gpt_oss,

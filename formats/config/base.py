@@ -12,6 +12,8 @@ from formats.fields import Fields, shown
 LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
+INDEXED_ATTENTION = "indexed_attention"  # to the tokens that an indexer chooses
+SHARED_INDEX_ATTENTION = "shared_index_attention"  # to those that the layer before chose
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH = "silu", "swiglu_clamped", "gelu_tanh"
 

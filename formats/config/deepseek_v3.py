@@ -1,10 +1,38 @@
-"""DeepSeek-V3, R1, V3.1, Kimi K2 and K2.5, GLM-4.7-Flash (source: transformers' configuration_deepseek_v3.py)."""
+"""DeepSeek-V3 and V3.2, Kimi K2, GLM-4.7-Flash and GLM-5 (source: transformers' configuration_deepseek_v3.py)."""
 
 from dataclasses import dataclass
 
-from formats.config.base import DENSE, FULL_ATTENTION, SPARSE, ModelConfig, only
+from formats.config.base import (
+    DENSE,
+    FULL_ATTENTION,
+    INDEXED_ATTENTION,
+    SHARED_INDEX_ATTENTION,
+    SPARSE,
+    ModelConfig,
+    only,
+)
 from formats.config.rope import Rope, mscale, read_rope
 from formats.fields import Fields
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Small heads with keys of their own, which choose the index_topk tokens that attention may see."""
+
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+    rope_interleave: bool  # of the indexer's own pairs
+
+    @classmethod
+    def read(cls, config: Fields, interleaved: bool) -> "Indexer":
+        """From config.json; what it does not say of pairs is the family's default."""
+        return cls(
+            config.integer("index_n_heads", 1, 2**16),
+            config.integer("index_head_dim", 1, 2**16),
+            config.integer("index_topk", 1, 2**31),
+            config.boolean("indexer_rope_interleave", interleaved),
+        )
 
 
 @dataclass(frozen=True)
@@ -26,6 +54,7 @@ class DeepseekV3Config(ModelConfig):
     topk_group: int
     norm_topk_prob: bool
     routed_scaling_factor: float
+    indexer: Indexer | None  # of DeepSeek-V3.2 and GLM-5
 
     @property
     def rope(self) -> Rope:
@@ -43,7 +72,8 @@ class DeepseekV3Config(ModelConfig):
 
     @property
     def cache_values_per_token(self) -> int:
-        return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim)
+        indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
+        return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed
 
     @property
     def state_values(self) -> int:
@@ -54,11 +84,18 @@ class DeepseekV3Config(ModelConfig):
         queries = self.num_attention_heads * (2 * self.head_dim + self.qk_rope_head_dim)
         outputs = 2 * self.num_attention_heads * self.v_head_dim
         latents = 2 * self.kv_lora_rank + (self.q_lora_rank or 0)  # of one head at a time
-        return max(queries + outputs + latents, 3 * self.intermediate_size)
+        index = 3 * self.indexer.index_n_heads * self.indexer.index_head_dim if self.indexer else 0
+        return max(queries + outputs + latents + index, 3 * self.intermediate_size)
 
     def check(self, where: str) -> None:
         super().check(where)
-        self.require(where, set(self.layer_types) == {FULL_ATTENTION}, "layer_types", f"only {FULL_ATTENTION}")
+        known = (FULL_ATTENTION,) if self.indexer is None else (INDEXED_ATTENTION, SHARED_INDEX_ATTENTION)
+        self.require_known(where, "layer_types", known)
+        if self.indexer is not None:
+            first = self.layer_types[0] == INDEXED_ATTENTION
+            self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
+            wide = self.indexer.index_head_dim >= self.qk_rope_head_dim and self.q_lora_rank is not None
+            self.require(where, wide, "indexer", f"index_head_dim from {self.qk_rope_head_dim}, and a q_lora_rank")
         count = len(self.mlp_layer_types) == self.num_hidden_layers
         self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
         self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
@@ -86,6 +123,8 @@ class DeepseekV3Config(ModelConfig):
         inner = text.integer("moe_intermediate_size", 1, 2**24)
         dense = text.integer("first_k_dense_replace", 0, num_layers, default=1)
         by_position = [DENSE] * dense + [SPARSE] * (num_layers - dense)
+        kind = text.string("model_type")
+        indexer = Indexer.read(text, kind == "glm_moe_dsa") if kind in ("deepseek_v32", "glm_moe_dsa") else None
         return cls(
             model_type="deepseek_v3",
             vocab_size=text.integer("vocab_size", 1, 2**31),
@@ -94,7 +133,7 @@ class DeepseekV3Config(ModelConfig):
             max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
             rms_norm_eps=text.number("rms_norm_eps"),
             tie_word_embeddings=text.boolean("tie_word_embeddings", default=False),
-            layer_types=(FULL_ATTENTION,) * num_layers,
+            layer_types=_read_indexer_types(text, num_layers) if indexer else (FULL_ATTENTION,) * num_layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=nope + rope,
@@ -116,4 +155,18 @@ class DeepseekV3Config(ModelConfig):
             topk_group=text.integer("topk_group", 1, 2**20, default=1),
             norm_topk_prob=text.boolean("norm_topk_prob", default=True),
             routed_scaling_factor=text.number("routed_scaling_factor"),
+            indexer=indexer,
         )
+
+
+def _read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
+    """Which layers choose and which share the choice before theirs: listed, or by a schedule (GLM-5.2)."""
+    only(config, "index_topk_pattern", None)
+    every = config.integer("index_topk_freq", 1, 2**20, default=1)
+    offset = config.integer("index_skip_topk_offset", 0, 2**20, default=2)
+    scheduled = ["shared" if max(i - offset + 1, 0) % every else "full" for i in range(num_layers)]
+    names = {"full": INDEXED_ATTENTION, "shared": SHARED_INDEX_ATTENTION}
+    kinds = config.strings("indexer_types", scheduled)
+    if not set(kinds) <= names.keys():
+        raise config.wrong("indexer_types", "only full and shared")
+    return tuple(names[kind] for kind in kinds)

@@ -48,6 +48,9 @@ class Ops(Protocol):
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
 
+    def layer_norm(self, x: Array, weight: Weight, bias: Weight, eps: float) -> Array:
+        """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+
     def l2_norm(self, x: Array, eps: float) -> Array:
         """x / sqrt(sum(x^2) + eps) over the last axis."""
 
@@ -97,15 +100,34 @@ class Ops(Protocol):
         """An empty cache of latents and of the keys with position that all heads share."""
 
     def latent_attention(
-        self, q: Array, q_rope: Array, latent: Array, k_rope: Array, kv_b: Weight, cache: State, scale: float
+        self,
+        q: Array,
+        q_rope: Array,
+        latent: Array,
+        k_rope: Array,
+        kv_b: Weight,
+        cache: State,
+        scale: float,
+        selection: Array | None = None,
     ) -> tuple[Array, State]:
         """Causal multi-head latent attention, absorbed: neither keys nor values are ever made, only latents are kept.
 
         q [T, H, n] without position, q_rope [T, H, r] and k_rope [T, r] turned by `rope`, latent [T, L] normalised;
         kv_b [H * (n + v), L] holds per head W_k [n, L], then W_v [v, L]. For a head of token i, over j <= i:
         score_j = ((q W_k) . latent_j + q_rope . k_rope_j) * scale; output = W_v (sum_j softmax(score)_j latent_j).
+        A selection of `select_tokens` leaves out all other j.
         Returns ([T, H, v], new cache). How a sequence is cut into steps changes no sum.
         Source: DeepSeek-V2 (2405.04434), 2.1; transformers' DeepseekV3Attention expands keys and values instead.
+        """
+
+    def new_index_cache(self, head_dim: int) -> State:
+        """An empty cache of an indexer's keys."""
+
+    def select_tokens(self, q: Array, k: Array, weights: Array, cache: State, top_k: int) -> tuple[Array, State]:
+        """The top_k tokens j <= i of the highest sum over heads of weights * relu(q . k_j), of equals the first.
+
+        q [T, H, d], k [T, d], weights [T, H]. Returns (selection for `latent_attention`, new cache).
+        Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
         """
 
     def zeros(self, shape: tuple[int, ...]) -> Array:

@@ -20,6 +20,7 @@ from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from runtime.backends.base import Routing, State
+from runtime.backends.numpy_latent import Bool, IndexCache, LatentCache, latent_attention, select_tokens, softmax
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -49,15 +50,6 @@ class KVCache:
 
     keys: Float32
     values: Float32
-    length: int
-
-
-@dataclass(frozen=True)
-class LatentCache:
-    """Latents [capacity, L] and keys with position [capacity, r] of the first `length` tokens, as KVCache."""
-
-    latents: Float32
-    keys: Float32
     length: int
 
 
@@ -171,7 +163,7 @@ class NumpyOps:
     def route(
         self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
     ) -> tuple[AnyArray, Float32]:
-        scores = _softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
+        scores = softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
         compared = scores if correction_bias is None else scores + correction_bias.vector()
         if routing.n_group > 1:
             groups = compared.reshape(len(logits), routing.n_group, -1).copy()
@@ -190,6 +182,11 @@ class NumpyOps:
     def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + np.float32(eps)) * (np.float32(offset) + weight.vector())
+
+    def layer_norm(self, x: Float32, weight: Weight, bias: Weight, eps: float) -> Float32:
+        centred = x - np.mean(x, axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        return centred / np.sqrt(variance + np.float32(eps)) * weight.vector() + bias.vector()
 
     def l2_norm(self, x: Float32, eps: float) -> Float32:
         return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps))
@@ -257,7 +254,7 @@ class NumpyOps:
                 scores = q_h @ cache.keys[:seen, h].T * np.float32(scale)
                 scores[hidden] = -np.inf
                 sink = None if sinks is None else np.tile(sinks.vector()[h * group : (h + 1) * group], len(queries))
-                mixed = _softmax(scores, sink) @ cache.values[:seen, h]
+                mixed = softmax(scores, sink) @ cache.values[:seen, h]
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
         return output, KVCache(cache.keys, cache.values, stop)
 
@@ -276,24 +273,21 @@ class NumpyOps:
         kv_b: Weight,
         cache: LatentCache,
         scale: float,
+        selection: Bool | None = None,
     ) -> tuple[Float32, LatentCache]:
-        tokens, heads, n = q.shape
-        start, stop = cache.length, cache.length + tokens
-        cache.latents[start:stop], cache.keys[start:stop] = latent, k_rope
-        per_head = kv_b.rows // heads  # rows of kv_b: n of keys, then v of values
-        output = np.empty((tokens, heads, per_head - n), np.float32)
-        block = max(1, SCORES_BYTES // (4 * stop))
-        for h in range(heads):
-            w = kv_b.decode(h * per_head, (h + 1) * per_head)
-            w_k, w_v = w[:n], w[n:]  # [n, L], [v, L]
-            for first in range(0, tokens, block):
-                rows = slice(first, min(first + block, tokens))
-                seen = start + rows.stop
-                latents, keys = cache.latents[:seen], cache.keys[:seen]
-                scores = (q[rows, h] @ w_k @ latents.T + q_rope[rows, h] @ keys.T) * np.float32(scale)
-                scores[np.arange(seen) > start + np.arange(rows.start, rows.stop)[:, None]] = -np.inf
-                output[rows, h] = _softmax(scores) @ latents @ w_v.T
-        return output, LatentCache(cache.latents, cache.keys, stop)
+        extended = cache.extended(latent, k_rope)
+        per_head = kv_b.rows // q.shape[1]
+        matrices = (kv_b.decode(h * per_head, (h + 1) * per_head) for h in range(q.shape[1]))
+        return latent_attention(q, q_rope, matrices, extended, scale, selection), extended
+
+    def new_index_cache(self, head_dim: int) -> IndexCache:
+        return IndexCache(np.empty((self._ctx_size, head_dim), np.float32), 0)
+
+    def select_tokens(
+        self, q: Float32, k: Float32, weights: Float32, cache: IndexCache, top_k: int
+    ) -> tuple[Bool, IndexCache]:
+        extended = cache.extended(k)
+        return select_tokens(q, weights, extended, top_k), extended
 
     # ---- gated DeltaNet
 
@@ -334,14 +328,3 @@ def rope_tables(rope: Rope, position: int, tokens: int) -> tuple[Float32, Float3
     angles = np.arange(position, position + tokens)[:, None] * rope.inv_freq
     cos, sin = np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
     return cos.astype(np.float32), sin.astype(np.float32)
-
-
-def _softmax(x: Float32, sink: Float32 | None = None) -> Float32:
-    """Over the last axis, with one more score per row that is left out of the result."""
-    highest = x.max(axis=-1, keepdims=True)
-    if sink is not None:
-        highest = np.maximum(highest, sink[:, None])
-    y = np.exp(x - highest)
-    total = y.sum(axis=-1, keepdims=True)
-    y /= total if sink is None else total + np.exp(sink[:, None] - highest)
-    return y

@@ -5,12 +5,13 @@ Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D h
 """
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from formats.config import SIGMOID, DeepseekV3Config
+from formats.config import INDEXED_ATTENTION, SIGMOID, DeepseekV3Config
 from runtime.backends.base import Array, Ops, Routing, State, Weight
 from runtime.session import Sequence
 
+INDEX_NORM_EPS = 1e-6
 LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is
 
 
@@ -20,15 +21,24 @@ class DeepseekV3:
     ops: Ops
 
     def new_states(self) -> list[State]:
-        """An empty cache of latents per layer."""
-        c = self.config
-        return [self.ops.new_latent_cache(c.kv_lora_rank, c.qk_rope_head_dim) for _ in range(c.num_hidden_layers)]
+        """An empty cache of latents per layer, and one of the indexer's keys where it chooses."""
+        return [(self._new_latent_cache(), self._new_index_cache(kind)) for kind in self.config.layer_types]
+
+    def _new_latent_cache(self) -> State:
+        return self.ops.new_latent_cache(self.config.kv_lora_rank, self.config.qk_rope_head_dim)
+
+    def _new_index_cache(self, layer_type: str) -> State:
+        indexer = self.config.indexer
+        if indexer is None or layer_type != INDEXED_ATTENTION:
+            return None
+        return self.ops.new_index_cache(indexer.index_head_dim)
 
     def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
+        selections: list[Array | None] = [None for _ in sequences]  # of the last indexer, which layers may share
         for layer in range(self.config.num_hidden_layers):
-            h = h + self._attention(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences)
+            h = h + self._attention(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences, selections)
             x = self._norm(h, f"layers.{layer}.post_attention_layernorm")
             h = h + (self._moe(layer, x) if self.config.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x))
         return self._norm(h, "norm")
@@ -42,7 +52,7 @@ class DeepseekV3:
 
     # ---- multi-head latent attention
 
-    def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+    def _attention(self, layer: int, x: Array, sequences: Items[Sequence], selections: list[Array | None]) -> Array:
         c, ops, rank = self.config, self.ops, self.config.kv_lora_rank
 
         def w(tensor: str) -> Weight:
@@ -51,28 +61,52 @@ class DeepseekV3:
         if c.q_lora_rank is None:
             q = ops.linear(x, w("q_proj"))
         else:
-            q = ops.linear(
-                ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS), w("q_b_proj")
-            )
+            latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS)
+            q = ops.linear(latent_q, w("q_b_proj"))
+            if c.layer_types[layer] == INDEXED_ATTENTION:
+                selections[:] = self._selections(layer, x, latent_q, sequences)
         q = q.reshape(-1, c.num_attention_heads, c.head_dim)  # per head: without, then with position
         latent_k = ops.linear(x, w("kv_a_proj_with_mqa"))  # [T, rank + rope]: one key with position for all heads
         latent = ops.rms_norm(latent_k[:, :rank], w("kv_a_layernorm"), LATENT_NORM_EPS)
         outputs = []
-        for s in sequences:
+        for s, selection in zip(sequences, selections, strict=True):
+            latents, index = s.states[layer]
             q_rope = ops.rope(q[s.rows, :, c.qk_nope_head_dim :], s.position, c.rope)
             k_rope = ops.rope(latent_k[s.rows, None, rank:], s.position, c.rope)[:, 0]
-            output, s.states[layer] = ops.latent_attention(
+            output, latents = ops.latent_attention(
                 q[s.rows, :, : c.qk_nope_head_dim],
                 q_rope,
                 latent[s.rows],
                 k_rope,
                 w("kv_b_proj"),
-                s.states[layer],
+                latents,
                 scale=c.attention_scale,
+                selection=selection,
             )
+            s.states[layer] = (latents, index)
             outputs.append(output)  # [tokens, H, v_head_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.v_head_dim)
         return ops.linear(o, w("o_proj"))
+
+    def _selections(self, layer: int, x: Array, latent_q: Array, sequences: Items[Sequence]) -> list[Array]:
+        """The tokens that attention may see, per sequence: DeepSeek-V3.2's indexer."""
+        ops, indexer, name = self.ops, self.config.indexer, f"layers.{layer}.self_attn.indexer"
+        assert indexer is not None
+        heads, d = indexer.index_n_heads, indexer.index_head_dim
+        rope = replace(self.config.rope, interleaved=indexer.rope_interleave)
+        q = ops.linear(latent_q, ops.weight(f"{name}.wq_b")).reshape(-1, heads, d)  # per head: with position first
+        k = ops.linear(x, ops.weight(f"{name}.wk"))  # [T, d]
+        k = ops.layer_norm(k, ops.weight(f"{name}.k_norm"), ops.weight(f"{name}.k_norm.bias"), INDEX_NORM_EPS)
+        weights = ops.linear(x, ops.weight(f"{name}.weights_proj")) * (heads * d) ** -0.5  # [T, heads]
+        selections = []
+        for s in sequences:
+            latents, index = s.states[layer]
+            q_s = ops.rope(q[s.rows], s.position, rope)
+            k_s = ops.rope(k[s.rows, None], s.position, rope)[:, 0]
+            selection, index = ops.select_tokens(q_s, k_s, weights[s.rows], index, indexer.index_topk)
+            s.states[layer] = (latents, index)
+            selections.append(selection)
+        return selections
 
     # ---- feed forward
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.config import DeepseekV3Config, model_facts, read_config, read_model_facts
+from formats.config import DeepseekV3Config, Indexer, model_facts, read_config, read_model_facts
 from formats.errors import StreamingExpertsError
 from formats.fields import Fields
 
@@ -61,6 +61,15 @@ KIMI_K25: dict[str, Any] = {  # as Kimi K2.5 differs
 }
 
 
+DEEPSEEK_V32 = DEEPSEEK_V3 | {
+    "model_type": "deepseek_v32",
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+}
+GLM_5 = DEEPSEEK_V32 | {"model_type": "glm_moe_dsa", "index_n_heads": 32, "num_hidden_layers": 7}
+
+
 def read(config: dict[str, Any]) -> DeepseekV3Config:
     model = read_config(json.dumps(config).encode())
     assert isinstance(model, DeepseekV3Config)
@@ -96,6 +105,38 @@ def test_yarn_leaves_fast_pairs_and_stretches_slow_ones() -> None:
     assert rope.interleaved
     np.testing.assert_allclose(rope.inv_freq[:11], plain[:11])
     np.testing.assert_allclose(rope.inv_freq[23:], plain[23:] / 40)
+
+
+def test_deepseek_v32_has_an_indexer_in_every_layer() -> None:
+    model = read(DEEPSEEK_V32)
+    assert model.indexer == Indexer(64, 128, 2048, rope_interleave=False)
+    assert model.layer_types == ("indexed_attention",) * 61
+    assert model.cache_values_per_token == 61 * (576 + 128)
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+
+
+def test_layers_of_glm_5_may_share_an_indexer_as_listed_or_by_schedule() -> None:
+    listed = read(GLM_5 | {"indexer_types": ["full", "full", "full", "shared", "shared", "shared", "full"]})
+    assert listed.layer_types.count("shared_index_attention") == 3
+    assert listed.indexer == Indexer(32, 128, 2048, rope_interleave=True)
+    assert read(GLM_5 | {"index_topk_freq": 4, "index_skip_topk_offset": 3}) == listed
+    assert read(GLM_5).layer_types == ("indexed_attention",) * 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"index_topk_pattern": "FFSFFSF"}, "index_topk_pattern is FFSFFSF, only nothing is implemented"),
+        ({"indexer_types": ["half"] * 7}, r"indexer_types is .*, expected only full and shared"),
+        ({"indexer_types": ["shared"] * 7}, r"layer_types is .*, expected indexed_attention first"),
+        ({"index_head_dim": 32}, r"indexer is .*, expected index_head_dim from 64, and a q_lora_rank"),
+        ({"q_lora_rank": None}, r"indexer is .*, expected index_head_dim from 64, and a q_lora_rank"),
+        ({"index_n_heads": None}, "index_n_heads is missing"),
+    ],
+)
+def test_an_indexer_that_is_not_implemented_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: {message}"):
+        read(GLM_5 | change)
 
 
 def test_queries_may_come_without_a_rank() -> None:

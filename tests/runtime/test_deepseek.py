@@ -1,4 +1,4 @@
-"""DeepSeek-V3, Kimi K2 and GLM-4.7-Flash against transformers, after the whole convert and run."""
+"""DeepSeek-V3 and V3.2, Kimi K2, GLM-4.7-Flash and GLM-5 against transformers, after the whole convert and run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,17 @@ from repack.sources import open_local
 from runtime import Engine
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
-from tests.fixtures.deepseek_tiny import CASES
+from tests.fixtures.deepseek_tiny import CASES, has_indexer
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
 TOLERANCE = 5e-4  # float32 in another order, absorbed latents against expanded keys; logits have a deviation of 2
 BACKENDS = ("numpy", "native")
-NUMPY_ONLY = ("deepseek_v3_fp8", "kimi_k25_int4")  # as long as the kernels know neither fp8 nor symmetric
+NUMPY_ONLY = (
+    "deepseek_v3_fp8",
+    "kimi_k2_int4",
+    "kimi_k25_int4",
+)  # as long as the kernels know neither fp8 nor symmetric
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -86,11 +90,13 @@ def test_every_chunk_size_gives_the_logits_of_the_whole(
     assert float(np.abs(found - expected["logits"]).max()) <= TOLERANCE
 
 
-def test_the_cache_holds_latents_alone(container: Path, name: str) -> None:
+def test_the_cache_holds_latents_and_keys_of_indexers_alone(container: Path, name: str) -> None:
     text = CASES[name].text
     with Engine.open(container, ram_bytes=PLENTY, backend="numpy") as engine:
         per_layer = text["kv_lora_rank"] + text["qk_rope_head_dim"]
-        assert engine.config.cache_values_per_token == text["num_hidden_layers"] * per_layer
+        indexed = sum(has_indexer(text, layer) for layer in range(text["num_hidden_layers"]))
+        expected = text["num_hidden_layers"] * per_layer + indexed * text.get("index_head_dim", 0)
+        assert engine.config.cache_values_per_token == expected
         assert engine.terms.kv_bytes == engine.ctx_size * engine.config.cache_values_per_token * 4
 
 
@@ -111,3 +117,14 @@ def test_what_arrives_quantized_is_kept_as_it_is(tmp_path: Path) -> None:
         ("deepseek_v3_fp8", 4): "affine",
         ("deepseek_v3_fp8", 8): "fp8",
     }
+
+
+def test_what_the_indexer_leaves_out_is_not_seen(tmp_path: Path) -> None:
+    """With an indexer that may choose every token the logits are others, but for the first index_topk positions."""
+    case, expected = CASES["deepseek_v32"], reference("deepseek/deepseek_v32.npz")
+    write_checkpoint(tmp_path / "source", case.tensors(), case.config | {"index_topk": 1000})
+    convert(prepare(open_local(str(tmp_path / "source")), Options(16, 64, 16)), tmp_path / "out", hash_source=False)
+    with Engine.open(tmp_path / "out", ram_bytes=PLENTY, backend="numpy") as engine:
+        error = np.abs(engine.logits(expected["prompt_ids"].tolist()) - expected["logits"]).max(axis=1)
+    assert error[:12].max() <= TOLERANCE
+    assert error[13:].max() > 0.1

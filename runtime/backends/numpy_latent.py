@@ -1,0 +1,106 @@
+"""Multi-head latent attention and its indexer in NumPy: the definition of these operations (base.py)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.budget import SCORES_BYTES
+from formats.dtypes import Float32
+
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Latents [capacity, L] and keys with position [capacity, r] of the first `length` tokens.
+
+    A longer cache may share the same memory.
+    """
+
+    latents: Float32
+    keys: Float32
+    length: int
+
+    def extended(self, latent: Float32, k_rope: Float32) -> "LatentCache":
+        """With the next tokens."""
+        stop = self.length + len(latent)
+        self.latents[self.length : stop], self.keys[self.length : stop] = latent, k_rope
+        return LatentCache(self.latents, self.keys, stop)
+
+
+@dataclass(frozen=True)
+class IndexCache:
+    """Keys [capacity, d] of an indexer, as LatentCache."""
+
+    keys: Float32
+    length: int
+
+    def extended(self, k: Float32) -> "IndexCache":
+        """With the next tokens."""
+        stop = self.length + len(k)
+        self.keys[self.length : stop] = k
+        return IndexCache(self.keys, stop)
+
+
+def latent_attention(
+    q: Float32,
+    q_rope: Float32,
+    matrices: Iterable[Float32],
+    cache: LatentCache,
+    scale: float,
+    selection: Bool | None,
+) -> Float32:
+    """As Ops.latent_attention, over a cache that holds the new tokens; matrices: kv_b of head after head."""
+    tokens, _, n = q.shape
+    start = cache.length - tokens
+    block = max(1, SCORES_BYTES // (4 * cache.length))
+    outputs = []
+    for h, w in enumerate(matrices):
+        w_k, w_v = w[:n], w[n:]  # [n, L], [v, L]
+        output = np.empty((tokens, len(w_v)), np.float32)
+        for first in range(0, tokens, block):
+            rows = slice(first, min(first + block, tokens))
+            seen = start + rows.stop
+            latents, keys = cache.latents[:seen], cache.keys[:seen]
+            scores = (q[rows, h] @ w_k @ latents.T + q_rope[rows, h] @ keys.T) * np.float32(scale)
+            hidden = later(rows, start, seen)
+            scores[hidden if selection is None else hidden | ~selection[rows, :seen]] = -np.inf
+            output[rows] = softmax(scores) @ latents @ w_v.T
+        outputs.append(output)
+    return np.stack(outputs, axis=1)
+
+
+def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int) -> Bool:
+    """As Ops.select_tokens, over a cache that holds the new tokens: bool [T, length]."""
+    tokens, heads, _ = q.shape
+    start = cache.length - tokens
+    selection = np.zeros((tokens, cache.length), np.bool_)
+    block = max(1, SCORES_BYTES // (4 * cache.length))
+    for first in range(0, tokens, block):
+        rows = slice(first, min(first + block, tokens))
+        seen = start + rows.stop
+        scores = np.zeros((rows.stop - first, seen), np.float32)
+        for h in range(heads):
+            scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:seen].T, 0)
+        scores[later(rows, start, seen)] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        np.put_along_axis(selection[rows], best, True, axis=1)
+    return selection
+
+
+def later(rows: slice, start: int, seen: int) -> Bool:
+    """Which of the first `seen` tokens come after each of the new tokens `rows`, the first of them at `start`."""
+    return np.arange(seen) > start + np.arange(rows.start, rows.stop)[:, None]
+
+
+def softmax(x: Float32, sink: Float32 | None = None) -> Float32:
+    """Over the last axis, with one more score per row that is left out of the result."""
+    highest = x.max(axis=-1, keepdims=True)
+    if sink is not None:
+        highest = np.maximum(highest, sink[:, None])
+    y = np.exp(x - highest)
+    total = y.sum(axis=-1, keepdims=True)
+    y /= total if sink is None else total + np.exp(sink[:, None] - highest)
+    return y
