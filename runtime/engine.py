@@ -14,6 +14,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, LOGITS_ROWS, MemoryTerms, human, memory_terms
+from formats.config import DeepseekV3Config
 from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import FormatError, RequestError
@@ -108,6 +109,8 @@ class Engine:
         self._stats = Stats(self._ops.description, "direct" if store.direct else "buffered", ram_bytes, num_slots)
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
+        if backend == "native" and isinstance(self.config, DeepseekV3Config):
+            self.warnings.append("latent attention has no native kernel yet: NumPy computes it, slower")
         if REHEARSAL in container.index.extensions:
             self.warnings.append(_rehearsal_warning(container.index.extensions[REHEARSAL]))
         if self.generation.ignored:

@@ -128,3 +128,10 @@ def test_what_the_indexer_leaves_out_is_not_seen(tmp_path: Path) -> None:
         error = np.abs(engine.logits(expected["prompt_ids"].tolist()) - expected["logits"]).max(axis=1)
     assert error[:12].max() <= TOLERANCE
     assert error[13:].max() > 0.1
+
+
+def test_latent_attention_on_numpy_is_said_once(container: Path, name: str) -> None:
+    backend = "numpy" if name in NUMPY_ONLY else "native"
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+        said = [line for line in engine.warnings if "latent attention" in line]
+    assert len(said) == (backend == "native")
