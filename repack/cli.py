@@ -11,16 +11,18 @@ import click
 
 from formats import __version__
 from formats.budget import human, three_digits
+from formats.container import read_container_index
 from formats.errors import StreamingExpertsError
 from formats.quantization import MODELOPT_FILE
 from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
+from repack.compare import choose_experts
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
 from repack.options import OUT, hub_options, json_option, open_source, print_json, writing_options
 from repack.output import SMALL_FILES, begun_revision, check_space, inspect_folder
 from repack.plan import Options, Plan
-from repack.sources import open_local
+from repack.rates import Rates
 from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.terminal import Bar, say, warn_of_page_cache
@@ -74,13 +76,16 @@ def convert_command(
         say(f"skipped {skipped.tensors} tensors of {skipped.what} ({human(skipped.nbytes)})")
     started = time.monotonic()
     inspect_folder(out)
-    outcome = None if force else find_finished(conversion, out)
+    outcome, fetched = None if force else find_finished(conversion, out), None
     if outcome is None:
         if download:
             conversion = _downloaded(conversion, out)
-        with Bar(conversion.work_bytes(not no_hash_source)) as bar:
+        rates = _rates(conversion.source, jobs)
+        with Bar(conversion.work_bytes(not no_hash_source), rates) as bar:
             outcome = convert(conversion, out, jobs=jobs, force=force, hash_source=not no_hash_source, progress=bar)
-    _print_outcome(conversion, outcome, out, time.monotonic() - started, as_json)
+        if rates is not None:
+            fetched = rates.facts(conversion.plan.source_bytes - outcome.resumed_bytes)
+    _print_outcome(conversion, outcome, fetched, out, time.monotonic() - started, as_json)
 
 
 def _downloaded(conversion: Conversion, out: Path) -> Conversion:
@@ -98,12 +103,11 @@ def _downloaded(conversion: Conversion, out: Path) -> Conversion:
     return prepare(source.download(small), conversion.plan.options)
 
 
-def _fetched(source: Source) -> dict[str, Any] | None:
-    """What went over the network, and what went wrong on the way; None for files that were here."""
-    remote = getattr(source, "remote", None)
-    if remote is None:
-        return None
-    return {"bytes": remote.received_bytes, "requests": remote.requests, "faults": dict(remote.faults)}
+def _rates(source: Source, jobs: int) -> Rates | None:
+    """Of a source that is read over the network."""
+    from repack.sources.hub import HubSource
+
+    return Rates(source.traffic, jobs) if isinstance(source, HubSource) else None
 
 
 def _print_plan(conversion: Conversion, as_json: bool) -> None:
@@ -126,7 +130,14 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
     click.echo(f"reads {human(plan.source_bytes)} and writes {human(conversion.output_bytes)}; nothing is written now")
 
 
-def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds: float, as_json: bool) -> None:
+def _print_outcome(
+    conversion: Conversion,
+    outcome: Outcome,
+    fetched: dict[str, Any] | None,
+    out: Path,
+    seconds: float,
+    as_json: bool,
+) -> None:
     layout = outcome.index.layout
     read_bytes = 0 if outcome.already_there else conversion.plan.source_bytes - outcome.resumed_bytes
     direct_reads = True
@@ -148,7 +159,7 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
                 "read_bytes": read_bytes,
                 "resumed_bytes": outcome.resumed_bytes,
                 "seconds": seconds,
-                "fetched": _fetched(conversion.source),
+                "fetched": fetched,
                 "encoder": encoder_name(),
                 "direct_reads": direct_reads,
                 "direct_writes": outcome.direct_writes,
@@ -170,6 +181,8 @@ def _print_outcome(conversion: Conversion, outcome: Outcome, out: Path, seconds:
             f"read {human(read_bytes)} of weights in {three_digits(seconds)} s, {rate} GB/s{resumed}, "
             f"encoder {encoder_name()}"
         )
+        if fetched is not None:
+            click.echo(tables.fetched_text(fetched))
     click.echo(f"run it: stream-run {out}")
 
 
@@ -191,13 +204,22 @@ def inspect_command(out: Path, layer: int | None, expert: int | None, as_json: b
 
 @cli.command("verify")
 @click.argument("out", type=OUT)
-@click.option("--source", help="Compare every tensor with the checkpoint in this folder too.")
+@click.option("--source", help="Compare every tensor with this checkpoint too: a folder, or a repository on the hub.")
+@click.option("--sample", type=click.IntRange(min=1), help="Compare only so many experts, chosen at random.")
+@hub_options
 @json_option
-def verify_command(out: Path, source: str | None, as_json: bool) -> None:
+def verify_command(
+    out: Path, source: str | None, sample: int | None, connections: int, patience: float, as_json: bool
+) -> None:
     """Read all of the container OUT and check every byte; the exit status is 1 when something is damaged."""
-    opened = open_local(source) if source is not None else None
-    with Bar(verify_bytes(out, opened)) as bar:
-        result = verify_container(out, opened, bar)
+    if sample is not None and source is None:
+        raise click.UsageError("--sample is for --source, which is what experts are compared with")
+    index = read_container_index(out).index
+    revision = index.source.revision if source is not None and index.source.repository == source else None
+    opened = open_source(source, revision, connections, patience) if source is not None else None
+    chosen = choose_experts(index.layout, sample) if sample is not None else None
+    with Bar(verify_bytes(out, opened, chosen)) as bar:
+        result = verify_container(out, opened, bar, chosen)
     if as_json:
         print_json({**asdict(result), "sound": result.sound})
     else:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,10 +19,10 @@ from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout, Layer
 from formats.quantization import CONFIG_FILE, MODELOPT_FILE, Quantization, read_quantization
 from formats.record import LINEAR_BIAS, PlacedArray
 from repack.findings import Comparison, Damage, Findings
-from repack.plan import Options, Plan, SourceMatrix
+from repack.plan import Options, Plan, SourceMatrix, Unit
 from repack.planner import make_plan
 from repack.rows import RowReader
-from repack.sources.base import Source
+from repack.sources.base import Range, Source
 from repack.writer import Progress
 
 ROW_BLOCK_BYTES = 1 << 20  # of source
@@ -39,6 +40,9 @@ class _Matrix(NamedTuple):
     encoding: Encoding
     source: SourceMatrix
     read: ReadRows
+
+
+Sample = frozenset[tuple[int, int]]  # (layer, expert)
 
 
 class _CutError(Exception):
@@ -82,15 +86,24 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def source_bytes(source: Source, layout: Layout) -> int:
+def choose_experts(layout: Layout, count: int) -> Sample:
+    """Some experts at random."""
+    experts = [(i, expert) for i, layer in layout.moe_layers() for expert in range(layer.num_experts)]
+    return frozenset(random.sample(experts, min(count, len(experts))))
+
+
+def source_bytes(source: Source, layout: Layout, sample: Sample | None = None) -> int:
     """Bytes of the source that a comparison reads. Raises what reading config and headers of the source raises."""
-    return make_plan(source.tensors, layout.model, _AS_THEY_ARE, _quantization(source)).source_bytes
+    plan = make_plan(source.tensors, layout.model, _AS_THEY_ARE, _quantization(source))
+    if sample is None:
+        return plan.source_bytes
+    return sum(_units(plan)[f"layer {i} expert {expert}"].source_bytes for i, expert in sample)
 
 
 def compare_with_source(
-    container: Container, source: Source, found: Findings, report: Progress
+    container: Container, source: Source, found: Findings, report: Progress, sample: Sample | None = None
 ) -> tuple[Comparison, ...]:
-    """Compare every matrix; what is not exactly what the source encodes to is damage.
+    """Compare every matrix, or those of a sample of experts; what is not exactly what the source gives is damage.
 
     Raises FormatError when the source is no checkpoint of this model, StorageError when it cannot be read.
     """
@@ -100,7 +113,8 @@ def compare_with_source(
     tallies: dict[tuple[str, Encoding], _Tally] = {}
     with source.reader() as reader, np.errstate(all="ignore"):  # a damaged scale may be anything
         readers = _Readers(RowReader(reader), RowReader(reader))
-        for file, matrices in _by_file(layout, plan):
+        reader.expect(_ranges(plan, sample))
+        for file, matrices in _by_file(layout, plan, sample):
             try:
                 fd = os.open(container.path(file), os.O_RDONLY | os.O_CLOEXEC)
             except (FormatError, OSError):
@@ -133,12 +147,27 @@ def _check_config(source: Source, model: ModelConfig) -> None:
 # ---- the matrices of a container
 
 
-def _by_file(layout: Layout, plan: Plan) -> Iterator[tuple[str, Iterator[_Matrix]]]:
-    """(file, its matrices), all that the container has."""
-    yield EMBEDDING_FILE, iter([_embedding_matrix(layout.embedding, plan.embedding)])
-    yield RESIDENT_FILE, _resident_matrices(layout, plan)
+def _units(plan: Plan) -> dict[str, Unit]:
+    return {unit.name: unit for file in plan.files() for unit in file.units}
+
+
+def _ranges(plan: Plan, sample: Sample | None) -> list[list[Range]]:
+    """What will be read, in the order of _by_file."""
+    if sample is None:
+        return [unit.ranges() for file in plan.files() for unit in file.units]
+    units = _units(plan)
+    return [units[f"layer {i} expert {expert}"].ranges() for i, expert in sorted(sample)]
+
+
+def _by_file(layout: Layout, plan: Plan, sample: Sample | None) -> Iterator[tuple[str, Iterator[_Matrix]]]:
+    """(file, its matrices), all that the container has, or those of the sample."""
+    if sample is None:
+        yield EMBEDDING_FILE, iter([_embedding_matrix(layout.embedding, plan.embedding)])
+        yield RESIDENT_FILE, _resident_matrices(layout, plan)
     for i, layer in layout.moe_layers():
-        yield layer.file, _expert_matrices(i, layer, plan)
+        chosen = range(layer.num_experts) if sample is None else sorted(e for in_layer, e in sample if in_layer == i)
+        if chosen:
+            yield layer.file, _expert_matrices(i, layer, plan, chosen)
 
 
 def _embedding_matrix(layout: EmbeddingLayout, source: SourceMatrix) -> _Matrix:
@@ -164,9 +193,9 @@ def _resident_matrices(layout: Layout, plan: Plan) -> Iterator[_Matrix]:
         yield _Matrix(place, tensor.encoding, source, _row_reader(tensor.arrays, tensor.offset))
 
 
-def _expert_matrices(i: int, layer: LayerLayout, plan: Plan) -> Iterator[_Matrix]:
-    for expert, sources in enumerate(plan.experts[i]):
-        for part, source in zip(layer.record.parts, sources, strict=True):
+def _expert_matrices(i: int, layer: LayerLayout, plan: Plan, experts: Sequence[int]) -> Iterator[_Matrix]:
+    for expert in experts:
+        for part, source in zip(layer.record.parts, plan.experts[i][expert], strict=True):
             if (part.rows, part.columns) != (source.rows, source.columns):
                 raise FormatError(
                     f"layer {i}, {part.name} is [{part.rows}, {part.columns}], "

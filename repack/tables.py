@@ -280,3 +280,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
         ).rstrip()
 
     return "\n".join([line(head), *map(line, rows)])
+
+
+def fetched_text(fetched: Mapping[str, Any]) -> str:
+    """What went over the network, the two rates, and what was survived."""
+    link, encoder = fetched["link_bytes_per_s"] / 1e9, fetched["encoder_bytes_per_s"] / 1e9
+    faults = ", ".join(f"{count} {kind}" for kind, count in sorted(fetched["faults"].items()))
+    return (
+        f"fetched {human(fetched['bytes'])} in {fetched['requests']} requests, link {three_digits(link)} GB/s, "
+        f"encoder {three_digits(encoder)} GB/s while it had bytes"
+        + (f"; survived {sum(fetched['faults'].values())} faults: {faults}" if faults else "")
+    )

@@ -8,17 +8,25 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from repack.rates import Rates
+
 
 class Bar:
     """A progress callback: bytes done, with an estimate, and what is being worked on. None without a terminal."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, rates: Rates | None = None) -> None:
+        self._rates = rates
+        self.done_bytes = 0
         self._tqdm: tqdm[Any] = tqdm(
             total=total_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=None, file=sys.stderr
         )
 
     def __call__(self, nbytes: int, what: str) -> None:
         self._tqdm.set_description_str(what, refresh=False)
+        self.done_bytes += nbytes
+        if self._rates is not None and not self._tqdm.disable:
+            link, encoder = self._rates.link() / 1e6, self._rates.encoder(self.done_bytes) / 1e6
+            self._tqdm.set_postfix_str(f"link {link:.1f} MB/s, encoder {encoder:.1f} MB/s", refresh=False)
         self._tqdm.update(nbytes)
 
     def __enter__(self) -> "Bar":

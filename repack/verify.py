@@ -19,7 +19,7 @@ from formats.errors import ChecksumError, FormatError, StreamingExpertsError
 from formats.index import INDEX_FILE
 from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout
 from formats.record import PlacedArray, is_zero, padding_ranges
-from repack.compare import compare_with_source, source_bytes
+from repack.compare import Sample, compare_with_source, source_bytes
 from repack.findings import Damage, Findings, Verification
 from repack.sources.base import Source
 from repack.writer import Progress
@@ -51,14 +51,16 @@ class _CutError(Exception):
     """The file ends before what the index says; the place is reported already."""
 
 
-def verify_bytes(folder: Path, source: Source | None = None) -> int:
+def verify_bytes(folder: Path, source: Source | None = None, sample: Sample | None = None) -> int:
     """Bytes that verify_container will report to its callback. Raises as it does for a bad index."""
     layout = read_container_index(folder).index.layout
-    return layout.total_bytes + (source_bytes(source, layout) if source is not None else 0)
+    return layout.total_bytes + (source_bytes(source, layout, sample) if source is not None else 0)
 
 
-def verify_container(folder: Path, source: Source | None = None, progress: Progress | None = None) -> Verification:
-    """Check every byte of a container, and with a source the values of every tensor.
+def verify_container(
+    folder: Path, source: Source | None = None, progress: Progress | None = None, sample: Sample | None = None
+) -> Verification:
+    """Check every byte of a container, and with a source the values of every tensor, or those of a sample of experts.
 
     Damage is collected, not raised. Raises FormatError or UnsupportedError when the index itself is not sound, as
     then nothing else can be judged, and what the source raises.
@@ -76,7 +78,7 @@ def verify_container(folder: Path, source: Source | None = None, progress: Progr
         files=1 + len(index.files) + len(index.data_files),
         total_bytes=index.layout.total_bytes,
         notes=list(_notes(container)),
-        comparisons=compare_with_source(container, source, found, report) if source is not None else (),
+        comparisons=compare_with_source(container, source, found, report, sample) if source is not None else (),
     )
 
 

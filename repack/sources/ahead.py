@@ -7,6 +7,7 @@ no further than its window, so neither memory nor disk grows when encoding is sl
 import heapq
 import itertools
 import threading
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from repack.sources.base import Range
 from repack.sources.remote import Remote, StoppedError
 from repack.sources.spool import BLOCK_BYTES, Piece, Spool
 
-SEGMENT_BYTES = 16 * BLOCK_BYTES  # per request at most; borders lie on its multiples, so they do not move in a resume
+SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most; borders lie on its multiples, so they do not move in a resume
 WINDOW_BYTES = 16 * SEGMENT_BYTES  # fetched and not yet used, of all tasks together
 SPOOL_BYTES = 1536 << 20  # of all tasks together
 IDLE_S = 2.0  # a connection's thread ends when there was nothing to do for so long
@@ -85,9 +86,10 @@ class Link:
         self._order = itertools.count()
         self._tasks = itertools.count()
         self._threads = self._idle = 0
+        self.waited_s = 0.0  # for bytes, of all readers together
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"remote": self.remote, "connections": self.connections, "jobs": self.jobs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -201,13 +203,8 @@ class RemoteReader:
             with self._lock:
                 segment = self._find(file, offset + done, len(buffer) - done)
                 at = offset + done - segment.offset
-                while segment.arrived <= at and segment.error is None:
-                    if not self._lock.wait(_WAIT_S):
-                        self._lock.release()  # what is told may take its time
-                        try:
-                            self._waiting()
-                        finally:
-                            self._lock.acquire()
+                if segment.arrived <= at and segment.error is None:
+                    self._wait(segment, at)
                 if segment.error is not None:
                     raise segment.error
                 count = min(segment.arrived - at, len(buffer) - done)
@@ -220,6 +217,18 @@ class RemoteReader:
                 if segment.used >= segment.nbytes:
                     self._drop(segment)
                     self._fill_window()
+
+    def _wait(self, segment: Segment, at: int) -> None:
+        """Until a byte of it is there, or its error."""
+        begun = time.monotonic()
+        while segment.arrived <= at and segment.error is None:
+            if not self._lock.wait(_WAIT_S):
+                self._lock.release()  # what is told may take its time
+                try:
+                    self._waiting()
+                finally:
+                    self._lock.acquire()
+        self._link.waited_s += time.monotonic() - begun
 
     def _find(self, file: str, offset: int, nbytes: int) -> Segment:
         """The segment that holds a byte; one that was not expected, or not yet, is asked for at once."""

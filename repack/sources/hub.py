@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from formats.errors import FormatError
 from formats.tensorfile import TensorEntry, header_bytes, parse_header
+from repack.rates import Traffic
 from repack.sources.ahead import Link, RemoteReader
 from repack.sources.base import Shard, SourceTensor
 from repack.sources.folder import FolderSource
@@ -64,6 +65,11 @@ class HubSource:
 
     def reader(self) -> RemoteReader:
         return RemoteReader(self._link)
+
+    def traffic(self) -> Traffic:
+        """What has gone over the network, and how long tasks have waited for it."""
+        remote = self.remote
+        return Traffic(remote.received_bytes, remote.requests, dict(remote.faults), self._link.waited_s)
 
     def check(self) -> None:
         """A commit does not change, and every answer was checked."""

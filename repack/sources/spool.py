@@ -15,7 +15,7 @@ from typing import NamedTuple
 from formats.checksum import xxh3_64
 from repack.journal import write_all
 
-BLOCK_BYTES = 512 << 10
+BLOCK_BYTES = 256 << 10
 _HEAD = struct.Struct("<16s16xQQ16x")  # XXH3-64 of whose spool it is, block bytes, slots
 _ENTRY = struct.Struct("<16sQQI12x16s")  # XXH3-64 of the block, offset, bytes, number of the file, XXH3-64 of these
 _PAGE_BYTES = 4096

@@ -286,3 +286,20 @@ def test_patience_has_an_end(client: Client) -> None:
     line = client.fails("--patience", "0.005")
     assert "answers 503" in line
     assert "what is finished is kept, the same command goes on" in line
+
+
+# ---- a container against the hub
+
+
+def test_experts_are_compared_with_the_hub_and_a_corrupt_byte_is_found(client: Client) -> None:
+    client.hub.faults = [*HEADERS, *[Fault("corrupt", 0)] * 200]  # all that is fetched
+    assert client.convert().returncode == 0
+    client.hub.faults = []
+    result = client.run("verify", str(client.out), "--source", "org/tiny", "--sample", "10", "--json")
+    assert result.returncode == 1, result.stderr
+    damage = json.loads(result.stdout)["damage"]
+    assert damage
+    assert all("of the source gives in" in found["message"] for found in damage)
+    assert client.convert("--force").returncode == 0
+    result = client.run("verify", str(client.out), "--source", "org/tiny", "--sample", "4", "--json")
+    assert result.returncode == 0, result.stderr

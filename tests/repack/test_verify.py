@@ -17,6 +17,7 @@ from formats.checksum import sha256, xxh3_64
 from formats.container import CONVERTING_FILE, Container, open_container
 from formats.errors import ChecksumError, FormatError, StreamingExpertsError
 from formats.index import INDEX_FILE, FileChecksum, index_to_bytes
+from repack.compare import choose_experts
 from repack.convert import convert, prepare
 from repack.findings import MAX_DAMAGE, Verification
 from repack.plan import Options
@@ -24,6 +25,7 @@ from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.verify import verify_bytes, verify_container
 from tests.containers import write_container
+from tests.repack.checkpoints import SMALL, shapes, write_random
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -401,3 +403,21 @@ def test_another_model_as_source_is_refused(out: Path) -> None:
     demo = Path(__file__).resolve().parents[2] / "repack" / "demo"
     with pytest.raises(FormatError, match=r"the source's .* is .*, but the container's is"):
         verify_container(out, FolderSource(demo))
+
+
+# ---- samples of experts
+
+
+def test_a_sample_of_experts_is_compared_and_nothing_else(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "source", SMALL, shapes(SMALL))
+    convert(prepare(FolderSource(folder), Options()), tmp_path / "out")
+    source = FolderSource(folder)
+    layout = open_container(tmp_path / "out").index.layout
+    sample = choose_experts(layout, 3)
+    assert len(sample) == 3
+    seen: list[int] = []
+    result = verify_container(tmp_path / "out", source, lambda nbytes, what: seen.append(nbytes), sample)
+    assert result.sound
+    assert [(found.tensors, found.exact) for found in result.comparisons] == [(9, False)]
+    assert sum(seen) == verify_bytes(tmp_path / "out", source, sample)
+    assert choose_experts(layout, 1000) == frozenset((i, e) for i in range(2) for e in range(5))
