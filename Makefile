@@ -57,8 +57,9 @@ bench: $(STAMP) ## what this machine allows, and what the demo reaches of it
 bench-kernels: $(STAMP) ## native kernels beside the memory read rate and BLAS
 	$(BIN)/python -m runtime.bench_kernels
 
-bench-convert: $(STAMP) ## conversion beside raw reading and writing, its encoder beside MLX (which `make fixtures` installs)
+bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), and a hub on loopback
 	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))
+	$(BIN)/python -m tests.repack.bench_hub
 
 $(FIXTURES_STAMP): tests/fixtures/requirements.txt
 	$(PYTHON) -m venv $(FIXTURES_VENV)

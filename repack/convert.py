@@ -31,7 +31,7 @@ from repack.output import (
 )
 from repack.plan import FilePlan, Options, Plan
 from repack.planner import make_plan
-from repack.sources.base import Shard, Source
+from repack.sources.base import SPOOL_BYTES, Shard, Source
 from repack.tasks import Results, Tasks, Watched, run_tasks
 from repack.vocabulary import with_tokenizer
 from repack.writer import Progress
@@ -75,6 +75,12 @@ class Conversion:
         small = sum(map(len, self.small_files.values()))
         data = sum(file.nbytes for file in self.files)
         return data + small + _BYTES_PER_CHECKSUM * checksums + _BYTES_PER_TENSOR * (described + 1)
+
+    @property
+    def spool_bytes(self) -> int:
+        """What OUT's disk must hold besides for a while, of a source that is fetched."""
+        fetched = any(not shard.whole for shard in self.shards)
+        return min(SPOOL_BYTES, self.plan.source_bytes) if fetched else 0
 
     def work_bytes(self, hash_source: bool) -> int:
         """Source bytes that a whole conversion reports to its progress callback."""
@@ -138,7 +144,7 @@ def convert(
         finished = find_finished(conversion, out)
         if finished is not None:
             return finished
-    check_space(out, conversion.output_bytes)
+    check_space(out, conversion.output_bytes + conversion.spool_bytes)
     with locked(out):
         fingerprint = conversion.fingerprint()
         begin(out, fingerprint, force)

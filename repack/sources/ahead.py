@@ -19,13 +19,12 @@ import numpy as np
 
 from formats.dtypes import AnyArray
 from formats.errors import StorageError
-from repack.sources.base import Range
+from repack.sources.base import SPOOL_BYTES, Range
 from repack.sources.remote import Remote, StoppedError
 from repack.sources.spool import BLOCK_BYTES, Piece, Spool
 
 SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most; borders lie on its multiples, so they do not move in a resume
 WINDOW_BYTES = 16 * SEGMENT_BYTES  # fetched and not yet used, of all tasks together
-SPOOL_BYTES = 1536 << 20  # of all tasks together
 IDLE_S = 2.0  # a connection's thread ends when there was nothing to do for so long
 _WAIT_S = 0.25
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
+SPOOL_BYTES = 1536 << 20  # what readers of all tasks may keep beside the output at most
+
 
 @dataclass(frozen=True)
 class Shard:
