@@ -236,7 +236,8 @@ def _plain(look: _Look) -> Looked:
             raise FormatError(
                 f"{look.tensor.file}: {look.tensor.name} is {look.tensor.dtype}, but has scales as {name}"
             )
-    return PlainSource(FLOATS[look.tensor.dtype], module.transposed), {"weight": module.weight}, ()
+    encoding = PlainSource(FLOATS[look.tensor.dtype], module.transposed, look.tensor.adjustment)
+    return encoding, {"weight": module.weight}, ()
 
 
 def _ggml(look: _Look) -> Looked:

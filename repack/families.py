@@ -138,6 +138,13 @@ PER_EXPERT = (
     Experts("mlp.experts.{expert}.down_proj", "D I", ("down",)),
 )
 
+# Stacked part by part, as MLX names them; GGUF files are given these names (repack/sources/gguf_models.py).
+SWITCH_MLP = (
+    Experts("mlp.switch_mlp.gate_proj", "I D", ("gate",)),
+    Experts("mlp.switch_mlp.up_proj", "I D", ("up",)),
+    Experts("mlp.switch_mlp.down_proj", "D I", ("down",)),
+)
+
 
 def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
     queries = config.num_attention_heads * config.head_dim
@@ -204,6 +211,7 @@ QWEN3_5_MOE = Family(
             Experts("mlp.experts.down_proj", "D I", ("down",), suffix=""),
         ),
         PER_EXPERT,
+        SWITCH_MLP,
     ),
     skipped={"model.visual.": "the vision tower", "mtp.": "multi-token prediction"},
 )
@@ -253,7 +261,9 @@ CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="")
 
 
 def _decoder(
-    moe: tuple[Tensor, ...], expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT,), extra_layers: str = ""
+    moe: tuple[Tensor, ...],
+    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP),
+    extra_layers: str = "",
 ) -> Family:
     return Family(
         prefixes=("model.",),
@@ -291,6 +301,7 @@ GRANITEMOE = _decoder(
             Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
             Experts("block_sparse_moe.output_linear", "D I", ("down",)),
         ),
+        SWITCH_MLP,
     ),
 )
 GPT_OSS = _decoder(
@@ -305,6 +316,7 @@ GPT_OSS = _decoder(
             ),
             Experts("mlp.experts.down_proj", "D I", ("down",), "", transposed=True, bias="_bias"),
         ),
+        tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts"), bias=".bias") for rule in SWITCH_MLP),
     ),
 )
 MINIMAX_M2 = _decoder(
@@ -312,10 +324,10 @@ MINIMAX_M2 = _decoder(
         ROUTER._replace(source="block_sparse_moe.gate"),
         CORRECTION_BIAS._replace(source="block_sparse_moe.e_score_correction_bias"),
     ),
-    (W1_W3_W2,),
+    (W1_W3_W2, SWITCH_MLP),
     extra_layers="multi-token prediction",
 )
-MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2,))
+MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP))
 OLMOE = _decoder((ROUTER,))
 QWEN2_MOE = _decoder(
     (

@@ -51,6 +51,7 @@ MODEL = Qwen3_5MoeConfig(
     linear_num_value_heads=2,
     linear_key_head_dim=16,
     linear_value_head_dim=16,
+    linear_value_heads_tiled=False,
     linear_conv_kernel_dim=4,
     linear_in_proj_grouped=False,
 )

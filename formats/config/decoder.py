@@ -1,7 +1,8 @@
 """The plain decoder that most families are, by facts: attention over keys and values, then experts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from formats.config.base import (
@@ -14,7 +15,7 @@ from formats.config.base import (
     ModelConfig,
     only,
 )
-from formats.config.rope import read_rope
+from formats.config.rope import Rope, read_rope
 from formats.fields import Fields
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
@@ -29,6 +30,7 @@ class DecoderConfig(ModelConfig):
     attention_multiplier: float  # of scores
     mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
     intermediate_size: int | None = None  # of dense layers
+    rope_interleave: bool = False  # pairs (2i, 2i + 1) turn together, as some GGUF files order queries and keys
     # attention
     sliding_window: int | None = None  # of layers with sliding_attention: tokens that a token sees, itself included
     attention_sinks: bool = False
@@ -57,6 +59,10 @@ class DecoderConfig(ModelConfig):
         if self.swiglu_limit is None:
             return Activation()
         return Activation(SWIGLU_CLAMPED, SWIGLU_ALPHA, self.swiglu_limit)
+
+    @cached_property
+    def rope(self) -> Rope:
+        return replace(super().rope, interleaved=self.rope_interleave)
 
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
@@ -122,6 +128,7 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         "rotary_dim": head_dim,
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
+        "rope_interleave": config.boolean("rope_interleave", default=False),
         "top_k": config.integer("num_experts_per_tok", 1, 2**20),
         "attention_multiplier": 1 / math.sqrt(head_dim),
         "mlp_layer_types": (SPARSE,) * num_layers,

@@ -6,6 +6,8 @@ from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, o
 from formats.config.rope import read_rope, read_rotary_dim
 from formats.fields import Fields
 
+GROUPED, TILED = "grouped", "tiled"
+
 
 @dataclass(frozen=True)
 class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
@@ -18,6 +20,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
     linear_in_proj_grouped: bool  # in_proj_qkvz and in_proj_ba by key head (Qwen3-Next), else four projections
+    linear_value_heads_tiled: bool  # value head h has key head h % linear_num_key_heads, as GGUF files order them
 
     @property
     def linear_conv_channels(self) -> int:
@@ -92,6 +95,15 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             linear_num_value_heads=text.integer("linear_num_value_heads", 1, 2**16),
             linear_key_head_dim=text.integer("linear_key_head_dim", 1, 2**16),
             linear_value_head_dim=text.integer("linear_value_head_dim", 1, 2**16),
+            linear_value_heads_tiled=_read_head_order(text) == TILED,
             linear_conv_kernel_dim=text.integer("linear_conv_kernel_dim", 2, 64),
             linear_in_proj_grouped=model_type == "qwen3_next",
         )
+
+
+def _read_head_order(text: Fields) -> str:
+    """Which key head a value head has: those of one key head follow each other, or take turns (our own key)."""
+    order = text.string("linear_value_head_order", GROUPED)
+    if order not in (GROUPED, TILED):
+        raise text.wrong("linear_value_head_order", f"{GROUPED} or {TILED}")
+    return order

@@ -6,6 +6,7 @@ from pathlib import Path
 from formats.errors import RequestError, UnsupportedError
 from repack.sources.base import Source
 from repack.sources.folder import FolderSource
+from repack.sources.gguf import SUFFIX, GGUFSource
 
 DEMO = "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -22,14 +23,18 @@ def is_repository(name: str) -> bool:
 
 
 def open_local(name: str) -> Source:
-    """Open `demo` (./demo for a folder of that name) or a folder. Raises StreamingExpertsError."""
+    """Open `demo` (./demo for a folder of that name), a GGUF file or a folder. Raises StreamingExpertsError."""
     if name == DEMO:
         return FolderSource(demo_folder())
     path = Path(name)
     if path.is_dir():
         return FolderSource(path)
+    if path.suffix == SUFFIX and path.exists():
+        return GGUFSource(path)
     if path.exists():
-        raise UnsupportedError(f"{name}: is a file, expected a folder with config.json and model*.safetensors")
+        raise UnsupportedError(
+            f"{name}: is a file, expected one of {SUFFIX} or a folder with config.json and model*.safetensors"
+        )
     if _REPOSITORY.fullmatch(name):
         raise RequestError(
             f"{name}: is no folder; a repository is not fetched for this, give the folder with its files"

@@ -33,6 +33,7 @@ class SourceTensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    adjustment: str = ""  # of the values of plain floats: formats/encodings/sources/plain.py
 
 
 class Range(NamedTuple):

@@ -181,7 +181,7 @@ class FolderSource:
 
     def _header(self, name: str) -> dict[str, TensorEntry]:
         path = self.folder / name
-        fd = _open(path)
+        fd = open_file(path)
         try:
             self._stamps[name] = Stamp.of(os.fstat(fd))
             return read_header(fd, str(path))
@@ -204,14 +204,14 @@ def read_small_file(path: Path) -> bytes | None:
     """The content of a file that must fit into memory, None without one. Raises StorageError or FormatError."""
     if not path.exists():
         return None
-    with open(_open(path), "rb") as file:
+    with open(open_file(path), "rb") as file:
         raw = file.read(MAX_SMALL_FILE_BYTES + 1)
     if len(raw) > MAX_SMALL_FILE_BYTES:
         raise FormatError(f"{path}: is longer than {MAX_SMALL_FILE_BYTES} bytes")
     return raw
 
 
-def _open(path: Path) -> int:
+def open_file(path: Path) -> int:
     """A file descriptor to read from. Raises StorageError, FormatError for a folder, a pipe or a device."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer for ever

@@ -111,7 +111,10 @@ class Qwen3_5Moe:
         return ops.concatenate([q, k, v], axis=1), z, b, a
 
     def _split_qkv(self, qkv: Array) -> tuple[Array, Array, Array]:
-        """[T, channels] -> q, k [T, key heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv]."""
+        """[T, channels] -> q, k [T, heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv].
+
+        q and k have a head for each group of value heads that follow each other, or one for each value head.
+        """
         c, ops = self.config, self.ops
         dk, dv, key_dim = (
             c.linear_key_head_dim,
@@ -121,6 +124,9 @@ class Qwen3_5Moe:
         q = ops.l2_norm(qkv[:, :key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6) * dk**-0.5
         k = ops.l2_norm(qkv[:, key_dim : 2 * key_dim].reshape(-1, c.linear_num_key_heads, dk), 1e-6)
         v = qkv[:, 2 * key_dim :].reshape(-1, c.linear_num_value_heads, dv)
+        if c.linear_value_heads_tiled:
+            key_head = [h % c.linear_num_key_heads for h in range(c.linear_num_value_heads)]
+            q, k = q[:, key_head], k[:, key_head]
         return q, k, v
 
     # ---- mixture of experts

@@ -224,6 +224,6 @@ def test_a_name_that_is_neither_is_refused(tmp_path: Path) -> None:
         open_local("absent")
     with refusal(RequestError, "org/absent: is no folder; a repository is not fetched for this"):
         open_local("org/absent")
-    (tmp_path / "x.gguf").write_bytes(b"")
-    with refusal(UnsupportedError, "x.gguf: is a file, expected a folder"):
-        open_local(str(tmp_path / "x.gguf"))
+    (tmp_path / "x.bin").write_bytes(b"")
+    with refusal(UnsupportedError, "x.bin: is a file, expected one of .gguf or a folder"):
+        open_local(str(tmp_path / "x.bin"))

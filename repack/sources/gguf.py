@@ -1,0 +1,144 @@
+"""GGUF files as a source, split ones included: tensors under their publisher's names, small files from the metadata."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from formats.errors import FormatError
+from formats.fields import shown
+from formats.gguf import GGUFHeader, read_gguf_header
+from repack.sources.base import Shard, SourceTensor
+from repack.sources.folder import FolderReader, Stamp, check_stamp, open_file
+from repack.sources.gguf_models import Metadata, architecture_of, published_name
+from repack.vocabulary.gguf import tokenizer_files
+
+SUFFIX = ".gguf"
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def split_names(name: str) -> list[str]:
+    """All files of the split that a file of this name belongs to, or the name alone."""
+    match = _SPLIT.fullmatch(name)
+    if match is None:
+        return [name]
+    return [f"{match[1]}-{nth:05}-of-{match[3]}{SUFFIX}" for nth in range(1, int(match[3]) + 1)]
+
+
+class GGUFSource:
+    """GGUF files of a folder as a source (see repack.sources.base.Source). Opening reads and checks every header.
+
+    Raises FormatError, UnsupportedError or StorageError, naming the file.
+    """
+
+    repository: str | None = None
+    revision: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path.parent
+        self._stamps: dict[str, Stamp] = {}
+        headers: dict[str, GGUFHeader] = {}
+        for name in split_names(path.name):
+            if not (self.folder / name).is_file():
+                raise FormatError(f"{self.folder / name}: is missing, but {path.name} is a part of it")
+            headers[name] = self._read_header(name)
+        check_split(headers, str(self.folder))
+        self._checkpoint = GGUFCheckpoint(headers, str(path))
+        self._shards = tuple(
+            Shard(name, stamp.nbytes, f"mtime {stamp.mtime_ns}") for name, stamp in self._stamps.items()
+        )
+
+    def _read_header(self, name: str) -> GGUFHeader:
+        path = self.folder / name
+        fd = open_file(path)
+        try:
+            self._stamps[name] = Stamp.of(os.fstat(fd))
+            nbytes = self._stamps[name].nbytes
+            return read_gguf_header(lambda offset, most: os.pread(fd, most, offset), nbytes, str(path))
+        finally:
+            os.close(fd)
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return self._shards
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        return self._checkpoint.tensors
+
+    def small_file(self, name: str) -> bytes | None:
+        return self._checkpoint.small_files.get(name)
+
+    def reader(self) -> FolderReader:
+        return FolderReader(self.folder, self._stamps)
+
+    def check(self) -> None:
+        for name, stamp in self._stamps.items():
+            check_stamp(self.folder / name, os.stat(self.folder / name), stamp)
+
+
+class GGUFCheckpoint:
+    """What the headers of a GGUF file, or of all parts of a split one, say: tensors and small files."""
+
+    def __init__(self, headers: Mapping[str, GGUFHeader], where: str) -> None:
+        metadata: Metadata = next(iter(headers.values())).metadata
+        names = {name for header in headers.values() for name in header.tensors}
+        architecture, keys = architecture_of(metadata, names, where)
+        config = architecture.config(keys)
+        self.tensors: dict[str, SourceTensor] = {}
+        for file, header in headers.items():
+            for tensor in header.tensors.values():
+                name, adjustment = published_name(tensor.name, architecture, config["num_hidden_layers"])
+                if name in self.tensors:
+                    raise FormatError(f"{file}: {shown(name)} stands in {self.tensors[name].file} as well")
+                self.tensors[name] = SourceTensor(
+                    name, file, tensor.type, tensor.shape, tensor.offset, tensor.nbytes, adjustment
+                )
+        embedding = self.tensors.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise FormatError(f"{where}: token_embd.weight is missing")
+        config |= {
+            "vocab_size": embedding.shape[0],
+            "tie_word_embeddings": "lm_head.weight" not in self.tensors,
+        }
+        self.small_files = {
+            "config.json": _json(config),
+            "generation_config.json": _json(_generation_config(metadata)),
+            **(tokenizer_files(metadata, where) if "tokenizer.ggml.model" in metadata else {}),
+        }
+
+
+def check_split(headers: Mapping[str, GGUFHeader], where: str) -> None:
+    """Raises FormatError when files are not all the parts of one split file, in order."""
+    count = len(headers)
+    for nth, (name, header) in enumerate(headers.items()):
+        found = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
+        if found != (count, nth) and not (count == 1 and found[0] in (0, 1)):
+            raise FormatError(f"{where}/{name}: is part {found[1]} of {found[0]}, expected part {nth} of {count}")
+    total = next(iter(headers.values())).metadata.get("split.tensors.count")
+    found_total = sum(len(header.tensors) for header in headers.values())
+    if count > 1 and total != found_total:
+        raise FormatError(f"{where}: split.tensors.count is {shown(total)}, but the parts hold {found_total} tensors")
+
+
+def _generation_config(metadata: Metadata) -> dict[str, Any]:
+    """Stop tokens, and the sampling that the publisher recommends, where the file has it."""
+    config: dict[str, Any] = {}
+    stops = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    ids = list(dict.fromkeys(stop for stop in stops if isinstance(stop, int)))
+    if ids:
+        config["eos_token_id"] = ids
+    if isinstance(bos := metadata.get("tokenizer.ggml.bos_token_id"), int):
+        config["bos_token_id"] = bos
+    for key, name in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
+        value = metadata.get(f"general.sampling.{key}")
+        if value is not None:
+            config[name] = round(value, 6) if isinstance(value, float) else value
+            config["do_sample"] = True
+    return config
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"

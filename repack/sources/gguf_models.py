@@ -1,0 +1,308 @@
+"""What llama.cpp's converter makes of a checkpoint, undone as data: architectures of GGUF files by name.
+
+Tensors get the names that the model's publisher gave them, and config.json is written from the metadata, so that a
+GGUF file goes the way of every other checkpoint. Nothing is permuted back: where the converter turned the order of
+heads or of rotary pairs, the config states that order, and quantized blocks stay as they are.
+Source: llama.cpp's conversion/*.py, and its models' graphs for what the metadata leaves out.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from formats.encodings.sources.plain import LOG_OF_MINUS, MINUS_ONE
+from formats.errors import FormatError, UnsupportedError
+from formats.fields import shown
+
+Metadata = Mapping[str, Any]
+Config = dict[str, Any]
+
+
+class Keys:
+    """Metadata of one architecture: `keys["block_count"]` is what stands under `qwen3moe.block_count`."""
+
+    def __init__(self, metadata: Metadata, architecture: str, tensors: Container[str], where: str) -> None:
+        self._metadata = metadata
+        self._tensors = tensors
+        self.architecture = architecture
+        self.where = where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, float32 numbers as the shortest decimal that means them."""
+        value = self._metadata.get(f"{self.architecture}.{key}", default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
+        return value
+
+    def has(self, rest: str) -> bool:
+        """Whether the first layer has a tensor of that name, after `blk.0.`."""
+        return f"blk.0.{rest}" in self._tensors
+
+    def only(self, key: str, *implemented: Any) -> None:
+        """Raises UnsupportedError for another value than these; a key may be absent."""
+        value = self.get(key, implemented[0])
+        if value not in implemented:
+            expected = " or ".join(map(str, implemented))
+            raise UnsupportedError(
+                f"{self.where}: {self.architecture}.{key} is {shown(value)}, only {expected} is implemented"
+            )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `general.architecture`: the model_type it is, its config.json, and its names of tensors."""
+
+    model_type: str
+    config: Callable[[Keys], Config]
+    layer: Mapping[str, str]  # name after `blk.N.` -> name after `model.layers.N.`
+    adjustments: Mapping[str, str] = field(default_factory=dict)  # of tensors by the GGUF name after `blk.N.`
+    extra_layers: str = ""  # prefix of the publisher's names of layers that predict further tokens
+
+
+OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ATTENTION = {
+    f"attn_{gguf}.{kind}": f"self_attn.{name}_proj.{kind}"
+    for gguf, name in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o"))
+    for kind in ("weight", "bias")
+} | {"attn_q_norm.weight": "self_attn.q_norm.weight", "attn_k_norm.weight": "self_attn.k_norm.weight"}
+_DENSE = {f"ffn_{part}.weight": f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+_EXPERTS = {
+    f"ffn_{part}_exps.{kind}": f"mlp.switch_mlp.{part}_proj.{kind}"
+    for part in ("gate", "up", "down")
+    for kind in ("weight", "bias")
+}
+_COMMON = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate_inp.weight": "mlp.gate.weight",
+    **_ATTENTION,
+    **_DENSE,
+    **_EXPERTS,
+}
+_PARTS = ("gate", "up", "down")
+_SHARED_EXPERT = {f"ffn_{part}_shexp.weight": f"mlp.shared_expert.{part}_proj.weight" for part in _PARTS}
+_SHARED_EXPERT |= {"ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight"}
+_SHARED_EXPERTS = {f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in _PARTS}
+_LINEAR_ATTENTION = {
+    "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
+    "attn_gate.weight": "linear_attn.in_proj_z.weight",
+    "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
+    "ssm_beta.weight": "linear_attn.in_proj_b.weight",
+    "ssm_conv1d.weight": "linear_attn.conv1d.weight",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_norm.weight": "linear_attn.norm.weight",
+    "ssm_out.weight": "linear_attn.out_proj.weight",
+}
+_ZERO_CENTRED = {
+    "attn_norm.weight": MINUS_ONE,
+    "post_attention_norm.weight": MINUS_ONE,
+    "attn_q_norm.weight": MINUS_ONE,
+    "attn_k_norm.weight": MINUS_ONE,
+    "output_norm.weight": MINUS_ONE,
+    "ssm_a": LOG_OF_MINUS,
+}
+
+
+def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
+    """What all decoders have."""
+    heads, layers = keys["attention.head_count"], keys["block_count"] - keys.get("nextn_predict_layers", 0)
+    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
+    keys.only("attention.value_length", head_dim)
+    return {
+        "model_type": model_type,
+        "hidden_size": keys["embedding_length"],
+        "num_hidden_layers": layers,
+        "max_position_embeddings": keys["context_length"],
+        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(keys),
+        experts: keys["expert_count"],
+        "num_experts_per_tok": keys["expert_used_count"],
+    }
+
+
+def _rope_scaling(keys: Keys) -> Config | None:
+    keys.only("rope.scaling.type", "none", "yarn")
+    if keys.get("rope.scaling.type", "none") == "none":
+        return None
+    factor = keys["rope.scaling.factor"]
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": keys["rope.scaling.original_context_length"],
+        "beta_fast": keys.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.get("rope.scaling.yarn_beta_slow", 1.0),
+    }
+    return scaling
+
+
+def _qwen2_moe(keys: Keys) -> Config:
+    return _decoder_config(keys, "qwen2_moe") | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3_moe(keys: Keys) -> Config:
+    return _decoder_config(keys, "qwen3_moe") | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "norm_topk_prob": True,
+        "attention_bias": keys.has("attn_q.bias"),
+    }
+
+
+def _linear_attention_config(keys: Keys, model_type: str) -> Config:
+    config = _decoder_config(keys, model_type)
+    value_heads = keys["ssm.time_step_rank"]
+    head_dim = config["head_dim"]
+    rotary = {"partial_rotary_factor": keys.get("rope.dimension_count", head_dim // 4) / head_dim}
+    return config | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
+        "full_attention_interval": keys.get("full_attention_interval", 4),
+        "linear_num_key_heads": keys["ssm.group_count"],
+        "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": keys["ssm.state_size"],
+        "linear_value_head_dim": keys["ssm.inner_size"] // value_heads,
+        "linear_conv_kernel_dim": keys["ssm.conv_kernel"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"], **rotary},
+    }
+
+
+def _qwen3_5_moe(keys: Keys) -> Config:
+    return _linear_attention_config(keys, "qwen3_5_moe") | {"linear_value_head_order": "tiled"}
+
+
+def _mixtral(keys: Keys) -> Config:
+    return _decoder_config(keys, "mixtral", experts="num_local_experts") | {
+        "intermediate_size": keys["feed_forward_length"],
+        "rope_interleave": True,
+    }
+
+
+def _olmoe(keys: Keys) -> Config:
+    return _decoder_config(keys, "olmoe") | {"intermediate_size": keys["feed_forward_length"], "norm_topk_prob": False}
+
+
+def _granitemoe(keys: Keys) -> Config:
+    if keys.get("expert_shared_feed_forward_length", 0):
+        raise UnsupportedError(f"{keys.where}: granitemoe with a shared expert is not implemented")
+    return _decoder_config(keys, "granitemoe", experts="num_local_experts") | {
+        "intermediate_size": keys["feed_forward_length"],
+        "attention_multiplier": keys["attention.scale"],
+        "embedding_multiplier": keys.get("embedding_scale", 1.0),
+        "residual_multiplier": keys.get("residual_scale", 1.0),
+        "logits_scaling": keys.get("logit_scale", 1.0),
+        "rope_interleave": True,
+    }
+
+
+def _glm4_moe(keys: Keys) -> Config:
+    keys.only("expert_gating_func", 2)
+    config = _decoder_config(keys, "glm4_moe", experts="n_routed_experts")
+    return config | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "attention_bias": keys.has("attn_q.bias"),
+        "use_qk_norm": keys.has("attn_q_norm.weight"),
+        "n_shared_experts": keys.get("expert_shared_count", 1),
+        "norm_topk_prob": keys.get("expert_weights_norm", True),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "partial_rotary_factor": keys.get("rope.dimension_count", config["head_dim"] // 2) / config["head_dim"],
+    }
+
+
+def _minimax_m2(keys: Keys) -> Config:
+    return _decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "rotary_dim": keys["rope.dimension_count"],
+    }
+
+
+def _gpt_oss(keys: Keys) -> Config:
+    config = _decoder_config(keys, "gpt_oss", experts="num_local_experts")
+    if config["rope_scaling"] is not None:
+        config["rope_scaling"]["truncate"] = False  # the published models; llama.cpp has no key for it
+    return config | {
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "sliding_window": keys["attention.sliding_window"],
+        "attention_bias": True,
+    }
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "qwen2moe": Architecture("qwen2_moe", _qwen2_moe, _COMMON | _SHARED_EXPERT),
+    "qwen3moe": Architecture("qwen3_moe", _qwen3_moe, _COMMON),
+    "qwen35moe": Architecture("qwen3_5_moe", _qwen3_5_moe, _COMMON | _SHARED_EXPERT | _LINEAR_ATTENTION, _ZERO_CENTRED),
+    "llama": Architecture("mixtral", _mixtral, _COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
+    "olmoe": Architecture("olmoe", _olmoe, _COMMON),
+    "granitemoe": Architecture(
+        "granitemoe", _granitemoe, _COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.router.layer.weight"}
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        _glm4_moe,
+        _COMMON | _SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    ),
+    "minimax-m2": Architecture(
+        "minimax_m2",
+        _minimax_m2,
+        _COMMON
+        | {
+            "ffn_gate_inp.weight": "block_sparse_moe.gate.weight",
+            "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+        },
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        _gpt_oss,
+        _COMMON
+        | {
+            "ffn_gate_inp.weight": "mlp.router.weight",
+            "ffn_gate_inp.bias": "mlp.router.bias",
+            "attn_sinks.weight": "self_attn.sinks",
+        }
+        | {name: hf.replace("switch_mlp", "experts") for name, hf in _EXPERTS.items()},
+    ),
+}
+
+
+def architecture_of(metadata: Metadata, tensors: Container[str], where: str) -> tuple[Architecture, Keys]:
+    """Which architecture a file says it is. Raises FormatError, or UnsupportedError naming those that are known."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise FormatError(f"{where}: general.architecture is {shown(name)}, expected a string")
+    if name not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{where}: general.architecture is {shown(name)}, supported are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name], Keys(metadata, name, tensors, where)
+
+
+def published_name(name: str, architecture: Architecture, num_layers: int) -> tuple[str, str]:
+    """The publisher's name of a tensor, and the adjustment of its values, "" for none; an unknown name stays."""
+    if name in OUTSIDE:
+        return OUTSIDE[name], architecture.adjustments.get(name, "")
+    words = name.split(".", 2)
+    if len(words) == 3 and words[0] == "blk" and words[1].isdecimal():
+        rest = architecture.layer.get(words[2], words[2])
+        prefix = architecture.extra_layers if int(words[1]) >= num_layers else ""
+        return f"{prefix}model.layers.{words[1]}.{rest}", architecture.adjustments.get(words[2], "")
+    return name, ""

@@ -1,0 +1,204 @@
+"""GGUF files as sources: names, order and values as llama.cpp's converter has them, and the logits of transformers."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from formats.container import open_container
+from formats.dtypes import AnyArray, Float32
+from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
+from formats.layout import matrix_shape
+from repack.convert import convert, prepare
+from repack.plan import Options
+from repack.sources import open_local
+from repack.sources.gguf_models import ARCHITECTURES
+from repack.verify import verify_container
+from runtime import Engine
+from tests.gguf_files import CHECKPOINTS, converted, recorded, write_gguf
+from tests.runtime.helpers import PLENTY, reference
+
+AS_IT_ARRIVES = Options(16, 64, 16)
+REFERENCES = {
+    "qwen3_5_moe": "reference.npz",
+    "qwen3_moe": "qwen3_moe/reference.npz",
+    **{name: f"decoders/{name}.npz" for name in ("mixtral", "granitemoe", "glm4_moe", "minimax_m2")},
+}
+Kind = gguf.GGMLQuantizationType
+
+
+def architecture_of(name: str) -> str:
+    return next(key for key, value in ARCHITECTURES.items() if value.model_type == name)
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Float32]]:
+    """The tensors of a tiny checkpoint as the converter has them."""
+    known: dict[str, dict[str, Float32]] = {}
+
+    def of(name: str) -> dict[str, Float32]:
+        if name not in known:
+            folder = CHECKPOINTS[name](tmp_path_factory.mktemp(name))
+            known[name] = converted(folder, architecture_of(name))
+        return known[name]
+
+    return of
+
+
+Tensors = Callable[[str], dict[str, Float32]]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_the_tests_write_is_what_the_converter_of_llama_cpp_writes(name: str, tensors: Tensors) -> None:
+    expected = recorded(name)
+    layers = expected["metadata"][f"{architecture_of(name)}.block_count"]
+    layers -= expected["metadata"].get(f"{architecture_of(name)}.nextn_predict_layers", 0)
+    beyond = tuple(f"blk.{layer}." for layer in range(layers, layers + 2))
+    left = {key: value for key, value in expected["tensors"].items() if not key.startswith(beyond)}
+    for key, value in tensors(name).items():
+        shape, content = left.pop(key)
+        assert list(value.shape) == shape
+        if isinstance(content, list):
+            np.testing.assert_allclose(value, content, rtol=3e-7)  # exp of another library
+        else:
+            assert hashlib.sha256(value.tobytes()).hexdigest() == content, key
+    assert not left
+
+
+def container_of(tmp_path: Path, name: str, tensors: Tensors, kind: Kind = Kind.F32) -> Path:
+    path = write_gguf(tmp_path / f"{name}.gguf", recorded(name)["metadata"], tensors(name), kind)
+    convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "out", hash_source=False)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_gguf_file_gives_the_logits_of_transformers(name: str, tensors: Tensors, tmp_path: Path) -> None:
+    expected = reference(REFERENCES[name])
+    with Engine.open(container_of(tmp_path, name, tensors), ram_bytes=PLENTY) as engine:
+        logits = engine.logits(expected["prompt_ids"].tolist())
+        greedy = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
+    assert np.abs(logits - expected["logits"]).max() < 5e-4
+    assert greedy == expected["greedy_ids"][:16].tolist()
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.BF16, Kind.F16])
+def test_blocks_keep_their_values_to_the_bit_whatever_the_bits(kind: Kind, tensors: Tensors, tmp_path: Path) -> None:
+    """Default options: what arrives quantized is not rounded again."""
+    path = write_gguf(tmp_path / "m.gguf", recorded("qwen3_moe")["metadata"], tensors("qwen3_moe"), kind)
+    options = AS_IT_ARRIVES if kind in (Kind.BF16, Kind.F16) else Options()
+    convert(prepare(open_local(str(path)), options), tmp_path / "out", hash_source=False)
+    container = open_container(tmp_path / "out")
+    values = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in _read(path)}
+    layer = container.index.layout.layers[1]
+    assert layer is not None
+    raw = np.fromfile(container.data_path(layer.file), np.uint8).reshape(layer.num_experts, -1)
+    for part in layer.record.parts:
+        found = np.stack([part.encoding.decode(part.views(record)) for record in raw])
+        assert np.array_equal(found, values[f"blk.1.ffn_{part.name}_exps.weight"])
+    resident = np.fromfile(container.data_path("resident.bin"), np.uint8)
+    assert np.array_equal(
+        _decoded(container, resident, "layers.1.self_attn.o_proj"), values["blk.1.attn_output.weight"]
+    )
+    assert verify_container(tmp_path / "out", open_local(str(path))).sound
+
+
+def _read(path: Path) -> "list[gguf.ReaderTensor]":
+    return list(gguf.GGUFReader(path).tensors)
+
+
+def _decoded(container: Any, resident: AnyArray, name: str) -> Float32:
+    tensor = container.index.layout.tensors[name]
+    rows, columns = matrix_shape(tensor.shape)
+    arrays = {array.name: array.view(resident, tensor.offset) for array in tensor.arrays}
+    values: Float32 = tensor.encoding.decode(arrays)
+    return values.reshape(rows, columns)
+
+
+def split(path: Path, metadata: dict[str, Any], tensors: dict[str, Float32], parts: int) -> Path:
+    """Part files of a file, named as gguf-split names them; the first one."""
+    names = sorted(tensors)
+    for nth in range(parts):
+        own = {"split.no": nth, "split.count": parts, "split.tensors.count": len(names)}
+        chosen = {name: tensors[name] for name in names[nth::parts]}
+        write_gguf(path.with_name(f"m-{nth + 1:05}-of-{parts:05}.gguf"), metadata | own, chosen)
+    return path.with_name(f"m-00001-of-{parts:05}.gguf")
+
+
+def test_a_split_file_is_read_from_any_of_its_parts(tensors: Tensors, tmp_path: Path) -> None:
+    metadata = recorded("qwen3_moe")["metadata"]
+    whole = container_of(tmp_path, "qwen3_moe", tensors)
+    first = split(tmp_path / "m", metadata, tensors("qwen3_moe"), 3)
+    for number, path in enumerate((first, tmp_path / "m-00003-of-00003.gguf")):
+        convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / f"out{number}", hash_source=False)
+        for file in ("resident.bin", "experts/layer-001.bin"):
+            assert (tmp_path / f"out{number}" / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_missing_part_of_a_split_file_is_named(tensors: Tensors, tmp_path: Path) -> None:
+    first = split(tmp_path / "m", recorded("qwen3_moe")["metadata"], tensors("qwen3_moe"), 3)
+    (tmp_path / "m-00002-of-00003.gguf").unlink()
+    with pytest.raises(FormatError, match=r"m-00002-of-00003\.gguf: is missing"):
+        open_local(str(first))
+
+
+def test_parts_of_another_split_are_refused(tensors: Tensors, tmp_path: Path) -> None:
+    first = split(tmp_path / "m", recorded("qwen3_moe")["metadata"], tensors("qwen3_moe"), 2)
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(first.read_bytes())
+    with pytest.raises(FormatError, match=r"m-00002-of-00002\.gguf: is part 0 of 2, expected part 1 of 2"):
+        open_local(str(first))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("general.architecture", "gpt2", UnsupportedError, "general.architecture is gpt2, supported are"),
+        (
+            "qwen3moe.rope.scaling.type",
+            "longrope",
+            UnsupportedError,
+            "rope.scaling.type is longrope, only none or yarn",
+        ),
+        ("qwen3moe.attention.value_length", 7, UnsupportedError, "attention.value_length is 7, only"),
+        ("qwen3moe.expert_count", None, FormatError, "qwen3moe.expert_count is missing"),
+        ("qwen3moe.block_count", 9, FormatError, "layers.3.input_layernorm.weight is missing"),
+    ],
+)
+def test_metadata_that_is_not_implemented_is_refused_by_name(
+    key: str, value: Any, error: type[StreamingExpertsError], message: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    metadata = {name: old for name, old in recorded("qwen3_moe")["metadata"].items() if name != key}
+    path = write_gguf(tmp_path / "m.gguf", metadata | ({} if value is None else {key: value}), tensors("qwen3_moe"))
+    with pytest.raises(error, match=re.escape(message)):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+def test_a_tensor_that_nobody_knows_is_refused_by_its_own_name(tensors: Tensors, tmp_path: Path) -> None:
+    more = tensors("qwen3_moe") | {"blk.0.attn_mystery.weight": np.zeros((2, 32), np.float32)}
+    path = write_gguf(tmp_path / "m.gguf", recorded("qwen3_moe")["metadata"], more)
+    with pytest.raises(FormatError, match=r"attn_mystery\.weight has no place in qwen3_moe"):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+def test_a_decay_that_no_converter_writes_is_refused(tensors: Tensors, tmp_path: Path) -> None:
+    broken = tensors("qwen3_5_moe") | {"blk.0.ssm_a": np.full(4, 0.5, np.float32)}
+    path = write_gguf(tmp_path / "m.gguf", recorded("qwen3_5_moe")["metadata"], broken)
+    with pytest.raises(FormatError, match=r"A_log holds 0\.5 .* expected numbers below 0"):
+        convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "out", hash_source=False)
+
+
+def test_stop_tokens_and_recommended_sampling_become_the_generation_config(tensors: Tensors, tmp_path: Path) -> None:
+    metadata = recorded("qwen3_moe")["metadata"] | {
+        "general.sampling.temp": 0.6,
+        "general.sampling.top_k": 20,
+        "tokenizer.ggml.eos_token_id": 7,
+        "tokenizer.ggml.eot_token_id": 9,
+    }
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors("qwen3_moe"))
+    convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "out", hash_source=False)
+    with Engine.open(tmp_path / "out", ram_bytes=PLENTY) as engine:
+        assert engine.generation.stop_ids == (7, 9)
