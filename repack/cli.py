@@ -24,6 +24,7 @@ from repack.output import SMALL_FILES, begun_revision, check_space, inspect_fold
 from repack.plan import Options, Plan
 from repack.rates import Rates
 from repack.sources.base import Source
+from repack.sources.choice import split_choice
 from repack.sources.folder import FolderSource
 from repack.terminal import Bar, say, warn_of_page_cache
 from repack.verify import verify_bytes, verify_container
@@ -40,6 +41,7 @@ def cli() -> None:
 @click.argument("out", type=OUT)
 @writing_options
 @click.option("--revision", help="Branch, tag or commit of a repository.")
+@click.option("--file", "pattern", metavar="GLOB", help="Which GGUF files of a repository; or write org/name:Q4_K_M.")
 @hub_options
 @click.option("--download", is_flag=True, help="Fetch whole files into the hub's cache first, and check their SHA-256.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -51,6 +53,7 @@ def convert_command(
     group_size: str,
     resident_bits: str,
     revision: str | None,
+    pattern: str | None,
     connections: int,
     patience: float,
     download: bool,
@@ -67,7 +70,8 @@ def convert_command(
     """
     options = Options(int(bits), int(group_size), int(resident_bits))
     jobs = jobs or default_jobs()
-    opened = open_source(source, revision or begun_revision(out, source), connections, patience, jobs)
+    revision = revision or begun_revision(out, split_choice(source)[0])
+    opened = open_source(source, revision, connections, patience, jobs, pattern)
     conversion = prepare(opened, options)
     if dry_run:
         _print_plan(conversion, as_json)

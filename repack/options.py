@@ -13,6 +13,7 @@ from formats.budget import parse_size
 from formats.encodings.base import GROUP_SIZES
 from repack.sources import is_repository, open_local
 from repack.sources.base import Source
+from repack.sources.choice import split_choice
 from repack.terminal import say
 
 Command = Callable[..., Any]
@@ -89,7 +90,12 @@ def hub_options(command: Command) -> Command:
 
 
 def open_source(
-    source: str, revision: str | None, connections: int = 8, patience: float = 1.0, jobs: int = 1
+    source: str,
+    revision: str | None,
+    connections: int = 8,
+    patience: float = 1.0,
+    jobs: int = 1,
+    pattern: str | None = None,
 ) -> Source:
     """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError."""
     if is_repository(source):
@@ -97,10 +103,13 @@ def open_source(
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
         from repack.sources.hub import Access, open_repository  # slow to import
 
-        opened = open_repository(source, revision, Access(connections, 60.0 * patience, jobs))
-        if opened.repository != source:
-            say(f"{source} is called {opened.repository} now")
+        name, choice = split_choice(source)
+        opened = open_repository(name, revision, Access(connections, 60.0 * patience, jobs), choice, pattern)
+        if opened.repository != name:
+            say(f"{name} is called {opened.repository} now")
         return opened
+    if pattern is not None:
+        raise click.UsageError(f"--file is for a repository on the hub, which {source} is not")
     if revision is not None:
         raise click.UsageError(f"--revision is for a repository on the hub, which {source} is not")
     return open_local(source)

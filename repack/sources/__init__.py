@@ -9,7 +9,7 @@ from repack.sources.folder import FolderSource
 from repack.sources.gguf import SUFFIX, GGUFSource
 
 DEMO = "demo"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
 
 
 def demo_folder() -> Path:
@@ -18,7 +18,7 @@ def demo_folder() -> Path:
 
 
 def is_repository(name: str) -> bool:
-    """Whether SOURCE means a repository on the hub: `org/name`, and no folder of that name is here."""
+    """Whether SOURCE means a repository on the hub: `org/name` or `org/name:Q4_K_M`, and no such path is here."""
     return name != DEMO and not Path(name).exists() and _REPOSITORY.fullmatch(name) is not None
 
 

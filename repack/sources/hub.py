@@ -1,24 +1,27 @@
 """A repository on the hub as a source: headers are read at once, weights by byte ranges when they are needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from formats.errors import FormatError
+from formats.errors import FormatError, RequestError
 from formats.tensorfile import TensorEntry, header_bytes, parse_header
 from repack.rates import Traffic
 from repack.sources.ahead import Link, RemoteReader
 from repack.sources.base import Shard, SourceTensor
+from repack.sources.choice import choose_gguf
 from repack.sources.folder import FolderSource
 from repack.sources.hub_api import Listing, cached_file, download, list_repository, read_small
 from repack.sources.remote import Remote
 from repack.sources.shards import SAFETENSORS_INDEX, SHARDS, collect_tensors, read_weight_map
 
 FIRST_BYTES = 64 << 10  # of a shard: most headers of fused checkpoints are shorter, others take a second request
+
+Header = TypeVar("Header")
 
 
 class Access(NamedTuple):
@@ -52,12 +55,11 @@ class HubSource:
     @cached_property
     def shards(self) -> Sequence[Shard]:
         names = self._unlisted() if self._weight_map is None else sorted(set(self._weight_map.values()))
-        files = [self._listing.files[name] for name in names]
-        return [Shard(file.name, file.nbytes, self.revision, file.sha256, whole=False) for file in files]
+        return self._shards_of(names)
 
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        headers = self._headers([shard.name for shard in self.shards])
+        headers = self._read_headers([shard.name for shard in self.shards], self._safetensors_header)
         return collect_tensors(headers.items(), self._weight_map, self.repository)
 
     def small_file(self, name: str) -> bytes | None:
@@ -97,27 +99,47 @@ class HubSource:
             raise FormatError(f"{self.repository}: holds no {SHARDS}, so it is no checkpoint that can be read")
         return names
 
-    def _headers(self, names: Sequence[str]) -> dict[str, dict[str, TensorEntry]]:
-        """The header of every shard."""
+    def _shards_of(self, names: Sequence[str]) -> Sequence[Shard]:
+        files = [self._listing.files[name] for name in names]
+        return [Shard(file.name, file.nbytes, self.revision, file.sha256, whole=False) for file in files]
+
+    def _read_headers(self, names: Sequence[str], read: Callable[[str, Event], Header]) -> dict[str, Header]:
+        """The header of every file, several at a time."""
         stopped = Event()
-
-        def read(name: str) -> dict[str, TensorEntry]:
-            where, nbytes = f"{self.repository}/{name}", self._listing.files[name].nbytes
-            raw = self.remote.read(name, 0, FIRST_BYTES, stopped)
-            end = 8 + header_bytes(raw, nbytes, where)
-            raw += self.remote.read(name, len(raw), end - len(raw), stopped)
-            return parse_header(raw[8:end], nbytes, where)
-
         with ThreadPoolExecutor(self._link.connections, "headers") as threads:
             try:
-                return dict(zip(names, threads.map(read, names), strict=True))
+                return dict(zip(names, threads.map(lambda name: read(name, stopped), names), strict=True))
             finally:
                 stopped.set()  # the first failure, or Ctrl-C, ends the others too
 
+    def _safetensors_header(self, name: str, stopped: Event) -> dict[str, TensorEntry]:
+        where, nbytes = f"{self.repository}/{name}", self._listing.files[name].nbytes
+        raw = self.remote.read(name, 0, FIRST_BYTES, stopped)
+        end = 8 + header_bytes(raw, nbytes, where)
+        raw += self.remote.read(name, len(raw), end - len(raw), stopped)
+        return parse_header(raw[8:end], nbytes, where)
 
-def open_repository(name: str, revision: str | None, access: Access) -> "HubSource | FolderSource":
-    """A snapshot of it that is whole in the hub's cache, without any request; else the repository itself."""
-    return cached_snapshot(name, revision) or HubSource(list_repository(name, revision), access)
+
+def open_repository(
+    name: str, revision: str | None, access: Access, choice: str | None = None, pattern: str | None = None
+) -> "HubSource | FolderSource":
+    """A snapshot of it that is whole in the hub's cache, without any request; else the repository itself.
+
+    `choice` and `pattern` say which GGUF files are meant (see repack.sources.choice).
+    """
+    asked = choice is not None or pattern is not None
+    cached = None if asked else cached_snapshot(name, revision)
+    if cached is not None:
+        return cached
+    listing = list_repository(name, revision)
+    if asked or not any(fnmatch(file, SHARDS) for file in listing.files):
+        if any(file.endswith(".gguf") for file in listing.files):
+            from repack.sources.hub_gguf import HubGGUFSource
+
+            return HubGGUFSource(listing, choose_gguf(listing.files, name, choice, pattern), access)
+        if asked:
+            raise RequestError(f"{name}: holds no GGUF files, so there is nothing to choose")
+    return HubSource(listing, access)
 
 
 def cached_snapshot(name: str, revision: str | None) -> FolderSource | None:

@@ -14,7 +14,9 @@ import pytest
 from formats.container import open_container
 from repack.convert import convert, prepare
 from repack.plan import Options
+from repack.sources import open_local
 from repack.sources.folder import FolderSource
+from tests.gguf_files import FIXTURES, converted, recorded, write_gguf
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
 from tests.repack.hub_server import COMMIT, TOKEN, Fault, Hub, chaos, serve
 
@@ -303,3 +305,25 @@ def test_experts_are_compared_with_the_hub_and_a_corrupt_byte_is_found(client: C
     assert client.convert("--force").returncode == 0
     result = client.run("verify", str(client.out), "--source", "org/tiny", "--sample", "4", "--json")
     assert result.returncode == 0, result.stderr
+
+
+# ---- GGUF
+
+
+def test_a_gguf_file_of_a_repository_is_chosen_and_streamed(client: Client, tmp_path: Path) -> None:
+    for path in client.hub.folder.iterdir():
+        path.unlink()
+    content = recorded("qwen3_moe")["metadata"], converted(FIXTURES / "qwen3_moe", "qwen3moe")
+    for name in ("tiny-Q8_0.gguf", "tiny-F32.gguf"):
+        write_gguf(client.hub.folder / name, *content)
+    line = client.fails()
+    assert "org/tiny: holds 2 GGUF models; choose one with org/tiny:NAME or --file GLOB: tiny-F32, tiny-Q8_0" in line
+    result = client.run("convert", "org/tiny:F32", str(client.out))
+    assert result.returncode == 0, result.stderr
+    local = tmp_path / "local"
+    convert(prepare(open_local(str(client.hub.folder / "tiny-F32.gguf")), Options()), local)
+    assert data_files(client.out) == data_files(local)
+    assert {name for name, _, _ in client.hub.ranges} == {"tiny-F32.gguf"}
+    source = open_container(client.out).index.source
+    assert [(file.name, file.proof) for file in source.files] == [("tiny-F32.gguf", "ranges")]
+    assert client.run("convert", "org/tiny", str(client.out), "--file", "*F32*").returncode == 0
