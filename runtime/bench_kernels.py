@@ -4,6 +4,7 @@ Every bar is a ratio of two times taken in turns, record by record or run by run
 median over the runs. The last line is one JSON object.
 """
 
+import argparse
 import itertools
 import json
 import os
@@ -20,18 +21,24 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from formats import __version__
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import Affine
-from formats.record import PART_NAMES, PartSpec, RecordLayout, lay_out_record
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint, encoding_label
+from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import native
 
 ENCODING = Affine(4, 64, "bf16")
 SHAPES = {"Qwen3.5-397B": (4096, 1024), "Kimi K2.5": (7168, 2048)}  # hidden_size, moe_intermediate_size
+OTHER_ENCODINGS: tuple[Encoding, ...] = (
+    Affine(3, 64, "bf16"), Affine(6, 64, "bf16"), Affine(8, 64, "bf16"), Plain("bf16"), Symmetric(4, 32, "bf16"),
+    ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "f32"), Q4K(), Q6K(),
+)  # fmt: skip
 EXPERTS_PER_CALL = 8
 PREFILL_TOKENS = 64
 SILU = native.Activation(native.SILU, 0.0, 0.0, 0)
 DECODE_BARS = {("fast", 1): 0.80, ("exact", 1): 0.65, ("fast", 2): 0.70, ("exact", 2): 0.60}
 PREFILL_BARS = {"exact": 0.60, "fast": 1.20}
 NUMPY_BAR = 50.0
+DISPATCH_US = 5.0
+BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_VERBOSE", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,11 @@ class Bar:
     high: float
 
 
-def bar(name: str, ratios: Sequence[float], least: float) -> Bar:
-    """The median of the runs against the least that is asked for."""
+def bar(name: str, ratios: Sequence[float], wanted: float, *, at_most: bool = False) -> Bar:
+    """The median of the runs against the least (or the most) that is asked for."""
     value = statistics.median(ratios)
-    return Bar(name, value, least, value >= least, len(ratios), min(ratios), max(ratios))
+    ok = value <= wanted if at_most else value >= wanted
+    return Bar(name, value, wanted, ok, len(ratios), min(ratios), max(ratios))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -60,11 +68,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def record_layout(hidden_size: int, intermediate_size: int) -> RecordLayout:
+def record_layout(hidden_size: int, intermediate_size: int, encoding: Encoding) -> RecordLayout:
     """The record of one expert at that shape."""
     first, second = (intermediate_size, hidden_size), (hidden_size, intermediate_size)
     shapes = {"gate": first, "up": first, "down": second}
-    return lay_out_record(PartSpec(name, *shapes[name], ENCODING) for name in PART_NAMES)
+    return lay_out_record(PartSpec(name, *shapes[name], encoding) for name in PART_NAMES)
 
 
 def random_records(layout: RecordLayout, total_bytes: int) -> AnyArray:
@@ -76,22 +84,40 @@ def random_records(layout: RecordLayout, total_bytes: int) -> AnyArray:
     for i, record in enumerate(records):
         np.bitwise_xor(noise, np.uint8(i % 256), out=record)
         for part in layout.parts:
-            arrays = part.views(record)
-            arrays["scales"][...] = 0x3C00 + i % 64  # about 0.008
-            arrays["biases"][...] = 0xBD80
+            for name, view in part.views(record).items():
+                make_small(name, view, i)
     return records
+
+
+def make_small(name: str, view: AnyArray, seed: int) -> None:
+    """Turns random bits that stand for floats into small numbers; codes and packed integers stay."""
+    if name == "weight" and view.dtype == np.uint16:
+        np.bitwise_and(view, np.uint16(0xBCFF), out=view)
+    elif name == "codes" and view.dtype == np.uint8:
+        np.bitwise_and(view, np.uint8(0xBF), out=view)
+    elif view.dtype == np.uint16:  # bf16, about 0.008
+        view[...] = (0xBD80 if name == "biases" else 0x3C00) + seed % 64
+    elif view.dtype == np.uint8:
+        view[...] = 0x38 if name != "zeros" else 8
+    elif view.dtype.kind == "f":
+        view[...] = 0.008 * (1 + seed % 64 / 64)
 
 
 class Experts:
     """Experts of one shape in DRAM, taken in random order."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, total_bytes: int) -> None:
-        self.layout = record_layout(hidden_size, intermediate_size)
+    def __init__(self, shape: tuple[int, int], total_bytes: int, encoding: Encoding = ENCODING) -> None:
+        self.hidden_size, self.intermediate_size = shape
+        self.layout = record_layout(*shape, encoding)
         self.records = random_records(self.layout, total_bytes)
-        self._native = native.expert_layout(self.layout, SILU)
-        self._hidden_size = hidden_size
+        self.native = native.expert_layout(self.layout, SILU)
         self._rng = np.random.default_rng(1)
-        self._x = self._rng.standard_normal((1, hidden_size), np.float32)
+        self.x = self._rng.standard_normal((1, self.hidden_size), np.float32)
+
+    @property
+    def gate_bytes(self) -> int:
+        """Of a record's first part: a matrix on its own."""
+        return self.layout.parts[1].arrays[0].offset
 
     def draws(self) -> Iterator[list[AnyArray]]:
         """EXPERTS_PER_CALL records at a time, each once, in random order."""
@@ -104,66 +130,85 @@ class Experts:
         k = len(records)
         chosen = [native.Chosen(record, np.array([i])) for i, record in enumerate(records)]
         weights = np.full((1, k), 1 / k, np.float32)
-        outputs = np.empty((k, self._hidden_size), np.float32)
-        context.experts(self._native, chosen, self._x, weights, outputs)
+        outputs = np.empty((k, self.hidden_size), np.float32)
+        context.experts(self.native, chosen, self.x, weights, outputs)
         return context.weighted_sum(outputs, weights)
 
+    def resident(self, context: native.Context, records: Sequence[AnyArray]) -> None:
+        """One token through the first matrix of each of these records."""
+        for record in records:
+            context.linear(self.native.gate, record.ctypes.data, self.x)
 
-def decode_run(experts: Experts, contexts: dict[str, native.Context]) -> dict[str, float]:
-    """Seconds of one walk over all records: by each precision, and by the best of the read loops.
+    def numpy(self, record: AnyArray) -> Float32:
+        """One token through one expert, decoded by the reference."""
+        gate, up, down = (decode_part(part, record)[0] for part in self.layout.parts)
+        g = self.x @ gate.T
+        return (g / (1 + np.exp(-g)) * (self.x @ up.T)) @ down.T
 
-    Kernels and loops take turns from call to call, each on other records than the one before, so that a neighbour on
-    the machine hurts all of them alike and no record is in a cache.
+
+def in_turns(experts: Experts, jobs: dict[str, Callable[[list[AnyArray]], object]]) -> dict[str, float]:
+    """Seconds that each job takes for one walk over all records.
+
+    Jobs take turns from call to call, each on other records than the one before, so that a neighbour on the machine
+    hurts all of them alike and no record is in a cache.
     """
     draws = list(experts.draws())
-    jobs: dict[str, Callable[[list[AnyArray]], object]] = {}
-    for name, context in contexts.items():
-        jobs[name] = partial(experts.token, context)
-    reader = next(iter(contexts.values()))
-    for loop in range(native.READ_LOOPS):
-        jobs[f"read {loop}"] = partial(reader.read, loop)
     spent = dict.fromkeys(jobs, 0.0)
     shift = max(1, len(draws) // len(jobs))
     for i in range(len(draws)):
         for place, (name, job) in enumerate(jobs.items()):
-            records = draws[(i + place * shift) % len(draws)]
-            spent[name] += seconds(partial(job, records))
-    reads = [spent.pop(f"read {loop}") for loop in range(native.READ_LOOPS)]
-    return {**spent, "read": min(reads), "bytes": float(len(draws) * EXPERTS_PER_CALL * experts.layout.record_bytes)}
+            spent[name] += seconds(partial(job, draws[(i + place * shift) % len(draws)]))
+    return spent
 
 
-def decode_bars(model: str, experts: Experts, threads: int, runs: int, level: str | None) -> Iterator[Bar]:
-    """Share of the memory's read rate that a token's experts reach."""
+def decode_bars(
+    label: str, experts: Experts, threads: int, runs: int, level: str | None, *, resident: bool = False
+) -> Iterator[Bar]:
+    """Share of the memory's read rate that one token reaches: through whole experts, or one matrix after another."""
     contexts = {name: native.Context(threads, name, level) for name in native.PRECISIONS}
-    ratios: dict[str, list[float]] = {name: [] for name in contexts}
-    rates: list[float] = []
-    for _ in range(runs):
-        spent = decode_run(experts, contexts)
-        rates.append(spent["bytes"] / spent["read"] / 1e9)
-        for name in contexts:
-            ratios[name].append(spent["read"] / spent[name])
+    jobs: dict[str, Callable[[list[AnyArray]], object]] = {
+        name: partial(experts.resident if resident else experts.token, context) for name, context in contexts.items()
+    }
+    nbytes = experts.gate_bytes if resident else experts.layout.record_bytes
+    reader = next(iter(contexts.values()))
+
+    def read(loop: int, records: list[AnyArray]) -> None:
+        reader.read(loop, [record[:nbytes] for record in records])
+
+    for loop in range(native.READ_LOOPS):
+        jobs[f"read {loop}"] = partial(read, loop)
+    walks = [in_turns(experts, jobs) for _ in range(runs)]
     for context in contexts.values():
         context.close()
-    sys.stderr.write(f"{model}, {threads} threads: read {statistics.median(rates):.1f} GB/s\n")
-    for name, values in ratios.items():
-        yield bar(f"decode {model} {name} {threads}t / memory read", values, DECODE_BARS[name, threads])
+    best = [min(walk[f"read {loop}"] for loop in range(native.READ_LOOPS)) for walk in walks]
+    total = len(experts.records) // EXPERTS_PER_CALL * EXPERTS_PER_CALL * nbytes
+    sys.stderr.write(f"{label}, {threads} threads: read {total / statistics.median(best) / 1e9:.1f} GB/s\n")
+    for name in contexts:
+        ratios = [read / walk[name] for read, walk in zip(best, walks, strict=True)]
+        yield bar(f"decode {label} {name} {threads}t / memory read", ratios, DECODE_BARS[name, threads])
 
 
-def prefill_bars(model: str, experts: Experts, threads: int, runs: int, level: str | None) -> Iterator[Bar]:
+def numpy_bars(label: str, experts: Experts, runs: int, level: str | None) -> Iterator[Bar]:
+    """How many times faster than the reference on one thread."""
+    for name in native.PRECISIONS:
+        with native.Context(1, name, level) as context, threadpool_limits(1, "blas"):
+            records = itertools.cycle(experts.records)
+            ratios = []
+            for _ in range(runs):
+                reference = seconds(partial(experts.numpy, next(records)))
+                chosen = [next(records) for _ in range(EXPERTS_PER_CALL)]
+                ratios.append(reference * EXPERTS_PER_CALL / seconds(partial(experts.token, context, chosen)))
+        yield bar(f"decode {label} {name} 1t / NumPy", ratios, NUMPY_BAR)
+
+
+def prefill_bars(label: str, experts: Experts, threads: int, runs: int, level: str | None) -> Iterator[Bar]:
     """Rate of one expert for PREFILL_TOKENS tokens over that of fp32 sgemm at the same three shapes."""
-    part = experts.layout.parts[0]
-    hidden, intermediate = part.columns, part.rows
+    hidden, intermediate = experts.hidden_size, experts.intermediate_size
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((PREFILL_TOKENS, hidden), np.float32)
-    h = rng.standard_normal((PREFILL_TOKENS, intermediate), np.float32)
-    up, down = (
-        rng.standard_normal((intermediate, hidden), np.float32),
-        rng.standard_normal((hidden, intermediate), np.float32),
-    )
-    gate = up.copy()
+    x, h = (rng.standard_normal((PREFILL_TOKENS, n), np.float32) for n in (hidden, intermediate))
+    gate, up, down = (rng.standard_normal((part.rows, part.columns), np.float32) for part in experts.layout.parts)
     weights = np.ones((PREFILL_TOKENS, 1), np.float32)
     outputs = np.empty((PREFILL_TOKENS, hidden), np.float32)
-    layout = native.expert_layout(experts.layout, SILU)
     records = itertools.cycle(experts.records)
     for name in native.PRECISIONS:
         ratios = []
@@ -171,41 +216,67 @@ def prefill_bars(model: str, experts: Experts, threads: int, runs: int, level: s
             for _ in range(3 * runs):
                 chosen = [native.Chosen(next(records), np.arange(PREFILL_TOKENS))]
                 blas = min(seconds(lambda: (x @ gate.T, x @ up.T, h @ down.T)) for _ in range(3))
-                ours = min(seconds(partial(context.experts, layout, chosen, x, weights, outputs)) for _ in range(3))
-                ratios.append(blas / ours)
-        yield bar(f"prefill {model} {name} {threads}t / sgemm", ratios, PREFILL_BARS[name])
+                call = partial(context.experts, experts.native, chosen, x, weights, outputs)
+                ratios.append(blas / min(seconds(call) for _ in range(3)))
+        yield bar(f"prefill {label} {name} {threads}t / sgemm", ratios, PREFILL_BARS[name])
+
+
+def dispatch_bar(runs: int, level: str | None) -> Bar:
+    """Microseconds to wake two threads and wait for them, the call from Python included."""
+    with native.Context(2, "exact", level) as context:
+        times = [min(seconds(context.dispatch) for _ in range(200)) * 1e6 for _ in range(runs)]
+    return bar("dispatch 2t, us at most", times, DISPATCH_US, at_most=True)
+
+
+def all_bars(total_bytes: int, runs: int, level: str | None) -> Iterator[Bar]:
+    """Every bar, one after another."""
+    yield dispatch_bar(runs, level)
+    for model, shape in SHAPES.items():
+        experts = Experts(shape, total_bytes)
+        for threads in (1, 2):
+            yield from decode_bars(model, experts, threads, runs, level)
+            yield from decode_bars(f"{model} resident", experts, threads, runs, level, resident=True)
+            yield from prefill_bars(model, experts, threads, runs, level)
+        yield from numpy_bars(model, experts, runs, level)
+        del experts
+    for encoding in OTHER_ENCODINGS:
+        experts = Experts(SHAPES["Qwen3.5-397B"], total_bytes // 4, encoding)
+        yield from decode_bars(encoding_label(encoding), experts, 1, runs, level)
+        del experts
 
 
 def main() -> None:
     """Measure everything; a table on stderr, one JSON line on stdout."""
-    total_bytes, runs, level = 4 << 30, 5, None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gib", type=float, default=4.0, help="distinct records of each shape")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--level", choices=native.levels(), help="instruction set; the best by default")
+    options = parser.parse_args()
     bars: list[Bar] = []
-    for model, shape in SHAPES.items():
-        experts = Experts(*shape, total_bytes)
-        for threads in (1, 2):
-            for found in itertools.chain(
-                decode_bars(model, experts, threads, runs, level), prefill_bars(model, experts, threads, runs, level)
-            ):
-                bars.append(found)
-                sys.stderr.write(
-                    f"{found.name:50} {found.value:6.2f} of {found.bar:.2f} ({found.low:.2f}-{found.high:.2f})\n"
-                )
-        del experts
-    sys.stdout.write(
-        json.dumps(
-            {
-                "version": __version__,
-                "machine": {
-                    "processors": os.cpu_count(),
-                    "architecture": platform.machine(),
-                    "levels": native.levels(),
-                },
-                "blas": [info.get("architecture") for info in threadpool_info()],
-                "bars": [asdict(found) for found in bars],
-            }
+    for found in all_bars(int(options.gib * (1 << 30)), options.runs, options.level):
+        bars.append(found)
+        mark = "" if found.ok else "  (missed)"
+        sys.stderr.write(
+            f"{found.name:64} {found.value:7.2f} of {found.bar:5.2f} ({found.low:.2f}-{found.high:.2f}){mark}\n"
         )
-        + "\n"
-    )
+    result = {
+        "version": __version__,
+        "machine": {
+            "processors": os.cpu_count(),
+            "architecture": platform.machine(),
+            "levels": native.levels(),
+            "blas": [info.get("architecture") for info in threadpool_info()],
+        },
+        "settings": {
+            **vars(options),
+            "encoding": encoding_label(ENCODING),
+            "experts_per_call": EXPERTS_PER_CALL,
+            "prefill_tokens": PREFILL_TOKENS,
+            "blas_variables": {name: os.environ.get(name) for name in BLAS_VARIABLES},
+        },
+        "bars": [asdict(found) for found in bars],
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

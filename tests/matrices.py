@@ -1,14 +1,25 @@
 """Random matrices in their encodings, as kernels see them and as they are meant."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import Affine, Encoding, Plain
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, ZeroPoint
 from formats.record import Part, PartSpec, decode_part, lay_out_record
 from runtime.backends import native
 
 Float64 = npt.NDArray[np.float64]
+
+
+def columns_of(encoding: Encoding, groups: int) -> int:
+    """A width of so many groups; any width for plain weights."""
+    if isinstance(encoding, (Plain, FP8)):
+        return 11 * groups + 1
+    if isinstance(encoding, (Q4K, Q6K)):
+        return 256 * (1 + groups // 8)
+    return groups * {MXFP4: 32, NVFP4: 16}.get(type(encoding), getattr(encoding, "group_size", 0))
 
 
 class Matrix:
@@ -30,11 +41,18 @@ class Matrix:
 
 
 def fill(part: Part, record: AnyArray, rng: np.random.Generator) -> None:
-    """Random weights, of variance 1 / columns, into a record."""
+    """Random weights, of variance 1 / columns where they can be rounded to the encoding, into a record."""
     views = part.views(record)
-    values = rng.standard_normal((part.rows, part.columns), np.float32) / np.float32(np.sqrt(part.columns))
-    assert isinstance(part.encoding, (Affine, Plain))
-    arrays = part.encoding.encode(values)
+    if isinstance(part.encoding, Plain) or (isinstance(part.encoding, Affine) and part.encoding.bits in {4, 8}):
+        values = rng.standard_normal((part.rows, part.columns), np.float32) / np.float32(np.sqrt(part.columns))
+        arrays = part.encoding.encode(values)
+    else:
+        size = part.columns**-0.5
+        arrays = {
+            name: random_array(part.encoding, name, view, size, rng)
+            for name, view in views.items()
+            if name != "linear_bias"
+        }
     if part.linear_bias is not None:
         (arrays["linear_bias"],) = Plain(part.linear_bias).encode(rng.standard_normal((1, part.rows), np.float32))[
             "weight"
@@ -43,5 +61,30 @@ def fill(part: Part, record: AnyArray, rng: np.random.Generator) -> None:
         views[name][...] = array
 
 
-def relative_error(found: Float32, expected: Float64) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def random_array(encoding: Encoding, name: str, view: AnyArray, size: float, rng: np.random.Generator) -> AnyArray:
+    """Any bits that mean weights of about that size, or near enough for an activation to follow."""
+    if name == "codes" and isinstance(encoding, FP8):
+        return rng.integers(0, 0x7F, view.shape, np.uint8) | rng.choice(np.array([0, 0x80], np.uint8), view.shape)
+    if isinstance(encoding, MXFP4) and name == "scales":
+        return rng.integers(124, 127, view.shape, np.uint8) - np.uint8(round(-math.log2(size)))
+    if isinstance(encoding, NVFP4) and name == "scales":
+        return rng.integers(0x20, 0x40, view.shape, np.uint8)
+    if isinstance(encoding, ZeroPoint) and name == "zeros":
+        return rng.integers(0, 1 << encoding.bits, view.shape, np.uint8)
+    if view.dtype in (np.uint32, np.int8):  # == of dtypes, whose hashes differ from those of types
+        return rng.integers(0, 256, (*view.shape, view.dtype.itemsize), np.uint8).view(view.dtype)[..., 0]
+    widest = {FP8: 120.0, NVFP4: 2.0, Q4K: 32 * 5.0, Q6K: 74 * 18.0}.get(type(encoding), 2**encoding.bits / 3)
+    values = (rng.uniform(0.5, 1.5, view.shape) * size / widest).astype(np.float32)
+    if isinstance(encoding, NVFP4) and encoding.global_scale == "divide":
+        values = 1 / values
+    if name == "biases":
+        values = -values * np.float32(2 ** (encoding.bits - 1))
+    if view.dtype == np.uint16:  # bf16
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(view.dtype)
+
+
+def relative_error(found: Float32, expected: Float64, typical: float = 0.0) -> float:
+    """Of the answer's norm, or of that of so many typical numbers: one sum alone may cancel to almost nothing."""
+    norm = max(float(np.linalg.norm(expected)), typical * math.sqrt(expected.size))
+    return float(np.linalg.norm(found - expected)) / norm

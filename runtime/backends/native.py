@@ -12,7 +12,7 @@ import numpy as np
 
 from formats import native
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import Affine, Encoding, Plain
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
 from formats.native import DTYPES
 from formats.record import LINEAR_BIAS, Part, RecordLayout
@@ -21,7 +21,6 @@ SPIN_US = 50  # an idle thread stays awake this long: the next call of a step of
 
 READ_LOOPS = 4  # enum se_read_loop
 PRECISIONS = {"exact": 0, "fast": 1}
-_PLAIN, _AFFINE = 0, 1
 READ_FAILED, STOPPED = 6, 7
 _STATUS = {1: "out of memory for scratch", 2: "a matrix that no kernel implements", 3: "two calls at once"}
 
@@ -119,18 +118,51 @@ def matrix(
     linear_bias: str | None = None,
 ) -> Matrix:
     """Describe a matrix whose arrays begin at the offsets. Raises UnsupportedError for an encoding without a kernel."""
-    bias_offset = offsets.get(LINEAR_BIAS, -1)
-    bias_dtype = DTYPES[linear_bias] if linear_bias is not None else 0
-    if isinstance(encoding, Affine):
-        return Matrix(
-            rows, columns, offsets["codes"], offsets["scales"], offsets["biases"], bias_offset,
-            _AFFINE, DTYPES[encoding.scale_dtype], encoding.bits, encoding.group_size, bias_dtype, 0,
-        )  # fmt: skip
-    if isinstance(encoding, Plain):
-        return Matrix(
-            rows, columns, offsets["weight"], 0, 0, bias_offset, _PLAIN, DTYPES[encoding.id], 0, 0, bias_dtype, 0
+    kind, dtype, bits, group_size, arrays = _parameters(encoding)
+    if (
+        isinstance(encoding, (Symmetric, ZeroPoint)) and columns % 32
+    ):  # one scale per row, which kernels cut into groups
+        raise UnsupportedError(
+            f"encoding {encoding.id} has no native kernel for {columns} columns, expected a multiple of 32"
         )
-    raise UnsupportedError(f"encoding {encoding.id} has no native kernel, expected affine, bf16, f16 or f32")
+    weight, scales, biases = (offsets[name] if name else 0 for name in arrays)
+    return Matrix(
+        rows, columns, weight, scales, biases, offsets.get(LINEAR_BIAS, -1), kind, DTYPES[dtype], bits,
+        group_size, DTYPES[linear_bias] if linear_bias is not None else 0, 0,
+    )  # fmt: skip
+
+
+class Parameters(NamedTuple):
+    """How se_matrix says what an encoding is, and which of its arrays stand for weight, scales and biases."""
+
+    kind: int  # enum se_encoding
+    dtype: str
+    bits: int
+    group_size: int
+    arrays: tuple[str, str, str]
+
+
+def _parameters(encoding: Encoding) -> Parameters:
+    match encoding:
+        case Plain():
+            return Parameters(0, encoding.id, 0, 0, ("weight", "", ""))
+        case Affine(bits, group_size, dtype):
+            return Parameters(1, dtype, bits, group_size, ("codes", "scales", "biases"))
+        case Symmetric(bits, group_size, dtype):
+            return Parameters(2, dtype, bits, group_size, ("codes", "scales", ""))
+        case ZeroPoint(bits, group_size, dtype):
+            return Parameters(3, dtype, bits, group_size, ("codes", "scales", "zeros"))
+        case MXFP4():
+            return Parameters(4, "f32", 4, 32, ("codes", "scales", ""))
+        case NVFP4(how):
+            return Parameters(5 if how == "multiply" else 6, "f32", 4, 16, ("codes", "scales", "global"))
+        case FP8(group_size, dtype):
+            return Parameters(7, dtype, 8, group_size, ("codes", "scales", ""))
+        case Q4K():
+            return Parameters(8, "f16", 4, 32, ("codes", "scales", "d"))
+        case Q6K():
+            return Parameters(9, "f16", 6, 16, ("codes", "scales", "d"))
+    raise UnsupportedError(f"encoding {encoding.id} has no native kernel")
 
 
 def expert_layout(layout: RecordLayout, activation: Activation) -> ExpertLayout:

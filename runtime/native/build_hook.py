@@ -11,6 +11,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,12 @@ def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNI
 
 def compile_objects(folder: Path, to: Path, compiler: str, machine: str, flags: Sequence[str]) -> list[Path]:
     """The sources in folder as objects in `to`."""
-    objects = []
-    for name, own in sources_of(machine).items():
-        objects.append(to / f"{name}.o")
-        subprocess.run([compiler, *flags, *own, "-c", folder / f"{name}.c", "-o", objects[-1]], check=True)
-    return objects
+    files = sources_of(machine)
+
+    def compile_one(name: str) -> Path:
+        compiled = to / f"{name}.o"
+        subprocess.run([compiler, *flags, *files[name], "-c", folder / f"{name}.c", "-o", compiled], check=True)
+        return compiled
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, files))

@@ -3,13 +3,8 @@
 #ifndef SE_ELEMENTWISE_H
 #define SE_ELEMENTWISE_H
 
+#include "groups.h"
 #include "scalar.h"
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
 
 /* ---- operands */
 
@@ -39,42 +34,53 @@ static inline float group_integers(const float *x, int64_t n, float limit, int32
     return bits_float((uint32_t)largest) / limit;
 }
 
-/* Where the digit of column j of a block stands in its plane. */
-static inline int64_t place(const struct shape *shape, int64_t j) {
-    if (shape->order == ORDER_PAIRS) return j / 2 + j % 2 * (BLOCK_GROUPS / 2 * shape->group_size);
-    if (shape->order == ORDER_WIDE) return j / 32 * 32 + j % 2 * 16 + j % 32 / 2;
-    return j;
+/* Digits of integers: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127; the last two are Y. */
+static inline int32_t lower_digits(int32_t X) {
+    const int32_t low = (int8_t)(X & 255);
+    return 256 * (int8_t)((X - low) >> 8 & 255) + low;
 }
 
-/* Digits of an integer: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127; the last two are Y. */
-static inline void write_digits(const struct shape *shape, int32_t X, int64_t at, int8_t *block) {
-    const int8_t low = (int8_t)(X & 255), middle = (int8_t)((X - low) >> 8 & 255);
-    const int32_t Y = 256 * middle + low, high = (X - Y) >> 16;
+/* A run of integers that already stand in the order of a plane, at place `at` of each plane of a block. */
+static inline void write_run(const struct shape *shape, const int32_t *X, int64_t n, int64_t at, int8_t *block) {
     const int64_t plane = plane_bytes(shape);
     if (shape->order == ORDER_WIDE) {
-        int16_t *to = (int16_t *)(void *)block + at;
-        to[0] = (int16_t)(shape->planes == 1 ? X : high);
-        if (shape->planes > 1) to[plane / 2] = (int16_t)(Y + 128);
+        int16_t *high = (int16_t *)(void *)block + at, *low = high + plane / 2;
+        for (int64_t i = 0; i < n && shape->planes == 1; i++) high[i] = (int16_t)X[i];
+        for (int64_t i = 0; i < n && shape->planes > 1; i++) high[i] = (int16_t)((X[i] - lower_digits(X[i])) >> 16);
+        for (int64_t i = 0; i < n && shape->planes > 1; i++) low[i] = (int16_t)(lower_digits(X[i]) + 128);
     } else if (shape->planes == 1) {
-        block[at] = (int8_t)X;
+        for (int64_t i = 0; i < n; i++) block[at + i] = (int8_t)X[i];
     } else {
-        block[at] = (int8_t)high;
-        block[at + plane] = middle;
-        block[at + 2 * plane] = low;
+        int8_t *high = block + at, *middle = high + plane, *low = middle + plane;
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t Y = lower_digits(X[i]);
+            high[i] = (int8_t)((X[i] - Y) >> 16);
+            middle[i] = (int8_t)((Y - (int8_t)(Y & 255)) >> 8);
+            low[i] = (int8_t)(Y & 255);
+        }
     }
 }
 
 /* One group: its scale, its sum and its digits. */
 static inline void prepare_group(const struct shape *shape, const float *x, int64_t group, float *scales, float *sums,
                                  int8_t *digits) {
-    int32_t integers[MAX_GROUP], total = 0;
-    const int64_t n = shape->group_size, first = group % BLOCK_GROUPS * n;
+    int32_t integers[MAX_GROUP], ordered[MAX_GROUP], total = 0;
+    const int64_t n = shape->group_size;
     const float scale = group_integers(x, n, integer_limit(shape), integers);
     for (int64_t i = 0; i < n; i++) total += integers[i];
     scales[group] = scale;
     sums[group] = scale * (float)total;
     int8_t *block = digits + group / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
-    for (int64_t i = 0; i < n; i++) write_digits(shape, integers[i], place(shape, first + i), block);
+    const int64_t runs = shape->order == ORDER_PAIRS ? 2 : 1, length = n / runs;
+    const int64_t period = shape->order == ORDER_PAIRS ? n : 32; /* of it the even columns first, then the odd ones */
+    for (int64_t i = 0; i < n && shape->order != ORDER_PLAIN; i += period) {
+        for (int64_t j = 0; j < period / 2; j++) ordered[i + j] = integers[i + 2 * j];
+        for (int64_t j = 0; j < period / 2; j++) ordered[i + period / 2 + j] = integers[i + 2 * j + 1];
+    }
+    for (int64_t run = 0; run < runs; run++) {
+        const int64_t at = group % BLOCK_GROUPS * length + run * (BLOCK_GROUPS / 2 * n);
+        write_run(shape, (shape->order == ORDER_PLAIN ? integers : ordered) + run * length, length, at, block);
+    }
 }
 
 static void prepare(const struct shape *shape, const float *x, uint8_t *operand) {
@@ -90,40 +96,6 @@ static void prepare(const struct shape *shape, const float *x, uint8_t *operand)
     for (int64_t group = 0; group < groups; group++) {
         prepare_group(shape, x + group * shape->group_size, group, scales, scales + padded, digits);
     }
-}
-
-/* ---- groups */
-
-/* n floats from values of a dtype. */
-static void to_floats(int32_t dtype, const uint8_t *values, int64_t n, float *floats) {
-    int64_t i = 0;
-#if defined(__F16C__)
-    for (; dtype == SE_F16 && i + 8 <= n; i += 8) {
-        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(values + 2 * i))));
-    }
-#elif defined(__ARM_NEON)
-    for (; dtype == SE_F16 && i + 4 <= n; i += 4) {
-        vst1q_f32(floats + i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(values + 2 * i))));
-    }
-#endif
-    if (dtype == SE_BF16) {
-        for (; i < n; i++) {
-            uint16_t half;
-            memcpy(&half, values + 2 * i, sizeof half);
-            floats[i] = bf16_float(half);
-        }
-    }
-    for (; i < n; i++) floats[i] = dtype_float(dtype, values, i);
-}
-
-/* Scales and biases of groups first..first + n of a row, n at most CHUNK_GROUPS; zeros up to a whole block. Once per row
- * or so, and long: every kernel calls the same copy. */
-__attribute__((noinline)) static void load_groups(const struct weights *w, int64_t row, int64_t first, int64_t n,
-                                                  float *scales, float *biases) {
-    const int64_t size = w->dtype == SE_F32 ? 4 : 2, at = row * w->scales_stride + first * size;
-    to_floats(w->dtype, w->scales + at, n, scales);
-    to_floats(w->dtype, w->biases + at, n, biases);
-    for (; n % BLOCK_GROUPS != 0; n++) scales[n] = biases[n] = 0.0f;
 }
 
 /* ---- activations */

@@ -15,7 +15,7 @@
  *
  * and at the end the 16 lanes are added as a fixed tree: q = (l0 + l2) + (l1 + l3) of each four, (q0 + q1) + (q2 + q3).
  *
- * Plain weights: lane k mod 32 of 32 lanes takes fma(w[k], x[k], lane) in order of k; lane i takes lane i + 16, and
+ * Plain weights, FP8 times its scale among them: lane k mod 32 of 32 lanes takes fma(w[k], x[k], lane) in order of k; lane i takes lane i + 16, and
  * the 16 are added as above.
  *
  * So neither threads nor tiles nor the number of tokens can change a bit, and an instruction set that differs from
@@ -112,12 +112,15 @@ static inline struct operand operand_at(const struct shape *shape, const uint8_t
 struct weights {
     const uint8_t *weight;
     const uint8_t *scales;
-    const uint8_t *biases;
+    const uint8_t *biases; /* or what an encoding has in their place (enum se_encoding) */
     int64_t rows;
     int64_t weight_stride; /* bytes of a row */
     int64_t scales_stride;
+    int64_t biases_stride;
     struct shape shape;
-    int32_t dtype; /* of scales and biases, or of plain values */
+    int32_t encoding;  /* enum se_encoding */
+    int32_t dtype;     /* of scales and biases, or of plain values */
+    int64_t per_scale; /* groups that share a stored scale; FP8: columns that do */
 };
 
 /* Groups whose scales and biases become floats together. */
@@ -139,8 +142,12 @@ struct tile {
 
 typedef void tile_fn(const struct tile *tile);
 
+/* Weights that are floats: those of enum se_dtype, and FP8 (E4M3) times a scale. */
+enum value { VALUE_FP8 = SE_F32 + 1, NUM_VALUES };
+
+/* 16, 32, 64 or 128. */
 static inline int group_index(int group_size) {
-    return group_size == 16 ? 0 : group_size == 32 ? 1 : group_size == 64 ? 2 : group_size == 128 ? 3 : -1;
+    return group_size == 16 ? 0 : group_size == 32 ? 1 : group_size == 64 ? 2 : 3;
 }
 
 struct kernels {
@@ -149,9 +156,10 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
-    /* By code, group size (group_index) and precision, NULL where no encoding has that; plain by dtype. */
+    /* By code, group size (group_index) and precision, plain by enum value. NULL: the plain loops
+     * stand in, or no encoding has that. */
     tile_fn *coded[NUM_CODES][4][2];
-    tile_fn *plain[3];
+    tile_fn *plain[NUM_VALUES];
     /* gate [n] becomes activation(gate, up). */
     void (*activate)(const se_activation *activation, float *gate, const float *up, int64_t n);
     /* y [n] += weight * x, one rounding each for product and sum, as NumPy has it. */
@@ -166,7 +174,7 @@ extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avx512vnni;
 extern const struct kernels kernels_neon;
 
-/* ---- 16-bit floats */
+/* ---- small floats */
 
 static inline float bits_float(uint32_t bits) {
     float value;
@@ -190,6 +198,13 @@ static inline float f16_float(uint16_t bits) {
     if (rest >= 0x7c00) return bits_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
     if (rest < 0x400) return bits_float(sign | float_bits((float)rest * 0x1p-24f));
     return bits_float(sign | ((rest << 13) + 0x38000000));
+}
+
+/* FP8, E4M3FN: exact for every value; the one that is all ones is no number. */
+static inline float e4m3_float(uint8_t bits) {
+    const uint32_t sign = (uint32_t)(bits & 0x80) << 24, rest = (uint32_t)(bits & 0x7f) << 20;
+    const uint32_t value = float_bits(bits_float(rest) * 0x1p120f);
+    return bits_float(sign | (rest == 0x7f00000 ? 0x7fc00000 : value));
 }
 
 static inline float dtype_float(int32_t dtype, const uint8_t *values, int64_t i) {

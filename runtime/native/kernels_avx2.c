@@ -274,7 +274,12 @@ INLINE void row_by_one(const struct tile *tile, int64_t row, struct kind kind) {
     for (int s = 0; s < tile->streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s][0], lanes[s][1]);
 }
 
-enum { TILE_TOKENS = 4 }; /* their digits of one block stay in the first-level cache while the rows pass by */
+/* Tokens of a pass over the rows: their digits of one block stay in the first-level cache. */
+enum { MAX_TILE_TOKENS = 8 };
+
+INLINE int64_t tile_tokens(struct kind kind) {
+    return kind.planes == 1 ? MAX_TILE_TOKENS : MAX_TILE_TOKENS / 2;
+}
 
 /* Several operands: each block of a row is unpacked once for all of them. */
 INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
@@ -286,9 +291,9 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256i codes[MAX_BLOCK_BYTES / 32];
-    __m256 lanes[TILE_TOKENS][TILE_ROWS][2];
-    struct operand x[TILE_TOKENS];
-    memset(lanes, 0, sizeof lanes);
+    __m256 lanes[MAX_TILE_TOKENS][TILE_ROWS][2];
+    struct operand x[MAX_TILE_TOKENS];
+    memset(lanes, 0, (size_t)tokens * sizeof lanes[0]);
     for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
     for (int64_t g = 0; g < groups; g += BLOCK_GROUPS) {
         const int64_t n = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS, block = g / BLOCK_GROUPS;
@@ -324,9 +329,9 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     for (int s = 0; s < tile->streams; s++) {
         for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
             const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
-            for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
+            for (int64_t token = 0; token < tile->tokens; token += tile_tokens(kind)) {
                 const int64_t left = tile->tokens - token;
-                rows_by_many(tile, s, first, rows, token, left < TILE_TOKENS ? left : TILE_TOKENS, kind);
+                rows_by_many(tile, s, first, rows, token, left < tile_tokens(kind) ? left : tile_tokens(kind), kind);
             }
         }
     }
@@ -334,18 +339,26 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
 
 /* ---- plain weights */
 
-/* Eight plain values. */
-INLINE __m256 load_plain(const uint8_t *values, int dtype) {
-    if (dtype == SE_F32) return _mm256_loadu_ps((const float *)(const void *)values);
+/* Eight values. FP8 is a small float whose exponent is moved; the one that is all ones is no number. */
+INLINE __m256 load_values(const uint8_t *values, int value) {
+    if (value == SE_F32) return _mm256_loadu_ps((const float *)(const void *)values);
+    if (value == VALUE_FP8) {
+        const __m256i bits = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)values));
+        const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x80)), 24);
+        const __m256i rest = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f));
+        const __m256i none = _mm256_cmpeq_epi32(rest, _mm256_set1_epi32(0x7f));
+        const __m256 small = _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(rest, 20), sign));
+        return _mm256_or_ps(_mm256_mul_ps(small, _mm256_set1_ps(0x1p120f)), _mm256_castsi256_ps(none));
+    }
     const __m128i halves = _mm_loadu_si128((const void *)values);
-    if (dtype == SE_F16) return _mm256_cvtph_ps(halves);
+    if (value == SE_F16) return _mm256_cvtph_ps(halves);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
 /* One row of each stream times `tokens` operands; streams * tokens is 1 or 2: four vectors of lanes each. */
-INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int dtype) {
+INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
-    const int size = dtype == SE_F32 ? 4 : 2;
+    const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m256 lanes[MAX_STREAMS][2][4];
     memset(lanes, 0, sizeof lanes);
     for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
@@ -358,11 +371,17 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 memset(copy, 0, sizeof copy);
                 values = memcpy(copy, values, (size_t)((columns - k) * size));
             }
+            __m256 scale = _mm256_setzero_ps();
+            if (value == VALUE_FP8) {
+                const uint8_t *scales = w->scales + (tile->first[s] + row) * w->scales_stride;
+                scale = _mm256_set1_ps(dtype_float(w->dtype, scales, w->per_scale == 128 ? k / 128 : k / w->per_scale));
+            }
             UNROLL
             for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_T1);
             UNROLL
             for (int i = 0; i < 4; i++) {
-                const __m256 v = load_plain(values + 8 * i * size, dtype);
+                __m256 v = load_values(values + 8 * i * size, value);
+                if (value == VALUE_FP8) v = _mm256_mul_ps(v, scale);
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
                     const float *x = (const float *)(const void *)tile->operands[token + t] + k + 8 * i;
@@ -380,15 +399,15 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     }
 }
 
-INLINE void plain_tile(const struct tile *tile, int dtype) {
+INLINE void plain_tile(const struct tile *tile, int value) {
     for (int64_t row = 0; row < tile->rows; row++) {
         int64_t token = 0;
         if (tile->streams == 2) {
-            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 2, 2, dtype);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, dtype);
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 2, 2, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, value);
         } else {
-            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 1, 2, dtype);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, dtype);
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 1, 2, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, value);
         }
     }
 }
@@ -407,26 +426,37 @@ static void plain_f32(const struct tile *tile) {
     plain_tile(tile, SE_F32);
 }
 
+static void plain_fp8(const struct tile *tile) {
+    plain_tile(tile, VALUE_FP8);
+}
+
 #define KERNEL(code, group_size, planes)                                                       \
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
 #define KERNELS(code, group_size, exact) KERNEL(code, group_size, 1) KERNEL(code, group_size, exact)
-KERNELS(4, 32, 3)
-KERNELS(4, 64, 3)
-KERNELS(4, 128, 3)
-KERNELS(8, 32, 2)
-KERNELS(8, 64, 2)
-KERNELS(8, 128, 2)
+KERNELS(2, 32, 3) KERNELS(2, 64, 3) KERNELS(2, 128, 3)
+KERNELS(3, 32, 3) KERNELS(3, 64, 3) KERNELS(3, 128, 3)
+KERNELS(4, 32, 3) KERNELS(4, 64, 3) KERNELS(4, 128, 3)
+KERNELS(5, 32, 3) KERNELS(5, 64, 3) KERNELS(5, 128, 3)
+KERNELS(6, 16, 3) KERNELS(6, 32, 3) KERNELS(6, 64, 3) KERNELS(6, 128, 3)
+KERNELS(8, 32, 2) KERNELS(8, 64, 2) KERNELS(8, 128, 2)
+KERNELS(FP4, 16, 3) KERNELS(FP4, 32, 3)
 #define BY_PRECISION(code, group_size, exact) {tile_##code##_##group_size##_##exact, tile_##code##_##group_size##_1}
+#define FROM_32(code, exact) BY_PRECISION(code, 32, exact), BY_PRECISION(code, 64, exact), BY_PRECISION(code, 128, exact)
 
 const struct kernels kernels_avx2 = {
     .name = "avx2",
     .prepare = prepare,
     .order_8 = ORDER_WIDE,
-    .coded[CODE_4] = {{0}, BY_PRECISION(4, 32, 3), BY_PRECISION(4, 64, 3), BY_PRECISION(4, 128, 3)},
-    .coded[CODE_8] = {{0}, BY_PRECISION(8, 32, 2), BY_PRECISION(8, 64, 2), BY_PRECISION(8, 128, 2)},
-    .plain = {plain_bf16, plain_f16, plain_f32},
+    .coded[CODE_2] = {{0}, FROM_32(2, 3)},
+    .coded[CODE_3] = {{0}, FROM_32(3, 3)},
+    .coded[CODE_4] = {{0}, FROM_32(4, 3)},
+    .coded[CODE_5] = {{0}, FROM_32(5, 3)},
+    .coded[CODE_6] = {BY_PRECISION(6, 16, 3), FROM_32(6, 3)},
+    .coded[CODE_8] = {{0}, FROM_32(8, 2)},
+    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16, 3), BY_PRECISION(FP4, 32, 3)},
+    .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
     .activate = activate,
     .add_scaled = add_scaled,
     .read = read_bytes,

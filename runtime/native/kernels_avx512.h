@@ -252,6 +252,11 @@ INLINE __m512 load_halves(const uint8_t *p, __mmask16 mask, int dtype, int whole
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
+/* Whether masked loads read a block that is not whole: for the commonest codes, as only they are worth twice the code. */
+INLINE int masked(struct kind kind) {
+    return kind.code == CODE_4 || kind.code == CODE_8;
+}
+
 /* scales, biases: of the block's groups. `copy` takes codes that are no whole block and that no masked load reads. */
 INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, const float *scales,
                        const float *biases, uint8_t *copy, struct kind kind, int whole) {
@@ -262,7 +267,7 @@ INLINE void load_block(struct block *b, const struct weights *w, int64_t row, in
     b->packed = opaque(w->weight + row * w->weight_stride + first * group_bytes);
     b->bytes = (w->shape.columns / kind.group_size - first) * group_bytes;
     b->decoded = NULL;
-    if (!whole && width != 4 && width != 8) {
+    if (!whole && !masked(kind)) {
         memset(copy, 0, MAX_BLOCK_BYTES + OVERREAD);
         b->packed = memcpy(copy, b->packed, (size_t)b->bytes);
     }
@@ -271,8 +276,8 @@ INLINE void load_block(struct block *b, const struct weights *w, int64_t row, in
 /* ---- tiles */
 
 /* One operand: each stream from its first byte to its last, which is how DRAM is fastest. lanes [2][TILE_ROWS][16] */
-INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, int streams,
-                        struct kind kind) {
+INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, struct kind kind) {
+    const int streams = 2, last = (int)tile->streams - 1; /* one stream alone is rare: it is computed twice */
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size, whole = groups / BLOCK_GROUPS, blocks = shape_blocks(shape);
@@ -284,21 +289,22 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
         struct block b[MAX_STREAMS];
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t at = block % per_chunk * BLOCK_GROUPS, left = groups - block * BLOCK_GROUPS;
-            for (int s = 0; s < streams && at == 0; s++) {
+            for (int s = 0; s <= last && at == 0; s++) {
                 load_groups(tile->weights[s], tile->first[s] + row, block * BLOCK_GROUPS,
                             left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales[s], biases[s]);
             }
             for (int s = 0; s < streams; s++) {
-                load_block(&b[s], tile->weights[s], tile->first[s] + row, block, scales[s] + at, biases[s] + at,
-                           copy[s], kind, block < whole);
+                const int i = s < last ? s : last;
+                load_block(&b[s], tile->weights[i], tile->first[i] + row, block, scales[i] + at, biases[i] + at, copy[s],
+                           kind, block < whole);
             }
-            if (block < whole) {
+            if (block < whole || !masked(kind)) {
                 multiply(sum, b, streams, &x, block, kind, 1);
             } else {
                 multiply(sum, b, streams, &x, block, kind, 0);
             }
         }
-        for (int s = 0; s < streams; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
+        for (int s = 0; s <= last; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
     }
 }
 
@@ -323,7 +329,7 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
                         left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scales, biases);
             load_block(&b, w, tile->first[stream] + first + row, block, scales, biases, copy, kind, block < whole);
             UNROLL
-            for (int i = 0; i < vectors; i++) decode(codes + halves * i, &b, i, kind, block < whole);
+            for (int i = 0; i < vectors; i++) decode(codes + halves * i, &b, i, kind, block < whole || !masked(kind));
             b.decoded = codes;
             for (int64_t t = 0; t < tokens; t++) {
                 float *l = lanes + 16 * (TILE_ROWS * t + row);
@@ -335,32 +341,35 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     }
 }
 
+/* Rows first..first + rows of one stream times all tokens. lanes [TILE_TOKENS][TILE_ROWS][16] */
+INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, float *lanes, struct kind kind) {
+    const __mmask16 mask = (__mmask16)((1 << rows) - 1);
+    for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
+        const int64_t left = tile->tokens - token, tokens = left < TILE_TOKENS ? left : TILE_TOKENS;
+        memset(lanes, 0, (size_t)tokens * TILE_ROWS * 16 * sizeof *lanes);
+        rows_by_many(tile, s, first, rows, token, tokens, lanes, kind);
+        for (int64_t t = 0; t < tokens; t++) {
+            float *y = tile->y[s][token + t] + tile->first[s] + first;
+            _mm512_mask_storeu_ps(y, mask, add_rows(lanes + 16 * TILE_ROWS * t));
+        }
+    }
+}
+
+/* For one token the commonest codes meet their digits as they are loaded, two streams at a time; the others are unpacked
+ * row by row like blocks of tokens. */
 INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
-    for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
-        const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
-        const __mmask16 mask = (__mmask16)((1 << rows) - 1);
-        if (tile->tokens == 1) {
-            if (tile->streams == 2) {
-                rows_by_one(tile, first, rows, lanes, 2, kind);
-            } else {
-                rows_by_one(tile, first, rows, lanes, 1, kind);
-            }
+    const int64_t step = tile->tokens == 1 && !masked(kind) ? 1 : TILE_ROWS;
+    for (int64_t first = 0; first < tile->rows; first += step) {
+        const int64_t left = tile->rows - first, rows = left < step ? left : step;
+        if (tile->tokens == 1 && masked(kind)) {
+            rows_by_one(tile, first, rows, lanes, kind);
             for (int s = 0; s < tile->streams; s++) {
-                _mm512_mask_storeu_ps(tile->y[s][0] + tile->first[s] + first, mask, add_rows(lanes + 16 * TILE_ROWS * s));
+                _mm512_mask_storeu_ps(tile->y[s][0] + tile->first[s] + first, (__mmask16)((1 << rows) - 1),
+                                      add_rows(lanes + 16 * TILE_ROWS * s));
             }
-            continue;
-        }
-        for (int s = 0; s < tile->streams; s++) {
-            for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
-                const int64_t left = tile->tokens - token, tokens = left < TILE_TOKENS ? left : TILE_TOKENS;
-                memset(lanes, 0, (size_t)tokens * TILE_ROWS * 16 * sizeof *lanes);
-                rows_by_many(tile, s, first, rows, token, tokens, lanes, kind);
-                for (int64_t t = 0; t < tokens; t++) {
-                    float *y = tile->y[s][token + t] + tile->first[s] + first;
-                    _mm512_mask_storeu_ps(y, mask, add_rows(lanes + 16 * TILE_ROWS * t));
-                }
-            }
+        } else {
+            for (int s = 0; s < tile->streams; s++) stream_by_many(tile, s, first, rows, lanes, kind);
         }
     }
 }
@@ -375,17 +384,28 @@ INLINE float add_lanes(__m512 v) {
     return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
 }
 
-/* Sixteen plain values from column k on; `left` of them exist. */
-INLINE __m512 load_plain(const uint8_t *row, int64_t k, int64_t left, int dtype) {
+/* Sixteen values from column k on; `left` of them exist. FP8 is a small float whose exponent is moved; the one that is
+ * all ones is no number. */
+INLINE __m512 load_values(const uint8_t *row, int64_t k, int64_t left, int value) {
     const int whole = left >= 16;
     const __mmask16 mask = (__mmask16)(whole ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
-    if (dtype != SE_F32) return load_halves(row + 2 * k, mask, dtype, whole);
+    if (value == VALUE_FP8) {
+        const __m128i bytes = whole ? _mm_loadu_si128((const void *)(row + k)) : _mm_maskz_loadu_epi8(mask, row + k);
+        const __m512i bits = _mm512_cvtepu8_epi32(bytes);
+        const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x80)), 24);
+        const __m512i rest = _mm512_and_si512(bits, _mm512_set1_epi32(0x7f));
+        const __mmask16 none = _mm512_cmpeq_epi32_mask(rest, _mm512_set1_epi32(0x7f));
+        const __m512 small = _mm512_castsi512_ps(_mm512_or_si512(_mm512_slli_epi32(rest, 20), sign));
+        return _mm512_mask_mov_ps(_mm512_mul_ps(small, _mm512_set1_ps(0x1p120f)), none, _mm512_set1_ps(NAN));
+    }
+    if (value != SE_F32) return load_halves(row + 2 * k, mask, value, whole);
     return whole ? _mm512_loadu_ps(row + 4 * k) : _mm512_maskz_loadu_ps(mask, row + 4 * k);
 }
 
 /* One row of each stream times `tokens` operands. */
-INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int dtype) {
+INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
+    const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m512 sum[MAX_STREAMS][4][2];
     const uint8_t *w[MAX_STREAMS];
     const float *x[4];
@@ -400,11 +420,18 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
         UNROLL
         for (int s = 0; s < streams; s++) {
-            _mm_prefetch(w[s] + k * (dtype == SE_F32 ? 4 : 2) + AHEAD_BYTES, _MM_HINT_T1);
+            __m512 scale = _mm512_setzero_ps();
+            if (value == VALUE_FP8) {
+                const struct weights *fp8 = tile->weights[s];
+                const uint8_t *scales = fp8->scales + (tile->first[s] + row) * fp8->scales_stride;
+                scale = _mm512_set1_ps(dtype_float(fp8->dtype, scales, k / fp8->per_scale));
+            }
+            _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
             UNROLL
             for (int half = 0; half < 2; half++) {
                 const int64_t at = k + 16 * half;
-                const __m512 v = load_plain(w[s], at, columns - at, dtype);
+                __m512 v = load_values(w[s], at, columns - at, value);
+                if (value == VALUE_FP8) v = _mm512_mul_ps(v, scale);
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
                     sum[s][t][half] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[t] + at), sum[s][t][half]);
@@ -421,15 +448,15 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     }
 }
 
-INLINE void plain_tile(const struct tile *tile, int dtype) {
+INLINE void plain_tile(const struct tile *tile, int value) {
     for (int64_t row = 0; row < tile->rows; row++) {
         int64_t token = 0;
         if (tile->streams == 2) {
-            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 2, 4, dtype);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, dtype);
+            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 2, 4, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, value);
         } else {
-            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 1, 4, dtype);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, dtype);
+            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 1, 4, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, value);
         }
     }
 }
@@ -448,24 +475,32 @@ static void plain_f32(const struct tile *tile) {
     plain_tile(tile, SE_F32);
 }
 
+static void plain_fp8(const struct tile *tile) {
+    plain_tile(tile, VALUE_FP8);
+}
+
 #define KERNEL(code, group_size, planes)                                                       \
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
 #define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
-KERNELS(4, 32)
-KERNELS(4, 64)
-KERNELS(4, 128)
-KERNELS(8, 32)
-KERNELS(8, 64)
-KERNELS(8, 128)
+KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
+KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
+KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
+KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
+KERNELS(FP4, 16) KERNELS(FP4, 32)
 #define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
+#define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 #define KERNELS_AVX512(level)                                                                                    \
     {                                                                                                            \
         .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
         .order_8 = ORDER_PLAIN,                                                                                  \
-        .coded[CODE_4] = {{0}, BY_PRECISION(4, 32), BY_PRECISION(4, 64), BY_PRECISION(4, 128)},                  \
-        .coded[CODE_8] = {{0}, BY_PRECISION(8, 32), BY_PRECISION(8, 64), BY_PRECISION(8, 128)},                  \
-        .plain = {plain_bf16, plain_f16, plain_f32},                                                             \
+        .coded[CODE_2] = {{0}, FROM_32(2)}, .coded[CODE_3] = {{0}, FROM_32(3)},                                  \
+        .coded[CODE_4] = {{0}, FROM_32(4)}, .coded[CODE_5] = {{0}, FROM_32(5)},                                  \
+        .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)}, .coded[CODE_8] = {{0}, FROM_32(8)},                  \
+        .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},                                       \
+        .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},                                                  \
     }

@@ -23,6 +23,13 @@ static void unpack(int code, const uint8_t *packed, int64_t first, int64_t n, ui
     }
 }
 
+/* Where the digit of column j of a block stands in its plane. */
+static inline int64_t place(const struct shape *shape, int64_t j) {
+    if (shape->order == ORDER_PAIRS) return j / 2 + j % 2 * (BLOCK_GROUPS / 2 * shape->group_size);
+    if (shape->order == ORDER_WIDE) return j / 32 * 32 + j % 2 * 16 + j % 32 / 2;
+    return j;
+}
+
 /* D = sum of code * X over one group, or H and L of 8-bit codes, as kernels.h has them. `at`: its place in a block. */
 static float group_dot(const struct shape *shape, const uint8_t *codes, const int8_t *block, int64_t at) {
     const int64_t plane = plane_bytes(shape);
@@ -55,12 +62,15 @@ static float coded_dot(const struct weights *w, int64_t row, const uint8_t *byte
     return add_lanes(lane);
 }
 
-static float plain_dot(const struct weights *w, int64_t row, const uint8_t *operand) {
+/* A row of values times an operand, as kernels.h has it. */
+static float values_dot(const struct weights *w, int64_t row, const uint8_t *operand) {
     const float *x = (const float *)(const void *)operand;
+    const uint8_t *values = w->weight + row * w->weight_stride, *scales = w->scales + row * w->scales_stride;
     float lane[PLAIN_LANES] = {0};
     for (int64_t k = 0; k < w->shape.columns; k++) {
-        float *l = &lane[k % PLAIN_LANES];
-        *l = fmaf(dtype_float(w->dtype, w->weight + row * w->weight_stride, k), x[k], *l);
+        const float v = w->encoding == SE_FP8 ? e4m3_float(values[k]) * dtype_float(w->dtype, scales, k / w->per_scale)
+                                              : dtype_float(w->dtype, values, k);
+        lane[k % PLAIN_LANES] = fmaf(v, x[k], lane[k % PLAIN_LANES]);
     }
     for (int i = 0; i < PLAIN_LANES / 2; i++) lane[i] += lane[i + PLAIN_LANES / 2];
     return add_lanes(lane);
@@ -83,7 +93,7 @@ static void coded_tile(const struct tile *tile) {
 }
 
 static void plain_tile(const struct tile *tile) {
-    any_tile(tile, plain_dot);
+    any_tile(tile, values_dot);
 }
 
 #define BY_PRECISION {coded_tile, coded_tile}
@@ -94,7 +104,7 @@ const struct kernels kernels_portable = {
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
     .coded = {BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
-    .plain = {plain_tile, plain_tile, plain_tile},
+    .plain = {plain_tile, plain_tile, plain_tile, plain_tile},
     .activate = activate,
     .add_scaled = add_scaled,
     .read = read_bytes,

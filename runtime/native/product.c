@@ -5,21 +5,72 @@ static bool is_dtype(int32_t dtype) {
     return dtype == SE_BF16 || dtype == SE_F16 || dtype == SE_F32;
 }
 
-/* The code that carries so many bits, or -1. */
-static int code_of(int32_t bits) {
-    return bits == 8 ? CODE_8 : bits >= 2 && bits <= 6 ? bits - 2 : -1;
+/* What the encodings have in common: codes of one kind, in groups of a size that a kernel knows. */
+static bool code_of(const se_matrix *m, int32_t *code, int32_t *group_size) {
+    switch (m->encoding) {
+    case SE_MXFP4: return *code = CODE_FP4, *group_size = 32, true;
+    case SE_NVFP4_MULTIPLY:
+    case SE_NVFP4_DIVIDE: return *code = CODE_FP4, *group_size = 16, true;
+    case SE_Q4_K: return *code = CODE_4, *group_size = 32, m->columns % 256 == 0;
+    case SE_Q6_K: return *code = CODE_6, *group_size = 16, m->columns % 256 == 0;
+    case SE_AFFINE:
+    case SE_SYMMETRIC:
+    case SE_ZERO_POINT: break;
+    default: return false;
+    }
+    if (m->bits != 8 && (m->bits < 2 || m->bits > 6)) return false;
+    if (m->group_size < 32 || m->columns % m->group_size != 0) return false;
+    *code = m->bits == 8 ? CODE_8 : m->bits - 2;
+    for (*group_size = 128; m->group_size % *group_size != 0; *group_size /= 2) {
+        if (*group_size == 32) return false;
+    }
+    return m->encoding != SE_AFFINE || *group_size == m->group_size;
+}
+
+/* Bytes of a row of each array beside the codes. */
+static void set_strides(struct weights *w, const se_matrix *m, int64_t groups) {
+    const int64_t stored = groups / w->per_scale, size = m->dtype == SE_F32 ? 4 : 2;
+    switch (m->encoding) {
+    case SE_AFFINE: w->biases_stride = w->scales_stride = stored * size; break;
+    case SE_SYMMETRIC: w->scales_stride = stored * size; break;
+    case SE_ZERO_POINT: w->scales_stride = stored * size, w->biases_stride = stored; break;
+    case SE_Q4_K: w->scales_stride = m->columns / 256 * 12, w->biases_stride = m->columns / 256 * 2; break;
+    case SE_Q6_K: w->scales_stride = groups, w->biases_stride = m->columns / 256 * 2; break;
+    default: w->scales_stride = groups, w->biases_stride = 4; /* FP4 */
+    }
 }
 
 static int32_t coded_product(struct product *p, const struct kernels *kernels, int32_t precision, const se_matrix *m) {
-    const int code = code_of(m->bits), index = group_index(m->group_size);
-    if (code < 0 || index < 0 || m->columns % m->group_size != 0) return SE_UNSUPPORTED;
-    p->weights.weight_stride = m->columns * m->bits / 8;
-    p->weights.scales_stride = m->columns / m->group_size * (m->dtype == SE_F32 ? 4 : 2);
+    int32_t code, group_size;
+    if (!code_of(m, &code, &group_size) || m->columns % group_size != 0) return SE_UNSUPPORTED;
+    struct weights *w = &p->weights;
+    w->weight_stride = m->columns * code_width(code) / 8;
+    w->per_scale = m->encoding == SE_SYMMETRIC || m->encoding == SE_ZERO_POINT ? m->group_size / group_size : 1;
+    set_strides(w, m, m->columns / group_size);
     const int32_t order = code == CODE_8 ? kernels->order_8 : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
     const int32_t planes = precision == SE_FAST ? 1 : order == ORDER_WIDE ? 2 : 3;
-    p->weights.shape = (struct shape){m->columns, code, m->group_size, order, planes};
-    p->tile = kernels->coded[code][index][precision];
-    return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
+    w->shape = (struct shape){m->columns, code, group_size, order, planes};
+    p->tile = kernels->coded[code][group_index(group_size)][precision];
+    if (p->tile == NULL) p->tile = kernels_portable.coded[code][group_index(group_size)][precision];
+    return SE_OK;
+}
+
+static int32_t plain_product(struct product *p, const struct kernels *kernels, const se_matrix *m) {
+    const int64_t size = m->dtype == SE_F32 ? 4 : 2;
+    struct weights *w = &p->weights;
+    w->shape = (struct shape){.columns = m->columns};
+    if (m->encoding == SE_PLAIN) {
+        w->weight_stride = m->columns * size;
+        p->tile = kernels->plain[m->dtype];
+        return SE_OK;
+    }
+    if (m->group_size % PLAIN_LANES != 0 && m->group_size != m->columns) return SE_UNSUPPORTED;
+    if (m->group_size < 1) return SE_UNSUPPORTED;
+    w->per_scale = m->group_size;
+    w->weight_stride = m->columns;
+    w->scales_stride = (m->columns + m->group_size - 1) / m->group_size * size;
+    p->tile = kernels->plain[VALUE_FP8] != NULL ? kernels->plain[VALUE_FP8] : kernels_portable.plain[VALUE_FP8];
+    return SE_OK;
 }
 
 int32_t product_of(struct product *p, const struct kernels *kernels, int32_t precision, const se_matrix *m,
@@ -31,20 +82,13 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
         return SE_UNSUPPORTED;
     }
     *p = (struct product){
-        .weights = {.weight = base + m->weight_offset, .rows = m->rows, .dtype = m->dtype},
+        .weights = {.weight = base + m->weight_offset, .scales = base + m->scales_offset,
+                    .biases = base + m->biases_offset, .rows = m->rows, .encoding = m->encoding, .dtype = m->dtype},
         .linear_bias = m->linear_bias_offset < 0 ? NULL : base + m->linear_bias_offset,
         .linear_bias_dtype = m->linear_bias_dtype,
     };
-    if (m->encoding == SE_AFFINE) {
-        p->weights.scales = base + m->scales_offset;
-        p->weights.biases = base + m->biases_offset;
-        return coded_product(p, kernels, precision, m);
-    }
-    if (m->encoding != SE_PLAIN) return SE_UNSUPPORTED;
-    p->weights.weight_stride = m->columns * (m->dtype == SE_F32 ? 4 : 2);
-    p->weights.shape = (struct shape){.columns = m->columns};
-    p->tile = kernels->plain[m->dtype];
-    return SE_OK;
+    if (m->encoding == SE_PLAIN || m->encoding == SE_FP8) return plain_product(p, kernels, m);
+    return coded_product(p, kernels, precision, m);
 }
 
 bool same_shape(const struct product *a, const struct product *b) {

@@ -41,23 +41,33 @@ enum se_precision {
 
 enum se_dtype { SE_BF16 = 0, SE_F16 = 1, SE_F32 = 2 };
 
+/* formats/encodings, by id; FORMAT.md says what each means. Codes are u32 streams, but for FP8. */
 enum se_encoding {
-    SE_PLAIN = 0,  /* formats/encodings/plain.py: `dtype` values */
-    SE_AFFINE = 1, /* formats/encodings/affine.py: `bits` wide codes, scales and biases of `dtype` */
+    SE_PLAIN = 0,          /* bf16, f16, f32: `dtype` values */
+    SE_AFFINE = 1,         /* codes of `bits`, scales and biases of `dtype` */
+    SE_SYMMETRIC = 2,      /* codes of `bits`, scales of `dtype` */
+    SE_ZERO_POINT = 3,     /* codes of `bits`, scales of `dtype`; biases: zeros, u8 */
+    SE_MXFP4 = 4,          /* E2M1 codes, E8M0 scales */
+    SE_NVFP4_MULTIPLY = 5, /* E2M1 codes, E4M3 scales; biases: the global scale of each row, f32, which multiplies */
+    SE_NVFP4_DIVIDE = 6,   /* or divides */
+    SE_FP8 = 7,            /* E4M3 values, scales of `dtype` */
+    SE_Q4_K = 8,           /* codes, scales; biases: d, and dmin on the next multiple of 64 behind it */
+    SE_Q6_K = 9,           /* codes, scales; biases: d */
 };
 
-/* A matrix [rows, columns] inside a record or tensor: where its arrays lie, in bytes from the start of it. */
+/* A matrix [rows, columns] inside a record or tensor: where its arrays lie, in bytes from the start of it. Scales follow
+ * codes, so that a kernel may read a few bytes beyond the last code. */
 typedef struct {
     int64_t rows;
     int64_t columns; /* the input axis */
     int64_t weight_offset;      /* plain values, or packed codes; on a multiple of 4 */
-    int64_t scales_offset;      /* affine only */
-    int64_t biases_offset;      /* affine only */
+    int64_t scales_offset;
+    int64_t biases_offset;      /* or what enum se_encoding names */
     int64_t linear_bias_offset; /* added to the product; -1 for none */
     int32_t encoding;           /* enum se_encoding */
     int32_t dtype;              /* enum se_dtype */
-    int32_t bits;               /* affine: 4 or 8 */
-    int32_t group_size;         /* affine: 32, 64 or 128 */
+    int32_t bits;               /* affine, symmetric, zero_point */
+    int32_t group_size;         /* affine, symmetric, zero_point, fp8: columns of a scale */
     int32_t linear_bias_dtype;  /* enum se_dtype */
     int32_t reserved;           /* zero */
 } se_matrix;

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.encodings import Affine, Encoding, Plain
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from runtime.backends import native
 from runtime.native.build_hook import FLAGS, SOURCES
-from tests.matrices import Matrix
+from tests.matrices import Matrix, columns_of
 
 CC = shutil.which(os.environ.get("CC", "cc"))
 NATIVE = Path(native.__file__).parent.parent / "native"
@@ -28,8 +28,15 @@ pytestmark = pytest.mark.skipif(not HAS_SIMDE, reason="the headers of SIMDe are 
 
 EMULATED = ("avx512vnni", "avx512")
 ENCODINGS: tuple[Encoding, ...] = (
-    *(Affine(bits, size, "f16") for bits, size in itertools.product((4, 8), (32, 64, 128))),
+    *(Affine(bits, size, "f16") for bits, size in itertools.product((2, 3, 4, 5, 6, 8), (32, 64, 128))),
     *(Plain(dtype) for dtype in ("bf16", "f16", "f32")),
+    Symmetric(5, 32, "f32"),
+    ZeroPoint(2, 64, "bf16"),
+    FP8(128, "bf16"),
+    MXFP4(),
+    NVFP4("divide"),
+    Q4K(),
+    Q6K(),
 )
 
 
@@ -76,7 +83,7 @@ def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_emulated_kernels_give_the_bits_of_the_portable_loops(encoding: Encoding, precision: str) -> None:
     assert native.levels() == (*EMULATED, "portable")
     for groups, rows, tokens in ((1, 1, 1), (7, 3, 2), (37, 35, 1), (33, 18, 9), (16, 6, 3)):
-        columns = groups * encoding.group_size if isinstance(encoding, Affine) else 11 * groups + 1
+        columns = columns_of(encoding, groups)
         matrix = Matrix(encoding, rows, columns, None, groups)
         x = np.random.default_rng(groups).standard_normal((tokens, columns), np.float32)
         results = []
