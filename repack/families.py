@@ -73,6 +73,7 @@ class Family:
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
+    norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
 
     def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
@@ -170,7 +171,8 @@ def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
 
 
 QWEN3_5_MOE = Family(
-    prefixes=("model.language_model.", "model."),
+    prefixes=("model.language_model.", "model.", "language_model.model."),
+    norms_around_zero=True,
     dims=_qwen3_5_dims,
     before_mixer=(Tensor("input_layernorm", "D"),),
     mixers={
@@ -213,11 +215,15 @@ QWEN3_5_MOE = Family(
         PER_EXPERT,
         SWITCH_MLP,
     ),
-    skipped={"model.visual.": "the vision tower", "mtp.": "multi-token prediction"},
+    skipped={
+        "model.visual.": "the vision tower",
+        "vision_tower.": "the vision tower",
+        "mtp.": "multi-token prediction",
+    },
 )
 
 
-QWEN3_NEXT = replace(QWEN3_5_MOE, prefixes=("model.",), expert_layouts=(PER_EXPERT,))
+QWEN3_NEXT = replace(QWEN3_5_MOE, prefixes=("model.",), expert_layouts=(PER_EXPERT, SWITCH_MLP))
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
@@ -279,6 +285,9 @@ def _decoder(
     )
 
 
+SPARSE_SWITCH_MLP = tuple(
+    rule._replace(name=rule.name.replace("mlp.switch", "block_sparse_moe.switch")) for rule in SWITCH_MLP
+)
 W1_W3_W2 = (
     Experts("block_sparse_moe.experts.{expert}.w1", "I D", ("gate",)),
     Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
@@ -301,6 +310,7 @@ GRANITEMOE = _decoder(
             Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
             Experts("block_sparse_moe.output_linear", "D I", ("down",)),
         ),
+        SPARSE_SWITCH_MLP,
         SWITCH_MLP,
     ),
 )
@@ -324,10 +334,10 @@ MINIMAX_M2 = _decoder(
         ROUTER._replace(source="block_sparse_moe.gate"),
         CORRECTION_BIAS._replace(source="block_sparse_moe.e_score_correction_bias"),
     ),
-    (W1_W3_W2, SWITCH_MLP),
+    (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP),
     extra_layers="multi-token prediction",
 )
-MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP))
+MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP))
 OLMOE = _decoder((ROUTER,))
 QWEN2_MOE = _decoder(
     (

@@ -7,6 +7,7 @@ from formats.config import ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
+from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
 from formats.layout import (
@@ -24,6 +25,7 @@ from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, T
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
+NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 RESIDENT_GROUP_SIZES = (64, 32)  # the first that divides a tensor's width
 
 
@@ -54,11 +56,11 @@ class _Planner:
         options: Options,
         quantization: Quantization | None,
     ) -> None:
-        self.left = dict(tensors)
+        self.family = FAMILIES[config.model_type]
+        self.left = without_added_ones(tensors) if self.family.norms_around_zero else dict(tensors)
         self.config = config
         self.options = options
         self.quantization = quantization
-        self.family = FAMILIES[config.model_type]
         self.prefix = next(
             (p for p in self.family.prefixes if f"{p}{EMBEDDING.base}{EMBEDDING.suffix}" in tensors),
             self.family.prefixes[0],
@@ -254,6 +256,17 @@ class _Planner:
             reasons.setdefault(known, []).append(tensor)
         for what, tensors in sorted(reasons.items()):
             yield Skipped(what, len(tensors), sum(tensor.nbytes for tensor in tensors))
+
+
+def without_added_ones(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Norms around zero, which MLX stores around one: it is told by its convolutions, [channels, kernel, 1]."""
+    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1] == 1 for name, tensor in tensors.items())
+    if not by_mlx:
+        return dict(tensors)
+    return {
+        name: tensor._replace(adjustment=MINUS_ONE) if name.endswith(NORMS_AROUND_ZERO) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

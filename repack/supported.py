@@ -48,13 +48,13 @@ SUPPORTED: Sequence[Supported] = (
     Supported(
         "qwen3_5_moe",
         "Qwen3.5-397B-A17B, 122B-A10B, 35B-A3B; Qwen3.6-35B-A3B",
-        "bf16, FP8, GPTQ, NVFP4, GGUF",
+        "bf16, FP8, GPTQ, NVFP4, MLX, GGUF",
         TRANSFORMERS,
         DECODERS,
     ),
     Supported("qwen3_5_moe_text", "the language model of Qwen3.5 alone", "bf16", TRANSFORMERS, QWEN3_5),
     Supported("qwen3_moe", "Qwen3-30B-A3B, 235B-A22B, Qwen3-Coder", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
-    Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8", TRANSFORMERS, DECODERS),
+    Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX", TRANSFORMERS, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
