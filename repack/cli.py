@@ -19,7 +19,7 @@ from repack.cli_plan import plan_command, rehearse_command
 from repack.compare import choose_experts
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
-from repack.options import OUT, hub_options, json_option, open_source, print_json, writing_options
+from repack.options import OUT, hub_options, json_option, open_source, print_json, requantize_option, writing_options
 from repack.output import SMALL_FILES, begun_revision, check_space, inspect_folder
 from repack.plan import Options, Plan
 from repack.rates import Rates
@@ -46,6 +46,7 @@ def cli() -> None:
 @click.option("--download", is_flag=True, help="Fetch whole files into the hub's cache first, and check their SHA-256.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-hash-source", is_flag=True, help="Do not take SHA-256 of local source files.")
+@requantize_option
 def convert_command(
     source: str,
     out: Path,
@@ -61,6 +62,7 @@ def convert_command(
     force: bool,
     jobs: int | None,
     no_hash_source: bool,
+    requantize: bool,
     as_json: bool,
 ) -> None:
     """Convert SOURCE into the container OUT.
@@ -68,7 +70,7 @@ def convert_command(
     SOURCE is a folder with a checkpoint, a repository on the hub (org/name), or `demo`, the checkpoint that comes
     with this program. A conversion that was stopped is completed by the same command.
     """
-    options = Options(int(bits), int(group_size), int(resident_bits))
+    options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     jobs = jobs or default_jobs()
     revision = revision or begun_revision(out, split_choice(source)[0])
     opened = open_source(source, revision, connections, patience, jobs, pattern)
@@ -76,6 +78,8 @@ def convert_command(
     if dry_run:
         _print_plan(conversion, as_json)
         return
+    if requantize:
+        say("--requantize: weights that arrive quantized are rounded once more, where the bits asked for are no more")
     for skipped in conversion.plan.skipped:
         say(f"skipped {skipped.tensors} tensors of {skipped.what} ({human(skipped.nbytes)})")
     started = time.monotonic()
@@ -122,7 +126,7 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         "source_bytes": plan.source_bytes,
         "output_bytes": conversion.output_bytes,
         "skipped": _skipped(plan),
-        **report.describe_layout(plan.layout, len(tokenizer), os.cpu_count() or 1),
+        **report.describe_layout(plan.layout, len(tokenizer), os.cpu_count() or 1, plan.origins()),
     }
     if as_json:
         print_json(described)
@@ -131,6 +135,8 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
     click.echo()
     for skipped in plan.skipped:
         click.echo(f"skips {skipped.tensors} tensors of {skipped.what} ({human(skipped.nbytes)})")
+    if plan.options.requantize:
+        click.echo("--requantize: weights that arrive quantized are rounded once more")
     click.echo(f"reads {human(plan.source_bytes)} and writes {human(conversion.output_bytes)}; nothing is written now")
 
 

@@ -19,6 +19,7 @@ from repack.options import (
     layout_options,
     open_source,
     print_json,
+    requantize_option,
     revision_option,
     writing_options,
 )
@@ -34,6 +35,7 @@ from repack.terminal import Bar, warn_of_page_cache
 @click.option("--out", type=OUT, default=".", help="Where the container would go; its disk is measured.")
 @click.option("--ram", type=Size(), help="Memory to run with; default: most of what is free.")
 @layout_options
+@requantize_option
 @revision_option
 @click.option("--no-probe", is_flag=True, help="Do not measure this machine, and predict no speed.")
 def plan_command(
@@ -43,6 +45,7 @@ def plan_command(
     bits: str,
     group_size: str,
     resident_bits: str,
+    requantize: bool,
     revision: str | None,
     no_probe: bool,
     as_json: bool,
@@ -53,7 +56,8 @@ def plan_command(
     From a repository only headers are read. The exit status is 1 when the model cannot run here.
     """
     threads = os.cpu_count() or 1
-    conversion = prepare(_plannable(source, revision), Options(int(bits), int(group_size), int(resident_bits)))
+    options = Options(int(bits), int(group_size), int(resident_bits), requantize)
+    conversion = prepare(_plannable(source, revision), options)
     machine = None if no_probe else probe(out, forecast.record_bytes(conversion), threads)
     report = forecast.forecast(conversion, out, ram if ram is not None else default_ram_bytes(), machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))

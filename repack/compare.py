@@ -252,20 +252,13 @@ def _compare(fd: int, matrix: _Matrix, reader: "_Readers", tally: _Tally, found:
         if damaged:
             continue
         damage = _difference(arrays, expected)
-        if damage is None and _is_lossless(matrix):
+        if damage is None and source.origin(matrix.encoding).exact:  # then decoding by each must agree too
             damage = _difference({"values": stored}, {"values": values})
         if damage is not None:
             array, row = damage
             message = f"is not what {shown(source.tensor)} of the source gives in {encoding_label(matrix.encoding)}"
             found.add(replace(matrix.place, message=message, array=array, row=first + row))
             damaged = True
-
-
-def _is_lossless(matrix: _Matrix) -> bool:
-    """Whether the container means the source's values to the bit; then they are compared too, decoded by each."""
-    source = matrix.source
-    decoded = source.encoding.quantized and matrix.encoding == Plain("f32")
-    return decoded or matrix.encoding == source.encoding.exact(source.columns)
 
 
 def _expected(matrix: _Matrix, planes: Mapping[str, AnyArray], values: Float32) -> dict[str, AnyArray]:

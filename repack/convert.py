@@ -16,6 +16,7 @@ from formats.errors import FormatError, RequestError, StreamingExpertsError
 from formats.index import INDEX_FILE, FileChecksum, Index, SourceFile, index_to_bytes
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
+from formats.origins import ORIGINS
 from formats.quantization import MODELOPT_FILE, read_quantization
 from repack.encode import SourceWeights, Weights
 from repack.output import (
@@ -119,9 +120,11 @@ def prepare(source: Source, options: Options) -> Conversion:
     if "config.json" not in small_files:
         raise FormatError("config.json is missing from the checkpoint")
     config = read_config(small_files["config.json"])
-    modelopt = source.small_file(MODELOPT_FILE)
-    quantization = read_quantization(small_files["config.json"], modelopt)
-    return Conversion(source, make_plan(source.tensors, config, options, quantization), small_files)
+    quantization = None
+    if source.shards:  # a geometry without weights is one of plain floats, whatever its config says
+        quantization = read_quantization(small_files["config.json"], source.small_file(MODELOPT_FILE))
+    plan = make_plan(source.tensors, config, options, quantization)
+    return Conversion(source, plan, small_files, {ORIGINS: plan.origins().to_json()})
 
 
 def convert(

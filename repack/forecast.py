@@ -12,6 +12,7 @@ from typing import Any
 from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, MemoryTerms, human, largest_record_bytes, memory_terms
 from formats.errors import RequestError
 from formats.layout import Layout
+from formats.origins import read_origins
 from formats.predict import HIT_RATES, outlook, tokens_per_s
 from formats.probe import Probe
 from repack.convert import Conversion, prepare
@@ -35,7 +36,7 @@ def forecast(conversion: Conversion, out: Path, ram_bytes: int, machine: Probe |
         "revision": conversion.source.revision,
         "weights_bytes": conversion.plan.source_bytes,
         "options": conversion.plan.options.facts(),
-        **describe_layout(layout, tokenizer_bytes, threads),
+        **describe_layout(layout, tokenizer_bytes, threads, read_origins(conversion.extensions, "plan")),
         "resident_choices": [_resident_choice(conversion, bits, tokenizer_bytes, threads) for bits in RESIDENT_BITS],
         "disk": {"needed_bytes": conversion.output_bytes, "free_bytes": free},
         "ram_bytes": ram_bytes,

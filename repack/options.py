@@ -21,6 +21,9 @@ BITS = ("4", "8", "16")
 OUT = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 revision_option = click.option("--revision", help="Branch, tag or commit of a repository.")
+requantize_option = click.option(
+    "--requantize", is_flag=True, help="Round weights that arrive quantized once more; else they stay to the bit."
+)
 _LAYOUT = (
     click.option(
         "--bits", type=click.Choice(BITS), default="4", show_default=True, help="Of experts; 16: as they are."

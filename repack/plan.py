@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from formats.encodings import Encoding
+from formats.encodings import Encoding, Plain
 from formats.encodings.sources import Plane, SourceEncoding, stored
 from formats.encodings.sources.base import EACH_ROW, PACKED_ROWS
 from formats.layout import (
@@ -16,6 +16,7 @@ from formats.layout import (
     LayerLayout,
     Layout,
 )
+from formats.origins import Origin, Origins
 from formats.record import PlacedArray
 from repack.sources.base import Range
 
@@ -96,6 +97,11 @@ class SourceMatrix(NamedTuple):
     def bytes_of(self, rows: int) -> int:
         """The share of the first `rows` rows: what a reader of them reports as progress."""
         return sum(plane.nbytes for plane in self.planes) * rows // self.stored_rows
+
+    def origin(self, encoding: Encoding) -> Origin:
+        """What the index says of it, stored in an encoding."""
+        decoded = self.encoding.quantized and encoding == Plain("f32")
+        return Origin(self.encoding.label, decoded or encoding == self.encoding.exact(self.columns))
 
     def slice(self, first: int, rows: int) -> "SourceMatrix":
         """Some of its rows, in order."""
@@ -208,6 +214,18 @@ class Plan:
     resident: tuple[SourceMatrix, ...]  # of layout.resident
     embedding: SourceMatrix
     skipped: tuple[Skipped, ...]
+
+    def origins(self) -> Origins:
+        """In which encoding each tensor arrives, and whether it is kept to the bit."""
+        layout = self.layout
+        return Origins(
+            self.embedding.origin(layout.embedding.encoding),
+            {t.name: m.origin(t.encoding) for t, m in zip(layout.resident, self.resident, strict=True)},
+            {
+                i: tuple(m.origin(p.encoding) for p, m in zip(layer.record.parts, self.experts[i][0], strict=True))
+                for i, layer in layout.moe_layers()
+            },
+        )
 
     def files(self) -> Iterator[FilePlan]:
         """The files to write, each independent of the others; the long single ones first."""

@@ -6,8 +6,9 @@ All sizes are bytes. Numbers of a layout come from the layout alone, so that a p
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from formats.encodings.packing import unpack_codes
 from formats.errors import ChecksumError, RequestError
 from formats.index import INDEX_FILE, source_to_json
 from formats.layout import LayerLayout, Layout
+from formats.origins import Origin, Origins, read_origins
 from formats.record import PAGE_BYTES, PART_NAMES, Part, PlacedArray, RecordLayout
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -49,17 +51,20 @@ def inspect(folder: Path, threads: int = 1) -> dict[str, Any]:
     """A container: where it comes from, and all that describe_layout says. Raises as open_container."""
     index = open_container(folder).index
     tokenizer = index.files.get(TOKENIZER_FILE)
+    origins = read_origins(index.extensions, INDEX_FILE)
     return {
         "written_by": index.written_by,
         "source": source_to_json(index.source),
         "options": dict(index.options),
         "files": {name: file.nbytes for name, file in index.files.items()},
-        **describe_layout(index.layout, tokenizer.nbytes if tokenizer else 0, threads),
+        **describe_layout(index.layout, tokenizer.nbytes if tokenizer else 0, threads, origins),
     }
 
 
-def describe_layout(layout: Layout, tokenizer_json_bytes: int, threads: int = 1) -> dict[str, Any]:
-    """Sizes of a container that exists or is only planned, and what running it takes."""
+def describe_layout(
+    layout: Layout, tokenizer_json_bytes: int, threads: int = 1, origins: Origins | None = None
+) -> dict[str, Any]:
+    """Sizes of a container that exists or is only planned, what its parts were made of, and what running it takes."""
     ctx_size = min(DEFAULT_CTX_SIZE, layout.model.max_position_embeddings)
     terms = memory_terms(
         layout,
@@ -68,7 +73,7 @@ def describe_layout(layout: Layout, tokenizer_json_bytes: int, threads: int = 1)
         chunk_size=DEFAULT_CHUNK_SIZE,
         threads=threads,
     )
-    parts = [*_expert_parts(layout), *_resident_parts(layout), _embedding_part(layout)]
+    parts = [*_expert_parts(layout, origins), *_resident_parts(layout, origins), _embedding_part(layout, origins)]
     payload = sum(part["bytes"] for part in parts)
     return {
         "model": _model(layout),
@@ -115,43 +120,65 @@ def _model(layout: Layout) -> dict[str, Any]:
 # ---- parts of a layout
 
 
-def _part(name: str, encoding: Encoding, tensors: int, weights: int, nbytes: int) -> dict[str, Any]:
+class _Entry(NamedTuple):
+    """Tensors of a part: those of one name, encoding and origin are added up."""
+
+    name: str
+    encoding: Encoding
+    origin: Origin | None
+    tensors: int
+    weights: int
+    nbytes: int
+
+
+def _part(entry: _Entry) -> dict[str, Any]:
+    origin = {} if entry.origin is None else {"source": entry.origin.encoding, "exact": entry.origin.exact}
     return {
-        "part": name,
-        "encoding": encoding_label(encoding),
-        "tensors": tensors,
-        "weights": weights,
-        "bytes": nbytes,
-        "bits_per_weight": bits_per_weight(nbytes, (weights,)),
+        "part": entry.name,
+        **origin,
+        "encoding": encoding_label(entry.encoding),
+        "tensors": entry.tensors,
+        "weights": entry.weights,
+        "bytes": entry.nbytes,
+        "bits_per_weight": bits_per_weight(entry.nbytes, (entry.weights,)),
     }
 
 
-def _summed(entries: Iterable[tuple[str, Encoding, int, int, int]]) -> list[dict[str, Any]]:
-    """Entries (name, encoding, tensors, weights, bytes) as parts, those of one name and encoding added up."""
-    sums: dict[tuple[str, Encoding], tuple[int, ...]] = {}
-    for name, encoding, *counts in entries:
-        before = sums.get((name, encoding), (0, 0, 0))
-        sums[name, encoding] = tuple(a + b for a, b in zip(before, counts, strict=True))
-    return [_part(name, encoding, *counts) for (name, encoding), counts in sums.items()]
+def _summed(entries: Iterable[_Entry]) -> list[dict[str, Any]]:
+    sums: dict[tuple[str, Encoding, Origin | None], tuple[int, ...]] = {}
+    for name, encoding, origin, *counts in entries:
+        before = sums.get((name, encoding, origin), (0, 0, 0))
+        sums[name, encoding, origin] = tuple(a + b for a, b in zip(before, counts, strict=True))
+    return [_part(_Entry(*key, *counts)) for key, counts in sums.items()]
 
 
 def _payload(arrays: Iterable[PlacedArray]) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def _expert_parts(layout: Layout) -> list[dict[str, Any]]:
-    def entries() -> Iterator[tuple[str, Encoding, int, int, int]]:
-        for _, layer in layout.moe_layers():
-            for part in layer.record.parts:
+def _expert_parts(layout: Layout, origins: Origins | None) -> list[dict[str, Any]]:
+    def entries() -> Iterator[_Entry]:
+        for i, layer in layout.moe_layers():
+            of_layer = origins.experts.get(i, ()) if origins is not None else ()
+            for part, origin in zip_longest(layer.record.parts, of_layer[: len(layer.record.parts)]):
                 num, weights = layer.num_experts, part.rows * part.columns
-                yield f"experts {part.name}", part.encoding, num, num * weights, num * _payload(part.arrays)
+                nbytes = num * _payload(part.arrays)
+                yield _Entry(f"experts {part.name}", part.encoding, origin, num, num * weights, nbytes)
 
     return sorted(_summed(entries()), key=lambda part: PART_NAMES.index(part["part"].split()[1]))
 
 
-def _resident_parts(layout: Layout) -> list[dict[str, Any]]:
+def _resident_parts(layout: Layout, origins: Origins | None) -> list[dict[str, Any]]:
+    known = origins.resident if origins is not None else {}
     entries = (
-        (_class(tensor.name), tensor.encoding, 1, math.prod(tensor.shape), _payload(tensor.arrays))
+        _Entry(
+            _class(tensor.name),
+            tensor.encoding,
+            known.get(tensor.name),
+            1,
+            math.prod(tensor.shape),
+            _payload(tensor.arrays),
+        )
         for tensor in layout.resident
     )
     return sorted(_summed(entries), key=lambda part: -part["bytes"])
@@ -163,10 +190,11 @@ def _class(name: str) -> str:
     return next((title for beginning, title in CLASSES if local.startswith(beginning)), "other")
 
 
-def _embedding_part(layout: Layout) -> dict[str, Any]:
+def _embedding_part(layout: Layout, origins: Origins | None) -> dict[str, Any]:
     embedding = layout.embedding
     nbytes = embedding.rows * _payload(embedding.arrays)
-    return _part("embedding", embedding.encoding, 1, embedding.rows * embedding.columns, nbytes)
+    origin = origins.embedding if origins is not None else None
+    return _part(_Entry("embedding", embedding.encoding, origin, 1, embedding.rows * embedding.columns, nbytes))
 
 
 def _records(layout: Layout) -> list[dict[str, Any]]:
@@ -239,7 +267,7 @@ def _read_record(container: Container, layer: int, expert: int, layout: LayerLay
 def _describe_part(part: Part, record: AnyArray) -> dict[str, Any]:
     nbytes = _payload(part.arrays)
     result = {
-        **_part(part.name, part.encoding, 1, part.rows * part.columns, nbytes),
+        **_part(_Entry(part.name, part.encoding, None, 1, part.rows * part.columns, nbytes)),
         "rows": part.rows,
         "columns": part.columns,
         "arrays": [_describe_array(array, array.view(record)) for array in part.arrays],

@@ -48,7 +48,9 @@ def _parts_text(report: Mapping[str, Any]) -> str:
     rows = [
         (
             part["part"],
+            part.get("source", ""),
             part["encoding"],
+            {True: "yes", False: "no"}.get(part.get("exact"), ""),
             str(part["tensors"]),
             _count(part["weights"]),
             _size(part["bytes"], unit),
@@ -56,11 +58,11 @@ def _parts_text(report: Mapping[str, Any]) -> str:
         )
         for part in report["parts"]
     ]
-    rows.append(("padding and row checksums", "", "", "", _size(report["padding_bytes"], unit), ""))
+    rows.append(("padding and row checksums", "", "", "", "", "", _size(report["padding_bytes"], unit), ""))
     weights = report["model"]["weights"]
     total = (_count(weights), _size(report["total_bytes"], unit), three_digits(report["bits_per_weight"]))
-    rows.append(("total", "", "", *total))
-    return _table(("part", "encoding", "tensors", "weights", unit, "bits/weight"), rows, left=2)
+    rows.append(("total", "", "", "", "", *total))
+    return _table(("part", "source", "encoding", "exact", "tensors", "weights", unit, "bits/weight"), rows, left=4)
 
 
 def _records_text(report: Mapping[str, Any]) -> str:

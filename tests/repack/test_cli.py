@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from formats import __version__
 from formats.budget import memory_terms
 from formats.container import open_container
 from repack import cli
-from tests.repack.checkpoints import PREFIX, SMALL, shapes, write_random
+from tests.repack.checkpoints import PREFIX, SMALL, config_json, shapes, write_random
+from tests.repack.quantized import CONFIGS, in_kind, write_tensors
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -203,3 +205,15 @@ def test_a_bug_keeps_its_traceback(repack: Run, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(cli, "prepare", None)
     with pytest.raises(TypeError):
         repack("convert", "demo", tmp_path / "out")
+
+
+def test_requantize_is_echoed(repack: Run, tmp_path: Path) -> None:
+    tensors = in_kind(shapes(SMALL, fused=False), "int4", lambda name: ".experts." in name, np.random.default_rng(0))
+    source = write_tensors(tmp_path / "source", json.loads(config_json(SMALL)), tensors, CONFIGS["int4"])
+    kept = repack("convert", source, tmp_path / "kept", "--json")
+    assert json.loads(kept.out)["options"]["requantize"] is False
+    result = repack("convert", source, tmp_path / "out", "--requantize")
+    assert result.status == 0
+    assert "--requantize: weights that arrive quantized are rounded once more" in result.err
+    dry = repack("convert", source, tmp_path / "dry", "--requantize", "--dry-run")
+    assert "--requantize: weights that arrive quantized are rounded once more" in dry.out

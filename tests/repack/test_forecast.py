@@ -36,7 +36,7 @@ def test_a_well_known_model_is_planned_without_a_network() -> None:
 def test_the_plan_of_a_folder_holds_what_its_container_will() -> None:
     conversion = prepare(FolderSource(FIXTURES / "fused"), Options())
     report = forecast(conversion, Path(), 8 << 30, MACHINE, threads=2)
-    assert report.items() >= describe_layout(conversion.plan.layout, 0, 2).items()
+    assert report.items() >= describe_layout(conversion.plan.layout, 0, 2, conversion.plan.origins()).items()
     choices = {choice["resident_bits"]: choice for choice in report["resident_choices"]}
     assert choices[8]["total_bytes"] == report["total_bytes"]
     assert choices[16]["resident_bytes"] > choices[8]["resident_bytes"] > choices[4]["resident_bytes"]

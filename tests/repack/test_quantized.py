@@ -13,12 +13,16 @@ from formats.encodings import FP8, Affine, Encoding, Plain
 from formats.encodings.sources import STORAGE
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.layout import Layout
+from formats.origins import Origin, read_origins
 from repack.convert import convert, prepare
 from repack.findings import Verification
 from repack.plan import Options
+from repack.report import inspect
 from repack.sources.folder import FolderSource
+from repack.tables import inspection_text
 from repack.verify import verify_container
 from runtime import Engine
+from tests.containers import write_container
 from tests.repack.checkpoints import PREFIX, SMALL, shapes
 from tests.repack.quantized import CONFIGS, KINDS, Tensors, in_kind, source_encoding, write_tensors
 
@@ -438,3 +442,28 @@ def test_scales_of_activations_are_skipped_by_name(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "nvfp4_modelopt", changes=scales)
     skipped = prepare(FolderSource(source), DEFAULT).plan.skipped
     assert [(s.what, s.tensors) for s in skipped] == [("scales of quantized activations", 2)]
+
+
+# ---- told
+
+
+def test_the_index_and_inspect_say_what_each_part_was_and_whether_it_is_exact(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", "int4")
+    converted(source, tmp_path / "out")
+    found = {part["part"]: (part["source"], part["exact"]) for part in inspect(tmp_path / "out")["parts"]}
+    assert found["experts gate"] == ("int4, bf16 scales per 32", True)
+    assert found["attention"] == ("bf16", False)
+    assert found["router"] == ("bf16", True)
+    origins = read_origins(open_container(tmp_path / "out").index.extensions, "index.json")
+    assert origins is not None
+    assert origins.experts[1] == (Origin("int4, bf16 scales per 32", True),) * 3
+    assert origins.resident["lm_head"] == Origin("bf16", False)
+    line = next(line for line in inspection_text(inspect(tmp_path / "out")).splitlines() if "experts gate" in line)
+    assert re.search(
+        r"experts gate +int4, bf16 scales per 32 +symmetric bits 4, group_size 32, scale_dtype bf16 +yes", line
+    )
+
+
+def test_a_container_without_origins_is_inspected_as_before(tmp_path: Path) -> None:
+    write_container(tmp_path)
+    assert all("exact" not in part for part in inspect(tmp_path)["parts"])

@@ -41,7 +41,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_plan_says_what_the_container_says(out: Path) -> None:
     conversion = prepare(FolderSource(FIXTURES / "fused"), Options(4, 32, 8))
-    planned = describe_layout(conversion.plan.layout, 0, threads=3)
+    planned = describe_layout(conversion.plan.layout, 0, threads=3, origins=conversion.plan.origins())
     found = inspect(out, threads=3)
     assert planned.items() <= found.items()
 
@@ -165,7 +165,7 @@ def check_tables(text: str) -> None:
 def test_the_text_has_units_in_the_head_and_three_significant_digits(out: Path) -> None:
     text = inspection_text(inspect(out))
     check_tables(text)
-    assert re.search(r"^part +encoding +tensors +weights +MiB +bits/weight$", text, re.MULTILINE)
+    assert re.search(r"^part +source +encoding +exact +tensors +weights +MiB +bits/weight$", text, re.MULTILINE)
     assert re.search(r"^experts gate +affine bits 4, .* 5\.00$", text, re.MULTILINE)
     assert re.search(r"^total ", text, re.MULTILINE)
     assert re.search(r"^layers +experts +record bytes +pages +padding bytes +bits/weight$", text, re.MULTILINE)
@@ -180,7 +180,8 @@ def test_columns_of_numbers_end_in_one_column(out: Path) -> None:
 
 def test_a_plan_has_the_same_tables_as_the_container(out: Path) -> None:
     conversion = prepare(FolderSource(FIXTURES / "fused"), Options(4, 32, 8))
-    planned = inspection_text(describe_layout(conversion.plan.layout, 0)).split("\n\n")
+    origins = conversion.plan.origins()
+    planned = inspection_text(describe_layout(conversion.plan.layout, 0, origins=origins)).split("\n\n")
     assert planned[1:] == inspection_text(inspect(out)).split("\n\n")[1:]
 
 
