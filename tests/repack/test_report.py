@@ -166,7 +166,7 @@ def test_the_text_has_units_in_the_head_and_three_significant_digits(out: Path) 
     text = inspection_text(inspect(out))
     check_tables(text)
     assert re.search(r"^part +source +encoding +exact +tensors +weights +MiB +bits/weight$", text, re.MULTILINE)
-    assert re.search(r"^experts gate +affine bits 4, .* 5\.00$", text, re.MULTILINE)
+    assert re.search(r"^experts gate +bf16 +affine bits 4, .* no .* 5\.00$", text, re.MULTILINE)
     assert re.search(r"^total ", text, re.MULTILINE)
     assert re.search(r"^layers +experts +record bytes +pages +padding bytes +bits/weight$", text, re.MULTILINE)
     assert "RAM floor" in text
