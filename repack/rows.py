@@ -34,14 +34,14 @@ class RowReader:
         whole = self._whole(plane)
         if spec.axis is ALL_ROWS:
             return whole.reshape(1, -1)
-        if spec.axis == 1:
-            whole = whole.T
         if spec.words:
             assert (matrix.step, start % PACKED_ROWS) == (1, 0), "a word is never cut"
-            return whole[start // PACKED_ROWS * spec.words : -(-(start + rows) // PACKED_ROWS) * spec.words]
-        if spec.each == 1:
-            return whole[start : start + rows * matrix.step : matrix.step]
-        return whole[(start + np.arange(rows) * matrix.step) // spec.each]
+            some = slice(start // PACKED_ROWS * spec.words, -(-(start + rows) // PACKED_ROWS) * spec.words)
+        else:
+            some = slice(start, start + rows * matrix.step, matrix.step)
+        if spec.axis == 1:  # its columns are copied together first: strides of a whole tensor miss every cache
+            return np.ascontiguousarray(whole[:, some]).T
+        return whole[some] if spec.each == 1 else whole[(start + np.arange(rows) * matrix.step) // spec.each]
 
     def _read_rows(self, plane: SourcePlane, start: int, rows: int) -> AnyArray:
         dtype, (_, *shape) = stored(plane.dtype, plane.spec.shape)

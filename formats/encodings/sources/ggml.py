@@ -114,7 +114,7 @@ class GGMLSource:
         fields = self._fields(planes)
         for name in ("d", "dmin", "m"):
             if name in fields:
-                bad = np.argwhere(~np.isfinite(fields[name]))
+                bad = np.argwhere(fields[name].view("<u2") & 0x7C00 == 0x7C00)
                 if len(bad):
                     row, block = map(int, bad[0][:2])
                     return Flaw(
@@ -162,11 +162,24 @@ def _halves(qs: Bits) -> Bits:
 
 
 def _in_order(qs: Bits) -> Bits:
-    """Bytes of chunks of up to 32, the same codes in order: two neighbours to a byte. [..., n] -> [..., n]."""
-    chunks = np.ascontiguousarray(qs).reshape(*qs.shape[:-1], -1, min(32, qs.shape[-1])).view("<u2")
-    first = (chunks & 0x0F) | (chunks >> 4 & 0xF0)  # of each pair of bytes the lower halves, then the upper ones
-    second = (chunks >> 4 & 0x0F) | (chunks >> 8 & 0xF0)
-    return np.concatenate([first, second], axis=-1).astype(np.uint8).reshape(qs.shape)
+    """Bytes of chunks of 16 or 32, the same codes in order: two neighbours to a byte. [..., n] -> [..., n]."""
+    words = np.ascontiguousarray(qs).reshape(-1, min(32, qs.shape[-1]) // 8, 8).view("<u8")[..., 0]
+    low, high = _squeezed(words), _squeezed(words >> np.uint64(4))  # [chunks, 2 or 4] each, 8 codes in the lower half
+    half = words.shape[1] // 2
+    ordered = np.empty_like(words)
+    for i in range(half):
+        ordered[:, i] = low[:, 2 * i] | low[:, 2 * i + 1] << np.uint64(32)
+        ordered[:, half + i] = high[:, 2 * i] | high[:, 2 * i + 1] << np.uint64(32)
+    return ordered.view(np.uint8).reshape(qs.shape)
+
+
+def _squeezed(words: Bits) -> Bits:
+    """The lower halves of the 8 bytes of each uint64, side by side in its lower 32 bits."""
+    words = words & np.uint64(0x0F0F0F0F0F0F0F0F)
+    for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
+        words |= words >> np.uint64(shift)
+        words &= np.uint64(mask)
+    return words
 
 
 def _five_bits(kind: str, fields: Mapping[str, Bits]) -> Bits:
