@@ -3,6 +3,7 @@
 It shows what a model needs and how fast it runs here before anything is downloaded; its text means nothing.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from formats.config import read_config
 from formats.dtypes import AnyArray, Float32, from_float32
 from formats.encodings import Affine, Encoding
 from formats.errors import FormatError, RequestError
+from formats.fields import parse_json
 from formats.index import REHEARSAL
 from formats.layout import LayerLayout
 from formats.record import RecordLayout
@@ -91,7 +93,15 @@ def geometry(files: Mapping[str, bytes], where: str) -> Geometry:
         name: SourceTensor(name, _NO_FILE, "BF16", shape, 0, 2 * math.prod(shape))
         for name, shape in FAMILIES[config.model_type].checkpoint(config)
     }
-    return Geometry(tensors, files)
+    return Geometry(tensors, {**files, "config.json": _unquantized(files["config.json"], where)})
+
+
+def _unquantized(raw: bytes, where: str) -> bytes:
+    """config.json without what it says of quantized tensors: those of a geometry are bf16."""
+    content = parse_json(raw, where)
+    levels = [level for level in (content, content.get("text_config")) if isinstance(level, dict)]
+    said = [level.pop(key, None) for level in levels for key in ("quantization_config", "quantization")]
+    return json.dumps(content, indent=1).encode() if any(said) else raw
 
 
 def prepare_rehearsal(source: Geometry, options: Options, seed: int, disk_bytes: int | None = None) -> Rehearsal:

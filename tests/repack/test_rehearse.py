@@ -18,6 +18,7 @@ from repack.rehearse import prepare_rehearsal, read_geometry
 from repack.sources.folder import FolderSource
 from repack.verify import verify_container
 from runtime import Engine
+from tests.fixtures.deepseek_tiny import CASES
 from tests.repack.checkpoints import read_tree
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -144,3 +145,12 @@ def test_a_folder_without_a_config_and_a_pipe_are_refused(tmp_path: Path) -> Non
     for path in (tmp_path, tmp_path / "config.json"):
         with pytest.raises(FormatError, match=r"config\.json: is no regular file"):
             read_geometry(path)
+
+
+def test_a_config_of_quantized_weights_is_rehearsed_in_bf16(tmp_path: Path) -> None:
+    for name in ("deepseek_v3_fp8", "kimi_k25_int4"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(CASES[name].config))
+        rehearsal = prepare_rehearsal(read_geometry(path), Options(4, 32, 8), 0)
+        layer = next(layer for _, layer in rehearsal.plan.layout.moe_layers())
+        assert layer.record.parts[0].encoding.id == "affine"
