@@ -11,7 +11,7 @@ MLX_PYTHON ?= $(FIXTURES_VENV)/bin/python
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types contracts bench bench-kernels bench-convert fixtures clean
+.PHONY: help setup demo test check lint format types contracts bench bench-kernels bench-convert bench-store fixtures clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,9 @@ bench: $(STAMP) ## what this machine allows, and what the demo reaches of it
 
 bench-kernels: $(STAMP) ## native kernels beside the memory read rate and BLAS
 	$(BIN)/python -m runtime.bench_kernels
+
+bench-store: $(STAMP) ## expert reads, their overlap and the cache beside what the disk allows
+	$(BIN)/python -m runtime.bench_store
 
 bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), and a hub on loopback
 	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))

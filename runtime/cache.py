@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 MOST_WEIGHT = 2.0**500
-HALF_LIFE_STEPS = 30  # of a use, in steps of the model (docs/LEARNED.md 7)
+HALF_LIFE_STEPS = 40  # of a use, in steps of the model
+RECENT_USES = 5.0  # that having been chosen in the latest step is worth
 
 
 class ExpertKey(NamedTuple):
@@ -34,6 +35,9 @@ class Wave(NamedTuple):
 class Policy(Protocol):
     """Told of every use and of who is held; asked who leaves."""
 
+    def begin(self, layer: int) -> None:
+        """A layer begins to ask for the experts of its next step."""
+
     def used(self, key: ExpertKey) -> None:
         """An expert was asked for, held or not."""
 
@@ -52,6 +56,9 @@ class LeastRecentlyUsed:
 
     def __init__(self) -> None:
         self._held: OrderedDict[ExpertKey, None] = OrderedDict()  # least recently used first
+
+    def begin(self, layer: int) -> None:
+        pass
 
     def used(self, key: ExpertKey) -> None:
         if key in self._held:
@@ -86,6 +93,9 @@ class DecayedFrequency:
         self._held = {layer: np.zeros(number, np.bool_) for layer, number in num_experts.items()}
         self._score = {layer: np.zeros(number) for layer, number in num_experts.items()}
 
+    def begin(self, layer: int) -> None:
+        pass
+
     def used(self, key: ExpertKey) -> None:
         layer = key.layer
         self._score[layer][key.expert] += self._weight[layer]
@@ -114,9 +124,80 @@ class DecayedFrequency:
         return None
 
 
-def default_policy(num_slots: int, num_experts: Mapping[int, int], top_k: int) -> DecayedFrequency:
-    """The policy of the engine (docs/LEARNED.md 7)."""
-    return DecayedFrequency(num_slots, num_experts, HALF_LIFE_STEPS * top_k)
+class RecentFrequency:
+    """One pool for all layers: who has the lowest value leaves. Uses count half after a half-life and survive eviction.
+
+    What a layer's latest step used counts RECENT_USES more, for a part of it comes again, and every expert that a
+    layer holds beyond its share counts one use less for all of that layer's.
+    """
+
+    def __init__(
+        self, num_slots: int, num_experts: Mapping[int, int], half_life_steps: float = HALF_LIFE_STEPS
+    ) -> None:
+        """num_experts by layer."""
+        self._keys = [ExpertKey(layer, expert) for layer, number in num_experts.items() for expert in range(number)]
+        self._places = {key: place for place, key in enumerate(self._keys)}
+        self._of_layer = {
+            layer: slice(self._places[ExpertKey(layer, 0)], self._places[ExpertKey(layer, 0)] + number)
+            for layer, number in num_experts.items()
+        }
+        self._above = {layer: -num_slots * number / len(self._keys) for layer, number in num_experts.items()}
+        self._growth = 2 ** (1 / (half_life_steps * len(num_experts)))
+        self._weight = 1.0  # of the next use: it grows, so that no count need shrink
+        self._uses = np.zeros(len(self._keys))  # in weights of their time
+        self._extra = np.zeros(len(self._keys))  # in uses of now
+        self._held = np.zeros(len(self._keys), np.bool_)
+        self._latest: dict[int, list[int]] = {layer: [] for layer in num_experts}
+
+    def begin(self, layer: int) -> None:
+        self._weight *= self._growth
+        if self._weight > MOST_WEIGHT:
+            self._uses /= MOST_WEIGHT
+            self._weight /= MOST_WEIGHT
+        self._extra[self._latest[layer]] -= RECENT_USES
+        self._latest[layer] = []
+
+    def used(self, key: ExpertKey) -> None:
+        place = self._places[key]
+        self._uses[place] += self._weight
+        self._extra[place] += RECENT_USES
+        self._latest[key.layer].append(place)
+
+    def added(self, key: ExpertKey) -> None:
+        self._held[self._places[key]] = True
+        self._hold(key.layer, 1)
+
+    def removed(self, key: ExpertKey) -> None:
+        self._held[self._places[key]] = False
+        self._hold(key.layer, -1)
+
+    def _hold(self, layer: int, more: int) -> None:
+        before = max(0.0, self._above[layer])
+        self._above[layer] += more
+        change = max(0.0, self._above[layer]) - before
+        if change:
+            self._extra[self._of_layer[layer]] -= change
+
+    def most_used(self) -> list[tuple[ExpertKey, float]]:
+        """Experts that were used at all, with their decayed counts, most used first."""
+        counts = self._uses / self._weight
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        return [(self._keys[place], float(counts[place])) for place in order]
+
+    def expect(self, key: ExpertKey, uses: float) -> None:
+        """Count uses of an earlier run."""
+        self._uses[self._places[key]] += uses * self._weight
+
+    def victim(self, layer: int, leased: Collection[ExpertKey]) -> ExpertKey | None:
+        value = np.where(self._held, self._uses + self._weight * self._extra, np.inf)
+        value[[self._places[key] for key in leased]] = np.inf
+        place = int(value.argmin())
+        return self._keys[place] if value[place] < np.inf else None
+
+
+def default_policy(num_slots: int, num_experts: Mapping[int, int]) -> RecentFrequency:
+    """The policy of the engine (docs/LEARNED.md 22)."""
+    return RecentFrequency(num_slots, num_experts)
 
 
 class ExpertCache:
@@ -179,6 +260,11 @@ class ExpertCache:
         return [Held(key, self._slots[key]) for key in self._leased]
 
     @property
+    def free_slots(self) -> int:
+        """Slots that hold no expert."""
+        return len(self._free)
+
+    @property
     def idle_slots(self) -> int:
         """Slots that no one uses now."""
         return len(self._free) + len(self._slots) - len(self._leased)
@@ -190,6 +276,7 @@ class ExpertCache:
         so that the disk works on the other half meanwhile. No expert of the layer leaves for another one of it before
         it was used. Who is held and who leaves depends on nothing but the experts asked for.
         """
+        self._policy.begin(layer)
         leases = [(key := ExpertKey(layer, expert), self.lease(key)) for expert in experts]
         ready = [Held(key, slot) for key, slot in leases if slot is not None]
         misses = deque(key for key, slot in leases if slot is None)

@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from formats import __version__
 from formats.budget import human, parse_size, token_bytes
+from formats.container import open_container
 from formats.errors import RequestError, StreamingExpertsError
 from formats.memory import default_ram_bytes
 from runtime.bench import run_bench
 from runtime.chat import chat_loop, read_template_options, refuse_without_chat
-from runtime.engine import BACKENDS, Engine
+from runtime.engine import BACKENDS, Engine, memory_needs
 from runtime.perplexity import measure
+from runtime.plan import memory_plan, plan_text
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
 from runtime.trace import read_trace
@@ -98,6 +100,7 @@ def engine_options(command: Command) -> Command:
             click.option(
                 "--lookahead", default="auto", show_default=True, help="Read experts on a guess: auto, on or off."
             ),
+            click.option("--hot", is_flag=True, help="Begin with the experts used most before, kept in OUT.hot.json."),
             click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
             click.option("-v", "--verbose", is_flag=True, help="Say what was chosen, on stderr."),
         )
@@ -115,6 +118,7 @@ def open_engine(
     backend: str,
     precision: str,
     lookahead: str,
+    hot: bool,
     verbose: bool,
     trace: Path | None = None,
 ) -> Engine:
@@ -128,6 +132,7 @@ def open_engine(
         backend=backend,
         precision=precision,
         lookahead=lookahead,
+        hot=hot,
         trace=trace,
     )
     for warning in engine.warnings:
@@ -208,7 +213,7 @@ def run(out: Path, **options: Any) -> None:
         say(stats_line(engine.stats))
 
 
-ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "lookahead", "verbose")
+ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "lookahead", "hot", "verbose")
 
 
 def pick(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -310,6 +315,22 @@ def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: 
 
 
 @cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("-t", "--threads", type=int, help="Compute threads; default: one per processor.")
+@click.option("-c", "--ctx-size", type=int, help="Most tokens of a conversation; default: up to 4096.")
+@click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def plan(out: Path, threads: int | None, ctx_size: int | None, chunk: int | None, as_json: bool) -> None:
+    """Say what OUT needs in memory, term by term, and which --ram to give it here; status 1 if it does not fit."""
+    container = open_container(out)
+    terms, *_ = memory_needs(container, ctx_size, chunk, threads)
+    found = memory_plan(container.index.layout, terms, default_ram_bytes())
+    click.echo(json.dumps(found) if as_json else plan_text(found))
+    if not found["fits"]:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def simulate(trace: Path, as_json: bool) -> None:
@@ -330,7 +351,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     try:
-        cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
+        if status:
+            sys.exit(status)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

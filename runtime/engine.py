@@ -25,6 +25,7 @@ from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
 from runtime.experts import Experts
+from runtime.hot import hot_path, load_hot, save_hot
 from runtime.models import MODELS, Model
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
 from runtime.session import Sequence as StepSequence
@@ -58,6 +59,7 @@ class Engine:
         precision: str,
         trace: Path | None,
         lookahead: str,
+        hot: bool,
     ) -> None:
         layout = container.index.layout
         num_slots = terms.slots(layout, ram_bytes)
@@ -77,9 +79,7 @@ class Engine:
             store = resources.enter_context(closing(ExpertStore(container)))
             embedding = resources.enter_context(closing(EmbeddingRows(container)))
             writer = resources.enter_context(TraceWriter(trace, layout)) if trace else None
-            policy = default_policy(
-                num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()}, self.config.top_k
-            )
+            policy = default_policy(num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()})
             self.experts = resources.enter_context(
                 closing(
                     Experts(store, num_slots, readers, policy, writer, native=backend == "native", lookahead=lookahead)
@@ -88,9 +88,9 @@ class Engine:
             pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", _ignore_nan))
             self._stepper = resources.enter_context(ThreadPoolExecutor(1, "step"))
             self.resident = load_resident(container)
-            self._ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size)
+            self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size)
             if backend == "native":
-                self._ops = resources.enter_context(
+                self.ops = resources.enter_context(
                     closing(
                         NativeOps(
                             layout,
@@ -105,8 +105,16 @@ class Engine:
                     )
                 )
             self._resources = resources.pop_all()
-        self.model: Model = MODELS[type(self.config)](self.config, self._ops)
-        self._stats = Stats(self._ops.description, "direct" if store.direct else "buffered", ram_bytes, num_slots)
+        self.model: Model = MODELS[type(self.config)](self.config, self.ops)
+        self._hot = hot_path(container.folder) if hot else None
+        self._policy = policy
+        try:
+            hot_loaded = self._load_hot() if hot else 0
+        except BaseException:
+            self._resources.close()
+            raise
+        self._stats = Stats(self.ops.description, "direct" if store.direct else "buffered", ram_bytes, num_slots)
+        self._stats.hot_loaded = hot_loaded
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
         if backend == "native" and isinstance(self.config, DeepseekV3Config):
@@ -131,6 +139,7 @@ class Engine:
         readers: int = READERS,
         trace: str | os.PathLike[str] | None = None,
         lookahead: str = "auto",
+        hot: bool = False,
     ) -> "Engine":
         """Open a container: index, small files and resident weights are checked, experts when first read.
 
@@ -138,6 +147,7 @@ class Engine:
         groups grant. backend auto is native where its kernels were built; its precision is exact (float32) or fast
         (activations rounded to 8 bits). `trace` names a file for the routing of every step (runtime/trace.py).
         lookahead: whether experts are read on a guess before their layer asks for them; auto measures if that pays.
+        hot: read the experts that earlier runs used most at once (OUT.hot.json beside the container), and save them.
         Raises FormatError, ChecksumError or UnsupportedError for a container that cannot be trusted or run,
         RequestError for a value that cannot be met (too little memory names the floor and its terms).
         """
@@ -149,28 +159,25 @@ class Engine:
         if backend == "auto":
             backend = "numpy" if slow else "native"
         container = open_container(Path(path))
-        index = container.index
-        longest = index.layout.model.max_position_embeddings
-        ctx_size = _at_least_one("--ctx-size", ctx_size, min(DEFAULT_CTX_SIZE, longest))
-        if ctx_size > longest:
-            raise RequestError(f"--ctx-size is {ctx_size}, but the model's max_position_embeddings is {longest}")
-        chunk_size = _at_least_one("--chunk", chunk_size, DEFAULT_CHUNK_SIZE)
-        threads = _at_least_one("--threads", threads, os.cpu_count() or 1)
-        tokenizer = index.files.get("tokenizer.json")
-        terms = memory_terms(
-            index.layout,
-            tokenizer_json_bytes=tokenizer.nbytes if tokenizer else 0,
-            ctx_size=ctx_size,
-            chunk_size=chunk_size,
-            threads=threads,
-        )
+        terms, ctx_size, chunk_size, threads = memory_needs(container, ctx_size, chunk_size, threads)
         free = terms.floor_bytes
         if ram_bytes is None:
             free = default_ram_bytes()
             ram_bytes = max(free, terms.floor_bytes)
         routing = Path(trace) if trace is not None else None
         engine = cls(
-            container, ram_bytes, terms, threads, ctx_size, chunk_size, readers, backend, precision, routing, lookahead
+            container,
+            ram_bytes,
+            terms,
+            threads,
+            ctx_size,
+            chunk_size,
+            readers,
+            backend,
+            precision,
+            routing,
+            lookahead,
+            hot,
         )
         if slow:
             engine.warnings.append("NumPy only: the native kernels were not built, as no C compiler was there; slow")
@@ -193,7 +200,7 @@ class Engine:
         """
         hidden, sequences = self._forward(batch)
         last = [hidden[sequence.rows.stop - 1 : sequence.rows.stop] for sequence in sequences]
-        logits = self._logits(self._ops.concatenate(last))
+        logits = self._logits(self.ops.concatenate(last))
         _keep(batch, sequences)
         return list(logits)
 
@@ -412,9 +419,22 @@ class Engine:
             if not 0 <= token_id < self.config.vocab_size:
                 raise RequestError(f"token id is {token_id}, expected 0 to {self.config.vocab_size - 1}")
 
+    def _load_hot(self) -> int:
+        """Fill free slots with what earlier runs used most; how many experts."""
+        assert self._hot is not None
+        uses = load_hot(self._hot, self.container.index.layout)
+        for key, count in uses:
+            self._policy.expect(key, count)
+        return self.experts.load(key for key, _ in uses)
+
     def close(self) -> None:
-        """Close all files and end all threads; once is enough, twice does no harm."""
-        self._resources.close()
+        """Save the hot experts if that was asked for, close all files, end all threads; twice does no harm."""
+        hot, self._hot = self._hot, None
+        try:
+            if hot is not None:
+                save_hot(hot, self._policy.most_used())
+        finally:
+            self._resources.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -423,6 +443,28 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def memory_needs(
+    container: Container, ctx_size: int | None, chunk_size: int | None, threads: int | None
+) -> tuple[MemoryTerms, int, int, int]:
+    """What one sequence takes, and ctx_size, chunk_size and threads with their defaults. Raises RequestError."""
+    index = container.index
+    longest = index.layout.model.max_position_embeddings
+    ctx_size = _at_least_one("--ctx-size", ctx_size, min(DEFAULT_CTX_SIZE, longest))
+    if ctx_size > longest:
+        raise RequestError(f"--ctx-size is {ctx_size}, but the model's max_position_embeddings is {longest}")
+    chunk_size = _at_least_one("--chunk", chunk_size, DEFAULT_CHUNK_SIZE)
+    threads = _at_least_one("--threads", threads, os.cpu_count() or 1)
+    tokenizer = index.files.get("tokenizer.json")
+    terms = memory_terms(
+        index.layout,
+        tokenizer_json_bytes=tokenizer.nbytes if tokenizer else 0,
+        ctx_size=ctx_size,
+        chunk_size=chunk_size,
+        threads=threads,
+    )
+    return terms, ctx_size, chunk_size, threads
 
 
 def _keep(batch: Sequence[tuple[Session, Sequence[int]]], sequences: Sequence[StepSequence]) -> None:

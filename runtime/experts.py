@@ -1,7 +1,7 @@
 """All that a backend sees of the disk: the records of one layer's experts, each leased while it is used."""
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing
 
@@ -95,6 +95,22 @@ class Experts:
                     key, slot = left.pop(self.reader.wait_any([slot for _, slot in left]))
                     self.reader.check(key, slot)
                     yield key.expert, self._slots[slot][:record_bytes]
+
+    def load(self, keys: Iterable[ExpertKey]) -> int:
+        """Read experts before anyone asks for them, in that order until no slot is free; how many. Counts nothing."""
+        reads = []
+        for key in keys:
+            if self.cache.free_slots == 0 or (slot := self.cache.reserve(key)) is None:
+                break
+            reads.append(Held(key, slot))
+        try:
+            self.reader.submit(sorted(reads))
+            for key, slot in reads:
+                self.reader.wait_any([slot])
+                self.reader.check(key, slot)
+        finally:
+            self.abandon()
+        return len(reads)
 
     def abandon(self) -> None:
         """Give up what was begun: reads are taken back or waited for, and nothing stays leased."""

@@ -3,10 +3,11 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
-from runtime.cache import HALF_LIFE_STEPS, DecayedFrequency, ExpertCache, LeastRecentlyUsed, Policy
+from runtime.cache import DecayedFrequency, ExpertCache, ExpertKey, LeastRecentlyUsed, Policy, default_policy
 from runtime.trace import Trace
 
 Access = tuple[int, int]  # place of the layer in the trace, expert
@@ -21,7 +22,7 @@ class HitRates(NamedTuple):
 
     def table(self) -> dict[str, float]:
         """All of them by name."""
-        known = {"most used of the whole trace": self.most_used, "Belady's bound": self.belady}
+        known = {"static optimum (most used of the whole trace)": self.most_used, "Belady's bound": self.belady}
         return {**self.by_policy, **known}
 
 
@@ -49,13 +50,60 @@ def _per_layer(half_life_steps: float) -> Callable[[Trace, int], Policy]:
     return make
 
 
+class OnePool:
+    """All layers share the slots under a policy that is made for one layer."""
+
+    def __init__(self, trace: Trace, num_slots: int, half_life_steps: float) -> None:
+        self._first = dict(zip(trace.layers, accumulate((0, *trace.num_experts)), strict=False))
+        self._layers = [
+            layer for layer, number in zip(trace.layers, trace.num_experts, strict=True) for _ in range(number)
+        ]
+        half_life = half_life_steps * max(1.0, trace.accesses / max(1, len(trace.steps)))
+        self._policy = DecayedFrequency(num_slots, {0: sum(trace.num_experts)}, half_life)
+
+    def _key(self, key: ExpertKey) -> ExpertKey:
+        return ExpertKey(0, self._first[key.layer] + key.expert)
+
+    def begin(self, layer: int) -> None:
+        pass
+
+    def used(self, key: ExpertKey) -> None:
+        self._policy.used(self._key(key))
+
+    def added(self, key: ExpertKey) -> None:
+        self._policy.added(self._key(key))
+
+    def removed(self, key: ExpertKey) -> None:
+        self._policy.removed(self._key(key))
+
+    def victim(self, layer: int, leased: Collection[ExpertKey]) -> ExpertKey | None:
+        found = self._policy.victim(0, [self._key(key) for key in leased])
+        if found is None:
+            return None
+        layer = self._layers[found.expert]
+        return ExpertKey(layer, found.expert - self._first[layer])
+
+
+def _one_pool(half_life_steps: float) -> Callable[[Trace, int], Policy]:
+    return lambda trace, num_slots: OnePool(trace, num_slots, half_life_steps)
+
+
+def engine_policy(trace: Trace, num_slots: int) -> Policy:
+    """What the engine would use for a model with the layers of the trace."""
+    return default_policy(num_slots, dict(zip(trace.layers, trace.num_experts, strict=True)))
+
+
 POLICIES: Mapping[str, Callable[[Trace, int], Policy]] = {
-    "least recently used, one pool": lambda trace, num_slots: LeastRecentlyUsed(),
-    "least recently used, per layer": _per_layer(1 / 8),
-    "decayed frequency, 10 steps": _per_layer(10),
-    "decayed frequency, 30 steps": _per_layer(HALF_LIFE_STEPS),
-    "decayed frequency, 120 steps": _per_layer(120),
-    "most frequently used, per layer": _per_layer(math.inf),
+    "recent frequency, one pool (the engine's)": engine_policy,
+    "LRU, one pool": lambda trace, num_slots: LeastRecentlyUsed(),
+    "LRU, per layer": _per_layer(1 / 8),
+    "decayed frequency, one pool, 30 steps": _one_pool(30),
+    "decayed frequency, per layer, 10 steps": _per_layer(10),
+    "decayed frequency, per layer, 30 steps": _per_layer(30),
+    "decayed frequency, per layer, 60 steps": _per_layer(60),
+    "decayed frequency, per layer, 120 steps": _per_layer(120),
+    "LFU with ghost counters, one pool": _one_pool(math.inf),
+    "LFU with ghost counters, per layer": _per_layer(math.inf),
 }
 
 

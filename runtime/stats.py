@@ -22,6 +22,7 @@ class Stats:
     lookahead: str = "off"  # the mode, and what auto has measured
     early_reads: int = 0  # experts read on a guess, and those of them that were then wanted
     early_used: int = 0
+    hot_loaded: int = 0  # experts read at the start because earlier runs used them most
     cache_hits: int = 0
     cache_misses: int = 0
     peak_memory_bytes: int = 0

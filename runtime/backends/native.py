@@ -218,6 +218,7 @@ def declare(library: ctypes.CDLL) -> None:
         "se_open": (c_void_p, (c_char_p, c_int64, c_int64)),
         "se_close": (None, (context,)),
         "se_level": (c_char_p, (context,)),
+        "se_kernel_ns": (c_int64, (context,)),
         "se_scratch_bytes": (c_int64, (context,)),
         "se_dispatch": (c_int32, (context,)),
         "se_linear": (c_int32, (context, c_int32, POINTER(Matrix), c_void_p, floats, c_int64, floats)),
@@ -293,6 +294,11 @@ class Context:
     def scratch_bytes(self) -> int:
         """Scratch memory held between calls."""
         return int(self._library.se_scratch_bytes(self._handle))
+
+    @property
+    def kernel_s(self) -> float:
+        """Seconds spent inside calls so far."""
+        return int(self._library.se_kernel_ns(self._handle)) / 1e9 if self._handle else 0.0
 
     def dispatch(self) -> None:
         """Wake all threads and wait for them: the price of a call."""

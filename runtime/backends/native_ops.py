@@ -90,6 +90,11 @@ class NativeOps(NumpyOps):
     def description(self) -> str:
         return f"{self.name} ({self.level}, {self.precision})"
 
+    @property
+    def kernel_s(self) -> float:
+        """Seconds spent in native calls so far; waiting for reads is no part of them."""
+        return self._context.kernel_s
+
     def linear(self, x: Float32, weight: Weight, bias: Weight | None = None) -> Float32:
         assert isinstance(weight, NativeWeight)
         y = self._context.linear(weight.matrix, weight.base, x)

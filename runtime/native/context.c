@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -88,13 +89,26 @@ int64_t se_scratch_bytes(const se_context *context) {
     return context->scratch_bytes;
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 int32_t context_enter(se_context *context) {
-    return atomic_exchange(&context->busy, true) ? SE_BUSY : SE_OK;
+    if (atomic_exchange(&context->busy, true)) return SE_BUSY;
+    context->entered_ns = now_ns();
+    return SE_OK;
 }
 
 int32_t context_leave(se_context *context, int32_t status) {
+    context->kernel_ns += now_ns() - context->entered_ns;
     atomic_store(&context->busy, false);
     return status;
+}
+
+int64_t se_kernel_ns(const se_context *context) {
+    return context->kernel_ns;
 }
 
 bool context_reserve(se_context *context, int64_t bytes) {

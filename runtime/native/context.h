@@ -16,6 +16,8 @@ struct se_context {
     uint8_t *scratch;
     int64_t scratch_bytes;
     _Atomic bool busy;
+    int64_t entered_ns; /* of the call that is under way */
+    int64_t kernel_ns;  /* in all calls so far */
 };
 
 /* Takes the context for one call. SE_BUSY when another thread has it; else every return goes through context_leave. */

@@ -122,6 +122,9 @@ SE_API void se_close(se_context *context);
 SE_API const char *se_level(const se_context *context);
 SE_API int64_t se_scratch_bytes(const se_context *context);
 
+/* Nanoseconds spent inside calls so far, whatever they did. */
+SE_API int64_t se_kernel_ns(const se_context *context);
+
 /* Wakes all threads and waits for them: the price of a call. */
 SE_API int32_t se_dispatch(se_context *context);
 
