@@ -8,7 +8,6 @@ last line is one JSON object.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,19 +17,19 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from formats import __version__
+from formats.bars import Bar, report
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import native
 from runtime.backends.native_ops import NativeOps
-from runtime.bench_kernels import Bar, seconds
+from runtime.bench_kernels import seconds
 from runtime.cache import ExpertKey, Held
 from runtime.engine import READERS, Engine
 from runtime.experts import Experts
@@ -349,15 +348,8 @@ def main() -> None:
             traces = {name: skewed_trace(hot_share=a, hot_accesses=b, seed=0) for name, (a, b) in SKEWS.items()}
             for found in hit_bars({"demo": demo_trace(Path(scratch)), **traces}):
                 note(found)
-    machine = {"processors": os.cpu_count(), "architecture": platform.machine(), "levels": native.levels()}
-    settings = {"rounds": ROUNDS, "steps": STEPS, "readers": READERS}
-    result = {
-        "version": __version__,
-        "machine": machine,
-        "settings": settings,
-        "bars": [asdict(found) for found in bars],
-    }
-    sys.stdout.write(json.dumps(result) + "\n")
+    settings = {"rounds": ROUNDS, "steps": STEPS, "readers": READERS, "levels": native.levels()}
+    sys.stdout.write(report(bars, {"settings": settings}) + "\n")
 
 
 if __name__ == "__main__":
