@@ -495,7 +495,7 @@ def test_generation_config_keys_that_are_not_implemented_are_one_warning(
 ) -> None:
     config = read_generation_config(None)
     monkeypatch.setattr(
-        "runtime.engine.read_generation_config", lambda raw: replace(config, ignored=("num_beams", "typical_p"))
+        "runtime.engine.read_generation_config", lambda *files: replace(config, ignored=("num_beams", "typical_p"))
     )
     with open_demo(demo4) as engine:
         assert engine.warnings == ["generation_config.json: num_beams, typical_p: not implemented, ignored"]
