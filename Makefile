@@ -11,7 +11,7 @@ MLX_PYTHON ?= $(FIXTURES_VENV)/bin/python
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types contracts bench bench-kernels bench-convert bench-store fixtures clean
+.PHONY: help setup demo test check lint format types contracts bench bench-kernels bench-convert bench-store bench-llama fixtures clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ bench-store: $(STAMP) ## expert reads, their overlap and the cache beside what t
 bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), and a hub on loopback
 	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))
 	$(BIN)/python -m tests.repack.bench_hub
+
+bench-llama: $(STAMP) ## beside llama.cpp on the same weights, by hand (LLAMA_BENCH=path of its llama-bench)
+	$(BIN)/python -m tests.runtime.bench_llama --llama-bench '$(LLAMA_BENCH)' --folder build/bench-llama
 
 $(FIXTURES_STAMP): tests/fixtures/requirements.txt
 	$(PYTHON) -m venv $(FIXTURES_VENV)
