@@ -3,6 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from formats.errors import StreamingExpertsError
 from formats.quantization import MODELOPT_FILE
 from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
+from repack.cluster import connect
 from repack.compare import choose_experts
 from repack.convert import Conversion, Outcome, convert, default_jobs, find_finished, prepare
 from repack.encode import encoder_name
@@ -23,6 +27,7 @@ from repack.options import OUT, hub_options, json_option, open_source, print_jso
 from repack.output import SMALL_FILES, begun_revision, check_space, inspect_folder
 from repack.plan import Options, Plan
 from repack.rates import Rates
+from repack.sources import DEMO
 from repack.sources.base import Source
 from repack.sources.choice import split_choice
 from repack.sources.folder import FolderSource
@@ -45,6 +50,7 @@ def cli() -> None:
 @hub_options
 @click.option("--download", is_flag=True, help="Fetch whole files into the hub's cache first, and check their SHA-256.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there (tcp://host:8786), not here.")
 @click.option("--no-hash-source", is_flag=True, help="Do not take SHA-256 of local source files.")
 @requantize_option
 def convert_command(
@@ -59,6 +65,7 @@ def convert_command(
     patience: float,
     download: bool,
     dry_run: bool,
+    scheduler: str | None,
     force: bool,
     jobs: int | None,
     no_hash_source: bool,
@@ -69,8 +76,15 @@ def convert_command(
 
     SOURCE is a folder with a checkpoint, a repository on the hub (org/name), or `demo`, the checkpoint that comes
     with this program. A conversion that was stopped is completed by the same command.
+
+    The workers of a --scheduler need this program and see OUT and SOURCE at the same paths as this machine.
     """
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
+    if scheduler is not None:
+        if jobs is not None:
+            raise click.UsageError("--jobs is for work on this machine; on a cluster each thread of a worker does one")
+        out = out.absolute()
+        source = os.path.abspath(source) if source != DEMO and os.path.exists(source) else source
     jobs = jobs or default_jobs()
     revision = revision or begun_revision(out, split_choice(source)[0])
     opened = open_source(source, revision, connections, patience, jobs, pattern)
@@ -88,12 +102,31 @@ def convert_command(
     if outcome is None:
         if download:
             conversion = _downloaded(conversion, out)
-        rates = _rates(conversion.source, jobs)
-        with Bar(conversion.work_bytes(not no_hash_source), rates) as bar:
-            outcome = convert(conversion, out, jobs=jobs, force=force, hash_source=not no_hash_source, progress=bar)
+        rates = _rates(conversion.source, jobs) if scheduler is None else None
+        with _executor(scheduler) as executor, Bar(conversion.work_bytes(not no_hash_source), rates) as bar:
+            outcome = convert(
+                conversion,
+                out,
+                jobs=jobs,
+                force=force,
+                hash_source=not no_hash_source,
+                progress=bar,
+                executor=executor,
+            )
         if rates is not None:
             fetched = rates.facts(conversion.plan.source_bytes - outcome.resumed_bytes)
     _print_outcome(conversion, outcome, fetched, out, time.monotonic() - started, as_json)
+
+
+@contextmanager
+def _executor(scheduler: str | None) -> Iterator[Executor | None]:
+    """Where tasks run: on a cluster, or None for threads here."""
+    if scheduler is None:
+        yield None
+        return
+    with connect(scheduler) as cluster:
+        say(f"{scheduler}: {cluster.workers} workers with {cluster.threads} threads")
+        yield cluster.executor
 
 
 def _downloaded(conversion: Conversion, out: Path) -> Conversion:

@@ -1,6 +1,5 @@
 """Carries out a plan: lock, check space, write files as independent tasks, hash the source, commit."""
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from formats import __version__
-from formats.checksum import sha256, xxh3_64
+from formats.checksum import sha256
 from formats.config import read_config
 from formats.container import CONVERTING_FILE, open_container
 from formats.errors import FormatError, RequestError, StreamingExpertsError
@@ -24,6 +23,7 @@ from repack.output import (
     begin,
     check_space,
     difference,
+    fingerprint_id,
     finish,
     inspect_folder,
     link,
@@ -139,8 +139,9 @@ def convert(
 ) -> Outcome:
     """Write the container, or complete one that was stopped; the index comes last.
 
-    `executor` runs the tasks (default: `jobs` threads here). An exception out of `progress` stops all work and
-    leaves an output that the same call completes. Raises StreamingExpertsError.
+    `executor` runs the tasks in other processes, on machines that see OUT and the source at the same paths (default:
+    `jobs` threads here). An exception out of `progress` stops all work and leaves an output that the same call
+    completes. Raises StreamingExpertsError.
     """
     inspect_folder(out)
     if not force:
@@ -153,19 +154,19 @@ def convert(
         begin(out, fingerprint, force)
         for name, raw in conversion.small_files.items():
             publish(out, name, raw)
-        identity = xxh3_64(json.dumps(fingerprint, sort_keys=True).encode())
+        identity = fingerprint_id(fingerprint)
         tasks = Tasks(
             conversion.source,
             conversion.weights,
             conversion.files,
             conversion.shards if hash_source else [],
         )
+        watched = Watched(progress)
         if executor is None:
-            watched = Watched(progress)
             with ThreadPoolExecutor(jobs or default_jobs(), "convert") as threads:
                 done = run_tasks(tasks, threads, out, identity, watched)
         else:
-            done = run_tasks(tasks, executor, out, identity)
+            done = run_tasks(tasks, executor, out, identity, watched, here=False)
         conversion.source.check()
         for name, repeated in conversion.links.items():
             link(out, name, repeated)

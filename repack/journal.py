@@ -4,23 +4,36 @@ Each line is the XXH3-64 of a JSON text, a space, and that text. The first line 
 ends the journal, and what comes after it is cut off.
 """
 
+import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from formats.checksum import xxh3_64
 
+_POLL_S = 0.1
+
 
 class Journal:
-    """The entries of a journal, and its file open for more. One writer at a time (OUT is locked)."""
+    """The entries of a journal, and its file open for more; it is locked, so there is one writer at a time."""
 
-    def __init__(self, path: Path, conversion: str) -> None:
-        """Open or create; entries of another conversion are dropped. Raises OSError."""
+    def __init__(self, path: Path, conversion: str, waiting: Callable[[], None] | None = None) -> None:
+        """Open or create; entries of another conversion are dropped. Raises OSError.
+
+        While another writer has it, as a worker that was thought dead, this waits; `waiting` may raise to end that.
+        """
         self.entries: list[dict[str, Any]] = []
         self._conversion = conversion
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._path = path
+        while (fd := open_locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)) is None:
+            if waiting is not None:
+                waiting()
+            time.sleep(_POLL_S)
+        self._fd = fd
         try:
             with open(self._fd, "rb", closefd=False) as file:
                 lines = file.readlines()
@@ -51,6 +64,10 @@ class Journal:
         lines = [{"conversion": self._conversion}, *self.entries]
         os.ftruncate(self._fd, sum(len(_line(entry)) for entry in lines))
 
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one of that name: it is not when OUT was begun anew. Raises OSError."""
+        return is_same_file(self._fd, self._path)
+
     def __enter__(self) -> "Journal":
         return self
 
@@ -58,6 +75,31 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
+
+
+def open_locked(path: Path, flags: int) -> int | None:
+    """A descriptor of the file with an exclusive lock, None while somebody else has it. Raises OSError."""
+    while True:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_same_file(fd, path):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # it was removed between our open and our lock
+
+
+def is_same_file(fd: int, path: Path) -> bool:
+    """Whether the path still names the open file. Raises OSError."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -1,6 +1,5 @@
 """The folder that a conversion writes: whose it is, who works in it, and what may be removed."""
 
-import fcntl
 import json
 import os
 import re
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from formats.budget import human
+from formats.checksum import xxh3_64
 from formats.container import CONVERTING_FILE
 from formats.errors import RequestError, StorageError
 from formats.fields import shown
 from formats.index import FORMAT_NAME, INDEX_FILE
 from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, layer_file
+from repack.journal import open_locked
 from repack.writer import FETCHED, JOURNAL, PARTIAL, add_suffix, storage_errors, sync_folder
 
 SMALL_FILES = (
@@ -73,16 +74,9 @@ def locked(out: Path) -> Iterator[None]:
     path = out / CONVERTING_FILE
     with storage_errors(path):
         out.mkdir(parents=True, exist_ok=True)
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                raise StorageError(f"{out}: another conversion is writing it") from None
-            if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):
-                break
-            os.close(fd)  # another one finished between our open and our lock
+        fd = open_locked(path, os.O_RDWR | os.O_CREAT)
+    if fd is None:
+        raise StorageError(f"{out}: another conversion is writing it")
     try:
         yield
     finally:
@@ -102,11 +96,17 @@ def begin(out: Path, fingerprint: Mapping[str, Any], force: bool) -> None:
         elif begun != fingerprint:
             differs = difference(begun, fingerprint)
             raise RequestError(f"{out}: was begun with {differs}; do the same again, or --force to begin anew")
+        (out / INDEX_FILE).unlink(missing_ok=True)  # it says that every file is finished: see repack/workers.py
         with open(path, "r+b") as file:
             file.write(json.dumps(fingerprint, sort_keys=True, indent=1).encode())
             file.truncate()
             os.fsync(file.fileno())
         sync_folder(out)
+
+
+def fingerprint_id(fingerprint: Mapping[str, Any]) -> str:
+    """What journals and workers know a conversion by."""
+    return xxh3_64(json.dumps(fingerprint, sort_keys=True).encode())
 
 
 def begun_revision(out: Path, repository: str) -> str | None:

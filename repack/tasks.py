@@ -14,6 +14,7 @@ from repack.journal import Journal
 from repack.output import SOURCE_JOURNAL
 from repack.plan import FilePlan
 from repack.sources.base import Reader, Shard, Source
+from repack.workers import write_on_worker
 from repack.writer import FileResult, FileTask, Progress, storage_errors, write_file
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -62,35 +63,43 @@ class Watched:
         self._stopped = True
 
 
-def run_tasks(tasks: Tasks, executor: Executor, out: Path, conversion: str, watched: Watched | None = None) -> Results:
-    """Run all tasks; the first failure stops the others and is raised. `watched` stays in this process."""
+def run_tasks(
+    tasks: Tasks, executor: Executor, out: Path, conversion: str, watched: Watched, here: bool = True
+) -> Results:
+    """Run all tasks; the first failure stops the others and is raised.
+
+    `here`: tasks run in this process and report to `watched`; else it is told of each that is finished.
+    """
     files: dict[Future[Any], str] = {}  # -> FileResult
     hashes: dict[Future[Any], str] = {}  # -> SHA-256
+    nbytes = {file.name: file.source_bytes for file in tasks.files} | {s.name: s.nbytes for s in tasks.shards}
+    write, progress = (write_file, (watched,)) if here else (write_on_worker, ())
     shards = {shard.name: shard for shard in tasks.shards}
     with storage_errors(out), Journal(out / SOURCE_JOURNAL, conversion) as journal:
         sha256s = {entry["shard"]: entry["sha256"] for entry in journal.entries}
         try:
             for file in tasks.files:
                 task = FileTask(out, file, tasks.weights(), conversion)
-                files[executor.submit(write_file, task, watched)] = file.name
+                files[executor.submit(write, task, *progress)] = file.name
             for shard in tasks.shards:
-                if shard.name in sha256s and watched is not None:
+                if shard.name in sha256s:
                     watched(shard.nbytes, shard.name)
-                elif shard.name not in sha256s and shard.whole:
-                    hashes[executor.submit(hash_shard, tasks.source.reader(), shard, watched)] = shard.name
+                elif shard.whole:
+                    hashes[executor.submit(hash_shard, tasks.source.reader(), shard, *progress)] = shard.name
             for future in as_completed([*files, *hashes]):
                 result = future.result()
                 if future in hashes:
                     _check_sha256(shards[hashes[future]], result)
                     sha256s[hashes[future]] = result
                     journal.append({"shard": hashes[future], "sha256": result})
+                if not here:
+                    name = (files | hashes)[future]
+                    watched(nbytes[name], name)
         except BaseException as error:
-            if watched is not None:
-                watched.stop()
-            for future in (*files, *hashes):
-                future.cancel()
-            wait(every := [*files, *hashes])
-            causes = (future.exception() for future in every if not future.cancelled())
+            watched.stop()
+            begun = [future for future in (*files, *hashes) if not future.cancel()]
+            wait(begun)
+            causes = (future.exception() for future in begun)
             if isinstance(error, _StoppedError):  # what it was stopped for is told, not that it was stopped
                 raise next(cause for cause in causes if cause and not isinstance(cause, _StoppedError)) from None
             raise

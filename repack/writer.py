@@ -53,7 +53,9 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
     progress = progress or _silent
     with storage_errors(path):
         path.parent.mkdir(exist_ok=True)
-        with Journal(add_suffix(path, JOURNAL), task.conversion) as journal, task.weights as weights:
+        waiting = partial(progress, 0, f"another writer has {task.plan.name}")
+        with Journal(add_suffix(path, JOURNAL), task.conversion, waiting) as journal, task.weights as weights:
+            progress(0, task.plan.name)  # it may stop the work before anything is touched
             sha256 = _finished(path, task.plan, journal)
             resumed_bytes, direct = task.plan.source_bytes, True
             if sha256 is None:
@@ -63,6 +65,8 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
                 progress(task.plan.source_bytes, task.plan.name)
             add_suffix(path, FETCHED).unlink(missing_ok=True)
             if not path.exists():
+                if not journal.is_in_place():
+                    raise StorageError(f"{path}: was begun anew by another conversion")
                 os.rename(add_suffix(path, PARTIAL), path)
                 sync_folder(path.parent)
             checksums = (tuple(entry["checksums"]) for entry in journal.entries if "checksums" in entry)
