@@ -16,6 +16,7 @@ from repack.known_models import KNOWN_MODELS, known_geometry
 from repack.options import (
     OUT,
     Size,
+    hub_options,
     layout_options,
     open_source,
     print_json,
@@ -37,6 +38,7 @@ from repack.terminal import Bar, warn_of_page_cache
 @layout_options
 @requantize_option
 @revision_option
+@hub_options
 @click.option("--no-probe", is_flag=True, help="Do not measure this machine, and predict no speed.")
 def plan_command(
     source: str,
@@ -47,6 +49,8 @@ def plan_command(
     resident_bits: str,
     requantize: bool,
     revision: str | None,
+    connections: int,
+    patience: float,
     no_probe: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +61,7 @@ def plan_command(
     """
     threads = os.cpu_count() or 1
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
-    conversion = prepare(_plannable(source, revision), options)
+    conversion = prepare(_plannable(source, revision, connections, patience), options)
     machine = None if no_probe else probe(out, forecast.record_bytes(conversion), threads)
     report = forecast.forecast(conversion, out, ram if ram is not None else default_ram_bytes(), machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))
@@ -65,11 +69,11 @@ def plan_command(
         raise click.exceptions.Exit(1)
 
 
-def _plannable(source: str, revision: str | None) -> Source:
+def _plannable(source: str, revision: str | None, connections: int, patience: float) -> Source:
     """A source to convert, or a geometry alone."""
     if source in KNOWN_MODELS or (Path(source).is_file() and source.endswith(".json")):
         return _geometry(source, revision)
-    return open_source(source, revision)
+    return open_source(source, revision, connections, patience, vocabulary=False)
 
 
 def _geometry(name: str, revision: str | None) -> Geometry:

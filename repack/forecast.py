@@ -27,6 +27,8 @@ def forecast(conversion: Conversion, out: Path, ram_bytes: int, machine: Probe |
 
     `refusals` names what forbids it, term by term; it is empty when the model runs here.
     """
+    from repack.sources.hub import HubSource  # slow to import
+
     layout = conversion.plan.layout
     tokenizer_bytes = len(conversion.small_files.get(TOKENIZER_FILE, b""))
     terms = _terms(layout, tokenizer_bytes, threads)
@@ -34,6 +36,7 @@ def forecast(conversion: Conversion, out: Path, ram_bytes: int, machine: Probe |
     report: dict[str, Any] = {
         "repository": conversion.source.repository,
         "revision": conversion.source.revision,
+        "fetched_bytes": conversion.source.fetched_bytes() if isinstance(conversion.source, HubSource) else 0,
         "weights_bytes": conversion.plan.source_bytes,
         "options": conversion.plan.options.facts(),
         **describe_layout(layout, tokenizer_bytes, threads, read_origins(conversion.extensions, "plan")),

@@ -99,15 +99,21 @@ def open_source(
     patience: float = 1.0,
     jobs: int = 1,
     pattern: str | None = None,
+    *,
+    vocabulary: bool = True,
 ) -> Source:
-    """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError."""
+    """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError.
+
+    Without `vocabulary` the long files of a repository's tokenizer are not fetched, which is enough for a plan.
+    """
     if is_repository(source):
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
         from repack.sources.hub import Access, open_repository  # slow to import
 
         name, choice = split_choice(source)
-        opened = open_repository(name, revision, Access(connections, 60.0 * patience, jobs), choice, pattern)
+        access = Access(connections, 60.0 * patience, jobs, vocabulary)
+        opened = open_repository(name, revision, access, choice, pattern)
         if opened.repository != name:
             say(f"{name} is called {opened.repository} now")
         return opened

@@ -102,7 +102,9 @@ def _running_text(report: Mapping[str, Any]) -> str:
 def forecast_text(report: Mapping[str, Any]) -> str:
     """All of forecast.forecast."""
     disk = report["disk"]
+    fetched = [("fetched for this plan", human(report["fetched_bytes"]))] if report["fetched_bytes"] else []
     lines = [
+        *fetched,
         ("weights to read", human(report["weights_bytes"])),
         ("disk", f"{human(disk['needed_bytes'])} for the container, {human(disk['free_bytes'])} are free"),
         ("memory", f"{human(report['ram_bytes'])} to run with (--ram)"),

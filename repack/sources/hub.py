@@ -19,6 +19,7 @@ from repack.sources.hub_api import Listing, cached_file, download, list_reposito
 from repack.sources.remote import Remote
 from repack.sources.shards import SAFETENSORS_INDEX, SHARDS, collect_tensors, read_weight_map
 
+VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 FIRST_BYTES = 64 << 10  # of a shard: most headers of fused checkpoints are shorter, others take a second request
 
 Header = TypeVar("Header")
@@ -30,6 +31,7 @@ class Access(NamedTuple):
     connections: int = 8
     patience_s: float = 3600.0  # without a byte, before it is given up
     jobs: int = 4  # tasks that read at a time
+    vocabulary: bool = True  # False, for a plan: zeros of the right number stand for long files of a tokenizer
 
 
 class HubSource:
@@ -43,6 +45,8 @@ class HubSource:
         self.repository = listing.repository
         self.revision = listing.commit
         self._listing = listing
+        self._vocabulary = access.vocabulary
+        self._small_bytes = 0  # of small files, fetched
         self.remote = Remote(listing, listing.repository, listing.files, access.patience_s)
         self._link = Link(self.remote, access.connections, access.jobs)
 
@@ -63,7 +67,13 @@ class HubSource:
         return collect_tensors(headers.items(), self._weight_map, self.repository)
 
     def small_file(self, name: str) -> bytes | None:
-        return read_small(self._listing, name) if name in self._listing.files else None
+        if name not in self._listing.files:
+            return None
+        if name in VOCABULARY and not self._vocabulary:
+            return bytes(self._listing.files[name].nbytes)
+        if cached_file(self.repository, self.revision, name) is None:
+            self._small_bytes += self._listing.files[name].nbytes
+        return read_small(self._listing, name)
 
     def reader(self) -> RemoteReader:
         return RemoteReader(self._link)
@@ -72,6 +82,10 @@ class HubSource:
         """What has gone over the network, and how long tasks have waited for it."""
         remote = self.remote
         return Traffic(remote.received_bytes, remote.requests, dict(remote.faults), self._link.waited_s)
+
+    def fetched_bytes(self) -> int:
+        """Everything: small files, headers, and what was read of weights."""
+        return self._small_bytes + self.remote.received_bytes
 
     def check(self) -> None:
         """A commit does not change, and every answer was checked."""

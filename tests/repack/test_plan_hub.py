@@ -1,0 +1,67 @@
+"""`repack plan` of a repository: it fetches config and headers, no more, and says how much that was."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repack.sources.hub import FIRST_BYTES
+from tests.repack.checkpoints import QWEN3_5_397B, SMALL, Shapes, config_json, shapes, write_random, write_shard
+from tests.repack.hub_server import serve
+from tests.repack.test_hub import Client
+
+QWEN3_235B: dict[str, Any] = QWEN3_5_397B | {
+    "num_hidden_layers": 94,
+    "layer_types": ["full_attention"] * 94,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1536,
+}
+
+
+def plan(client: Client, *args: str) -> dict[str, Any]:
+    done = client.run("plan", "org/tiny", "--no-probe", "--json", "--ram", "300GiB", *args)
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_a_fused_repository_is_planned_from_its_headers(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "source", SMALL, shapes(SMALL), shards=2)
+    (folder / "tokenizer.json").write_bytes(b" " * 11_000_000)
+    with serve(folder) as hub:
+        client = Client(hub, tmp_path / "cache", tmp_path / "out")
+        report = plan(client, "--connections", "2", "--patience", "1")
+        assert {(first, nbytes) for _, first, nbytes in hub.ranges} == {(0, FIRST_BYTES)}
+        assert not any("tokenizer" in request for request in hub.requests)
+        small = ("config.json", "model.safetensors.index.json")
+        expected = hub.sent_bytes + sum((folder / name).stat().st_size for name in small)
+        assert report["fetched_bytes"] == expected < 10_000_000
+        assert report["memory"]["terms"]["tokenizer_bytes"] > 11_000_000
+        text = client.run("plan", "org/tiny", "--no-probe", "--ram", "300GiB").stdout
+        assert "fetched for this plan" in text
+    assert not client.out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_headers_of_94_shards_of_single_experts_are_under_64_mb(tmp_path: Path) -> None:
+    folder, parts = tmp_path / "source", defaultdict[str, Shapes](dict)
+    folder.mkdir()
+    (folder / "config.json").write_bytes(config_json(QWEN3_235B))
+    for name, spec in shapes(QWEN3_235B, fused=False).items():
+        layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else 0
+        parts[f"model-{layer + 1:05d}-of-00094.safetensors"][name] = spec
+    weight_map = {name: shard for shard, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with serve(folder) as hub:
+        for shard, part in parts.items():
+            write_shard(folder / shard, part)
+            hub.hashes[str(folder / shard), (folder / shard).stat().st_mtime_ns] = "0" * 64  # nobody reads 470 GB
+        report = plan(Client(hub, tmp_path / "cache", tmp_path / "out"))
+        weights = sum((folder / shard).stat().st_size for shard in parts)
+        assert report["weights_bytes"] == pytest.approx(weights, rel=1e-3)
+        assert len({file for file, _, _ in hub.ranges}) == len(parts) == 94
+        assert hub.sent_bytes < report["fetched_bytes"] < 64_000_000
