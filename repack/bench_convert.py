@@ -37,6 +37,7 @@ from repack.rehearse import prepare_rehearsal, read_geometry
 from repack.sources.folder import FolderSource
 
 RUNS = 5
+PARTS = ("encoder", "convert", "rehearse")
 # Layers of Qwen3-30B-A3B with half of their experts and a small vocabulary: 0.6 GB of bf16 each.
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_moe",
@@ -82,24 +83,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="repack.bench_convert", description=__doc__)
     parser.add_argument("--mlx", help="a Python that has mlx, for the encoder's bar")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: that of temporary files)")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         bars: list[Bar] = []
-        for found in measure(Path(name), options.mlx):
+        for found in measure(Path(name), options.mlx, [options.only] if options.only else PARTS):
             bars.append(found)
             sys.stderr.write(f"{found}\n")
     settings = {"encoder": encoder_name(), "jobs": default_jobs(), "hash_source": False, "bits": 4, "group_size": 64}
     sys.stdout.write(report(bars, settings) + "\n")
 
 
-def measure(folder: Path, mlx: str | None) -> Iterator[Bar]:
-    """Every bar, with the rates behind it on stderr."""
-    if mlx is None or not native.encoder_levels():
+def measure(folder: Path, mlx: str | None, parts: Sequence[str]) -> Iterator[Bar]:
+    """Every bar of some parts, with the rates behind it on stderr."""
+    if "encoder" in parts and (mlx is None or not native.encoder_levels()):
         sys.stderr.write("encoder: not measured, it takes the native library and --mlx\n")
-    else:
-        yield from encoder_bars(mlx)
-    yield from conversion_bars(folder)
-    yield rehearsal_bar(folder)
+    elif "encoder" in parts:
+        yield from encoder_bars(str(mlx))
+    if "convert" in parts:
+        yield from conversion_bars(folder)
+    if "rehearse" in parts:
+        yield rehearsal_bar(folder)
 
 
 def encoder_bars(mlx: str) -> Iterator[Bar]:

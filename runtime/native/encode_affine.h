@@ -132,12 +132,15 @@ static inline void find_scales(float levels, int64_t groups, float *low, float *
 /* The codes of one group, packed. What is no number (0 / 0: all values equal and enormous) is code 0. */
 static inline void store_codes(int32_t bits, int64_t group_size, const float *x, float scale, float bias, uint8_t *to) {
     const float levels = (float)((1 << bits) - 1);
+    float cut[ENCODE_MAX_GROUP]; /* a loop of its own: gcc would carry the comparisons on as masks of bytes */
     uint8_t codes[ENCODE_MAX_GROUP];
     for (int64_t i = 0; i < group_size; i++) {
         float code = (x[i] - bias) / scale;
         code = code > 0.0f ? code : 0.0f;
-        code = code < levels ? code : levels;
-        codes[i] = (uint8_t)(float_bits(code + 0x1.8p23f) & 0xff); /* rounded: the unit in the last place is 1 */
+        cut[i] = code < levels ? code : levels;
+    }
+    for (int64_t i = 0; i < group_size; i++) {
+        codes[i] = (uint8_t)(float_bits(cut[i] + 0x1.8p23f) & 0xff); /* rounded: the unit in the last place is 1 */
     }
     if (bits == 8) {
         memcpy(to, codes, (size_t)group_size);
