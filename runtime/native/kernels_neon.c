@@ -253,18 +253,26 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
 
 /* ---- plain weights */
 
-/* Four plain values. */
-INLINE float32x4_t load_plain(const uint8_t *values, int dtype) {
-    if (dtype == SE_F32) return vreinterpretq_f32_u8(vld1q_u8(values));
+/* Four values. FP8 is a small float whose exponent is moved; the one that is all ones is no number. */
+INLINE float32x4_t load_values(const uint8_t *values, int value) {
+    if (value == SE_F32) return vreinterpretq_f32_u8(vld1q_u8(values));
+    if (value == VALUE_FP8) {
+        uint32_t four;
+        memcpy(&four, values, sizeof four);
+        const uint32x4_t bits = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+        const uint32x4_t rest = vandq_u32(bits, vdupq_n_u32(0x7f)), sign = vshlq_n_u32(vandq_u32(bits, vdupq_n_u32(0x80)), 24);
+        const float32x4_t small = vreinterpretq_f32_u32(vorrq_u32(vshlq_n_u32(rest, 20), sign));
+        return vbslq_f32(vceqq_u32(rest, vdupq_n_u32(0x7f)), vdupq_n_f32(NAN), vmulq_n_f32(small, 0x1p120f));
+    }
     const uint16x4_t halves = vreinterpret_u16_u8(vld1_u8(values));
-    if (dtype == SE_F16) return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+    if (value == SE_F16) return vcvt_f32_f16(vreinterpret_f16_u16(halves));
     return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
 }
 
 /* One row times `tokens` operands. */
 INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const *operands, float *const *y,
-                      int tokens, int dtype) {
-    const int64_t columns = w->shape.columns, size = dtype == SE_F32 ? 4 : 2;
+                      int tokens, int value) {
+    const int64_t columns = w->shape.columns, size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     const uint8_t *values = w->weight + row * w->weight_stride;
     uint8_t copy[4 * PLAIN_LANES];
     float32x4_t sum[4][8];
@@ -272,6 +280,8 @@ INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const
     for (int i = 0; i < 8 * tokens; i++) sum[i / 8][i % 8] = vdupq_n_f32(0);
     for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
         const uint8_t *at = values + k * size;
+        float scale = 1.0f;
+        if (value == VALUE_FP8) scale = dtype_float(w->dtype, w->scales + row * w->scales_stride, k / w->per_scale);
         __builtin_prefetch(at + AHEAD_BYTES, 0, 0);
         if (columns - k < PLAIN_LANES) {
             memset(copy, 0, sizeof copy);
@@ -279,7 +289,8 @@ INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const
         }
         UNROLL
         for (int i = 0; i < 8; i++) {
-            const float32x4_t v = load_plain(at + 4 * i * size, dtype);
+            float32x4_t v = load_values(at + 4 * i * size, value);
+            if (value == VALUE_FP8) v = vmulq_n_f32(v, scale);
             UNROLL
             for (int t = 0; t < tokens; t++) {
                 const float *x = (const float *)(const void *)operands[t] + k + 4 * i;
@@ -295,14 +306,14 @@ INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const
     }
 }
 
-INLINE void plain_tile(const struct tile *tile, int dtype) {
+INLINE void plain_tile(const struct tile *tile, int value) {
     for (int s = 0; s < tile->streams; s++) {
         for (int64_t row = tile->first[s]; row < tile->first[s] + tile->rows; row++) {
             int64_t t = 0;
             for (; t + 2 <= tile->tokens; t += 2) {
-                plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 2, dtype);
+                plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 2, value);
             }
-            if (t < tile->tokens) plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 1, dtype);
+            if (t < tile->tokens) plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 1, value);
         }
     }
 }
@@ -321,26 +332,37 @@ static void plain_f32(const struct tile *tile) {
     plain_tile(tile, SE_F32);
 }
 
+static void plain_fp8(const struct tile *tile) {
+    plain_tile(tile, VALUE_FP8);
+}
+
 #define KERNEL(code, group_size, planes)                                                       \
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
 #define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
 #define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
-KERNELS(4, 32)
-KERNELS(4, 64)
-KERNELS(4, 128)
-KERNELS(8, 32)
-KERNELS(8, 64)
-KERNELS(8, 128)
+KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
+KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
+KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
+KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
+KERNELS(FP4, 16) KERNELS(FP4, 32)
+#define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 const struct kernels kernels_neon = {
     .name = "neon",
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
-    .coded[CODE_4] = {{0}, BY_PRECISION(4, 32), BY_PRECISION(4, 64), BY_PRECISION(4, 128)},
-    .coded[CODE_8] = {{0}, BY_PRECISION(8, 32), BY_PRECISION(8, 64), BY_PRECISION(8, 128)},
-    .plain = {plain_bf16, plain_f16, plain_f32},
+    .coded[CODE_2] = {{0}, FROM_32(2)},
+    .coded[CODE_3] = {{0}, FROM_32(3)},
+    .coded[CODE_4] = {{0}, FROM_32(4)},
+    .coded[CODE_5] = {{0}, FROM_32(5)},
+    .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
+    .coded[CODE_8] = {{0}, FROM_32(8)},
+    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
+    .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
     .activate = activate,
     .add_scaled = add_scaled,
     .read = read_bytes,
