@@ -93,15 +93,22 @@ class Family:
             for tensor in self.layer_tensors(config, i):
                 yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
-                shape = self.shape(rule.shape, config)
-                if "{expert}" in rule.name:
-                    for expert in range(config.num_experts):
-                        yield f"{prefix}layers.{i}.{rule.name.format(expert=expert)}{rule.suffix}", shape
-                else:
-                    yield f"{prefix}layers.{i}.{rule.name}{rule.suffix}", (config.num_experts, *shape)
+                yield from self._experts(rule, f"{prefix}layers.{i}.", config)
         yield named(prefix, FINAL_NORM)
         if not config.tie_word_embeddings:
             yield named(head_prefix(prefix), LM_HEAD)
+
+    def _experts(self, rule: Experts, at: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """As `checkpoint`, of one rule in one layer."""
+        rows, columns = self.shape(rule.shape, config)
+        plain = (columns, rows) if rule.transposed else (rows, columns)
+        stacked = "{expert}" not in rule.name
+        stack = (config.num_experts,) if stacked else ()
+        for expert in range(1 if stacked else config.num_experts):
+            name = f"{at}{rule.name.format(expert=expert)}"
+            yield f"{name}{rule.suffix}", (*stack, *plain)
+            if rule.bias:
+                yield f"{name}{rule.bias}", (*stack, rows)
 
     def layer_tensors(self, config: ModelConfig, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""

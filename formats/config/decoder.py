@@ -112,6 +112,8 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     hidden_size = config.integer("hidden_size", 1, 2**24)
     heads = config.integer("num_attention_heads", 1, 2**16)
+    if heads > hidden_size:
+        raise config.wrong("num_attention_heads", f"at most hidden_size {hidden_size}")
     head_dim = config.integer("head_dim", 1, 2**16, default=hidden_size // heads)
     rope_theta, rope_scaling = read_rope(config)
     common: dict[str, Any] = {
