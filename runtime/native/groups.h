@@ -48,10 +48,18 @@ static inline void stored_scales(const struct weights *w, const uint8_t *row, in
     }
 }
 
-/* 2 ** (exponent - 128), half of what E8M0 means, for codes are twice the value; 255 is no number. */
-static inline float e8m0_half(uint8_t exponent) {
-    const uint32_t bits = exponent > 1 ? (uint32_t)(exponent - 1) << 23 : 0x200000u << exponent;
-    return bits_float(exponent == 255 ? 0x7fc00000u : bits);
+/* 2 ** (exponent - 128), half of what E8M0 means, for codes are twice the value; 255 is no number. In vectors for all
+ * that are normal floats, as they always are, and then again if one was not. */
+static void e8m0_halves(const uint8_t *exponents, int64_t n, float *scales) {
+    int rare = 0;
+    for (int64_t i = 0; i < n; i++) {
+        scales[i] = bits_float((uint32_t)(exponents[i] - 1) << 23);
+        rare |= (exponents[i] < 2) | (exponents[i] == 255);
+    }
+    for (int64_t i = 0; i < n && rare; i++) {
+        if (exponents[i] < 2) scales[i] = bits_float(0x200000u << exponents[i]);
+        if (exponents[i] == 255) scales[i] = bits_float(0x7fc00000u);
+    }
 }
 
 /* Eight numbers of 6 bits from the low 48 bits, as bytes. */
@@ -96,10 +104,11 @@ __attribute__((noinline)) static void load_groups(const struct weights *w, int64
         break;
     case SE_ZERO_POINT:
         stored_scales(w, s, first, n, scales);
-        for (int64_t i = 0; i < n; i++) biases[i] = -(float)b[(first + i) / w->per_scale] * scales[i];
+        for (int64_t i = 0; i < n && w->per_scale > 1; i++) biases[i] = -(float)b[(first + i) / w->per_scale] * scales[i];
+        for (int64_t i = 0; i < n && w->per_scale == 1; i++) biases[i] = -(float)b[first + i] * scales[i];
         break;
     case SE_MXFP4:
-        for (int64_t i = 0; i < n; i++) scales[i] = e8m0_half(s[first + i]);
+        e8m0_halves(s + first, n, scales);
         for (int64_t i = 0; i < n; i++) biases[i] = -12.0f * scales[i];
         break;
     case SE_NVFP4_MULTIPLY:

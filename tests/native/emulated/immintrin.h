@@ -55,16 +55,6 @@ EMULATED simde__m512i emulated_cvtepu16_epi32(simde__m256i a) {
 }
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
 
-EMULATED simde__m512i emulated_cvtepu8_epi32(simde__m128i a) {
-    COPY(a, uint8_t, 16);
-    uint32_t r_[16];
-    simde__m512i r;
-    for (int i = 0; i < 16; i++) r_[i] = a_[i];
-    memcpy(&r, r_, sizeof r);
-    return r;
-}
-#define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
-
 EMULATED simde__m512 emulated_cvtph_ps(simde__m256i a) {
     COPY(a, uint16_t, 16);
     float r_[16];
