@@ -118,7 +118,7 @@ class Engine:
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
         if backend == "native" and isinstance(self.config, DeepseekV3Config):
-            self.warnings.append("latent attention has no native kernel yet: NumPy computes it, slower")
+            self.warnings.append("latent attention: NumPy computes its products with kv_b, slower")
         if REHEARSAL in container.index.extensions:
             self.warnings.append(_rehearsal_warning(container.index.extensions[REHEARSAL]))
         if self.generation.ignored:

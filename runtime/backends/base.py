@@ -45,6 +45,9 @@ class Ops(Protocol):
     def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
         """x @ weight.T + bias: [T, columns], weight [rows, columns], bias [rows] -> [T, rows]."""
 
+    def feed_forward(self, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
+        """down(silu(gate(x)) * up(x)): a dense layer, or an expert that every token shares. [T, D] -> [T, D]."""
+
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
 

@@ -249,7 +249,7 @@ def declare(library: ctypes.CDLL) -> None:
             c_int32,
             (
                 context, POINTER(KVCache), c_int64, floats, floats, floats,
-                c_int64, c_int64, c_float, c_int64, floats, floats,
+                c_int64, c_int64, c_float, c_int64, floats, c_void_p, floats,
             ),
         ),
         "se_causal_conv1d": (
@@ -314,7 +314,7 @@ class Context:
         assert x.shape == (len(x), description.columns)
         y = np.empty((len(x), description.rows), np.float32)
         status = self._library.se_linear(
-            self._handle, self._precision, description, base, x.ctypes.data, len(x), y.ctypes.data
+            self._handle, self._precision, description, base, address(x), len(x), address(y)
         )
         _check(status)
         return y
@@ -335,7 +335,7 @@ class Context:
         )
         status = self._library.se_experts(
             self._handle, self._precision, layout, experts, len(chosen),
-            x.ctypes.data, weights.ctypes.data, tokens, k, outputs.ctypes.data,
+            address(x), address(weights), tokens, k, address(outputs),
         )  # fmt: skip
         _check(status)
 
@@ -351,8 +351,8 @@ class Context:
         assert x.shape == (tokens, layout.gate.columns)
         assert outputs.shape == (tokens * k, layout.down.rows)
         status = self._library.se_experts_streamed(
-            self._handle, reader, self._precision, layout, *(array.ctypes.data for array in arriving),
-            len(arriving.slots), x.ctypes.data, weights.ctypes.data, tokens, k, outputs.ctypes.data,
+            self._handle, reader, self._precision, layout, *map(address, arriving),
+            len(arriving.slots), address(x), address(weights), tokens, k, address(outputs),
         )  # fmt: skip
         if status == READ_FAILED:
             raise ReadFailedError
@@ -365,7 +365,7 @@ class Context:
         tokens, k = weights.shape
         y = np.empty((tokens, outputs.shape[1]), np.float32)
         status = self._library.se_weighted_sum(
-            self._handle, outputs.ctypes.data, weights.ctypes.data, tokens, k, outputs.shape[1], y.ctypes.data
+            self._handle, address(outputs), address(weights), tokens, k, outputs.shape[1], address(y)
         )
         _check(status)
         return y

@@ -10,15 +10,18 @@ import numpy as np
 
 from formats.config import GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
+from formats.errors import UnsupportedError
 from formats.layout import Layout
 from runtime.backends import native
 from runtime.backends.base import Routing, State
 from runtime.backends.native import address
+from runtime.backends.numpy_latent import Bool
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
 SCORING = {SOFTMAX: native.SCORE_SOFTMAX, SIGMOID: native.SCORE_SIGMOID}
+SILU_ACTIVATION = native.Activation(native.SILU, 0.0, 0.0, 0)
 ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
 
 
@@ -26,7 +29,7 @@ class NativeCache(NamedTuple):
     """Keys and values of the first `length` tokens where `memory` says; a longer cache may share the same memory."""
 
     memory: native.KVCache
-    arrays: tuple[Float32, Float32]  # which the memory is
+    arrays: tuple[Float32, ...]  # which the memory is
     length: int
 
 
@@ -69,6 +72,7 @@ class NativeOps(NumpyOps):
         """Raises UnsupportedError without the library, or for an encoding or level that it does not have."""
         super().__init__(layout, resident, embedding, experts, pool, ctx_size)
         base = resident.ctypes.data
+        self._resident = resident
         for tensor in layout.resident:
             weight = self._weights[tensor.name]
             offsets = {array.name: tensor.offset + array.offset for array in tensor.arrays}
@@ -99,6 +103,17 @@ class NativeOps(NumpyOps):
         assert isinstance(weight, NativeWeight)
         y = self._context.linear(weight.matrix, weight.base, x)
         return y if bias is None else y + bias.vector()
+
+    def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
+        """As an expert whose record is the resident memory and which all tokens chose."""
+        assert isinstance(gate, NativeWeight)
+        assert isinstance(up, NativeWeight)
+        assert isinstance(down, NativeWeight)
+        layout = native.ExpertLayout(gate.matrix, up.matrix, down.matrix, SILU_ACTIVATION)
+        x, y = _with_result(x)
+        everyone = native.Chosen(self._resident, np.arange(len(x)))
+        self._context.experts(layout, [everyone], x, np.empty((len(x), 1), np.float32), y)
+        return y
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
         self._experts.begin(layer, by_expert(expert_ids)[0])
@@ -228,9 +243,54 @@ class NativeOps(NumpyOps):
         tokens, heads, _ = q.shape
         self._call(
             "se_attention", cache.memory, cache.length, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, address(y),
+            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None, address(y),
         )  # fmt: skip
         return y, cache._replace(length=cache.length + tokens)
+
+    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
+        """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
+        if kv_lora_rank % native.LANES != 0:
+            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {native.LANES}")
+        capacity = -(-self._ctx_size // native.LANES) * native.LANES
+        keys = np.empty((capacity, kv_lora_rank + rope_dim), np.float32)
+        memory = native.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
+        return NativeCache(memory, (keys,), 0)
+
+    def latent_attention(
+        self,
+        q: Float32,
+        q_rope: Float32,
+        latent: Float32,
+        k_rope: Float32,
+        kv_b: Weight,
+        cache: State,
+        scale: float,
+        selection: Bool | None = None,
+    ) -> tuple[Float32, State]:
+        tokens, heads, n = q.shape
+        rank, per_head = latent.shape[1], kv_b.rows // heads  # rows of kv_b: n of keys, then v of values
+        absorbed = np.empty((tokens, heads, rank + q_rope.shape[2]), np.float32)
+        absorbed[..., rank:] = q_rope
+        mixed = np.empty((tokens, heads, rank), np.float32)
+        output = np.empty((tokens, heads, per_head - n), np.float32)
+
+        # Token by token (stacked products of one row), so that no token's sums depend on the others.
+        def absorb(h: int) -> None:
+            w_k = kv_b.decode(h * per_head, h * per_head + n)  # [n, rank]
+            absorbed[:, h, :rank] = (q[:, h, None] @ w_k)[:, 0]
+
+        def project(h: int) -> None:
+            w_v = kv_b.decode(h * per_head + n, (h + 1) * per_head)  # [v, rank]
+            output[:, h] = (mixed[:, h, None] @ w_v.T)[:, 0]
+
+        list(self._pool.map(absorb, range(heads)))
+        keys = np.concatenate([latent, k_rope], axis=1)
+        self._call(
+            "se_attention", cache.memory, cache.length, address(absorbed), address(keys), None, tokens, heads,
+            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None, address(mixed),
+        )  # fmt: skip
+        list(self._pool.map(project, range(heads)))
+        return output, cache._replace(length=cache.length + tokens)
 
     # ---- gated DeltaNet
 

@@ -115,6 +115,9 @@ class NumpyOps:
     def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
         """Nothing: the reference guesses not."""
 
+    def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
+        return self.linear(self.silu(self.linear(x, gate)) * self.linear(x, up), down)
+
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None
@@ -258,7 +261,7 @@ class NumpyOps:
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
         return output, KVCache(cache.keys, cache.values, stop)
 
-    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> LatentCache:
+    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
         capacity = self._ctx_size
         return LatentCache(
             np.empty((capacity, kv_lora_rank), np.float32), np.empty((capacity, rope_dim), np.float32), 0
@@ -271,10 +274,10 @@ class NumpyOps:
         latent: Float32,
         k_rope: Float32,
         kv_b: Weight,
-        cache: LatentCache,
+        cache: State,
         scale: float,
         selection: Bool | None = None,
-    ) -> tuple[Float32, LatentCache]:
+    ) -> tuple[Float32, State]:
         extended = cache.extended(latent, k_rope)
         per_head = kv_b.rows // q.shape[1]
         matrices = (kv_b.decode(h * per_head, (h + 1) * per_head) for h in range(q.shape[1]))

@@ -97,7 +97,5 @@ class Decoder:
         return ops.route(self._linear(x, name, c.router_bias), routing, correction)
 
     def _mlp(self, name: str, x: Array) -> Array:
-        ops = self.ops
-        gate = ops.silu(ops.linear(x, ops.weight(f"{name}.gate_proj")))
-        up = ops.linear(x, ops.weight(f"{name}.up_proj"))
-        return ops.linear(gate * up, ops.weight(f"{name}.down_proj"))
+        gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))
+        return self.ops.feed_forward(x, gate, up, down)

@@ -17,6 +17,7 @@ struct attention_job {
     const struct loops *loops;
     const se_kv_cache *cache;
     const float *q, *k, *v, *sinks;
+    const uint8_t *selection;
     int64_t length, tokens, heads, window;
     float scale;
     float *y;
@@ -50,10 +51,11 @@ static void store_token(const struct attention_job *job, int64_t token) {
     const int64_t position = job->length + token, value_width = job->value_width;
     for (int64_t h = 0; h < cache->heads; h++) {
         const float *k = job->k + (token * cache->heads + h) * cache->width;
-        const float *v = job->v + (token * cache->heads + h) * cache->value_width;
         float *keys = cache->keys + (h * cache->capacity + position / KEY_LANES * KEY_LANES) * cache->width;
-        float *value = cache->values + (h * cache->capacity + position) * value_width;
         for (int64_t i = 0; i < cache->width; i++) keys[KEY_LANES * i + position % KEY_LANES] = k[i];
+        if (cache->values == NULL) continue;
+        const float *v = job->v + (token * cache->heads + h) * cache->value_width;
+        float *value = cache->values + (h * cache->capacity + position) * value_width;
         memset(value, 0, (size_t)value_width * sizeof *value);
         memcpy(value, v, (size_t)cache->value_width * sizeof *value);
     }
@@ -95,7 +97,11 @@ static struct tile_of_queries tile_at(const struct attention_job *job, int64_t i
         .value_width = job->value_width,
         .window = job->window,
         .scale = job->scale,
+        .selection_stride = job->length + job->tokens,
     };
+    if (job->selection != NULL) {
+        tile.queries.selection = job->selection + tile.token * tile.queries.selection_stride;
+    }
     const int64_t oldest = tile.queries.position - job->window + 1;
     tile.begin = oldest < 0 ? 0 : oldest / BLOCK_KEYS;
     tile.end = (tile.queries.position + tokens - 1) / BLOCK_KEYS + 1;
@@ -105,8 +111,9 @@ static struct tile_of_queries tile_at(const struct attention_job *job, int64_t i
 static void attend_block(const struct attention_job *job, const struct tile_of_queries *tile, int64_t block,
                          float *scores, const struct partial *partial) {
     const int64_t at = tile->key_head * job->cache->capacity + block * BLOCK_KEYS;
-    job->loops->attend(&tile->queries, block * BLOCK_KEYS, job->cache->keys + at * job->cache->width,
-                       job->cache->values + at * job->value_width, scores, partial);
+    const float *values = job->cache->values == NULL ? NULL : job->cache->values + at * job->value_width;
+    job->loops->attend(&tile->queries, block * BLOCK_KEYS, job->cache->keys + at * job->cache->width, values, scores,
+                       partial);
 }
 
 static void nothing_yet(const struct attention_job *job, const struct partial *total) {
@@ -231,10 +238,11 @@ static int32_t attention(se_context *context, struct attention_job *job) {
 
 int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q, const float *k,
                      const float *v, int64_t tokens, int64_t heads, float scale, int64_t window, const float *sinks,
-                     float *y) {
+                     const uint8_t *selection, float *y) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
     if (cache->heads < 1 || heads % cache->heads != 0 || cache->capacity % KEY_LANES != 0 || tokens < 1 || length < 0 ||
-        length + tokens > cache->capacity || window < 0) {
+        length + tokens > cache->capacity || window < 0 ||
+        (cache->values == NULL && (cache->value_width % LANES != 0 || cache->value_width > cache->width))) {
         return context_leave(context, SE_UNSUPPORTED);
     }
     struct attention_job job = {
@@ -244,6 +252,7 @@ int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t leng
         .k = k,
         .v = v,
         .sinks = sinks,
+        .selection = selection,
         .length = length,
         .tokens = tokens,
         .heads = heads,

@@ -25,6 +25,8 @@ struct queries {
     int64_t value_width; /* rounded up to LANES */
     int64_t window;      /* a query sees that many positions, its own the last; no limit: INT64_MAX */
     float scale;
+    const uint8_t *selection; /* of the first token, or NULL: 1 for each position that it sees */
+    int64_t selection_stride; /* to the next token's */
 };
 
 /* Softmax not yet divided: sum of exp(score - largest) and of that times the values. */
@@ -61,7 +63,8 @@ struct loops {
     float (*exponents)(float *x, float largest, int64_t n);
     /* y [channels] = sum over j of taps[j] * inputs[j], one rounding each for product and sum, as NumPy has it. */
     void (*convolve)(const float *const *inputs, const float *taps, int64_t kernel, int64_t channels, float *y);
-    /* Queries against the keys of one block: keys [BLOCK_KEYS / 16, width, 16], values [BLOCK_KEYS, value_width].
+    /* Queries against the keys of one block: keys [BLOCK_KEYS / 16, width, 16], values [BLOCK_KEYS, value_width], or
+     * NULL where they are the first value_width of the keys.
      * scores: scratch [TILE_QUERIES, BLOCK_KEYS]. */
     void (*attend)(const struct queries *queries, int64_t first_key, const float *keys, const float *values,
                    float *scores, const struct partial *partial);

@@ -70,6 +70,42 @@ static void mix(const struct queries *queries, const float *values, int64_t num_
 }
 
 
+/* Leaves out of a row's scores what its token does not see; returns how many are left. */
+static int64_t select_scores(const uint8_t *selection, float *scores, int64_t n) {
+    int64_t left = 0;
+    for (int64_t j = 0; j < n; j++) {
+        if (!selection[j]) scores[j] = -INFINITY;
+        left += selection[j];
+    }
+    return left;
+}
+
+/* Where values are the first of the keys, which lie side by side: probabilities are turned, so that lanes are queries. */
+static void mix_keys(const struct queries *queries, const float *keys, int64_t num_keys, const float *scores,
+                     float *mixed) {
+    enum { COLUMNS = 4 }; /* at a time */
+    for (int64_t r = 0; r < queries->rows; r += LANES) {
+        const int64_t rows = queries->rows - r < LANES ? queries->rows - r : LANES;
+        float turned[BLOCK_KEYS * LANES], lane[LANES];
+        for (int64_t j = 0; j < num_keys; j++) {
+            for (int64_t l = 0; l < LANES; l++) turned[j * LANES + l] = l < rows ? scores[(r + l) * BLOCK_KEYS + j] : 0;
+        }
+        for (int64_t c = 0; c < queries->value_width; c += COLUMNS) {
+            lanes sum[COLUMNS];
+            for (int u = 0; u < COLUMNS; u++) sum[u] = lanes_all(0.0f);
+            for (int64_t j = 0; j < num_keys; j++) {
+                const float *key = keys + (j / KEY_LANES * queries->width + c) * KEY_LANES + j % KEY_LANES;
+                const lanes p = lanes_load(turned + j * LANES);
+                for (int u = 0; u < COLUMNS; u++) sum[u] = lanes_fma(lanes_all(key[u * KEY_LANES]), p, sum[u]);
+            }
+            for (int u = 0; u < COLUMNS; u++) {
+                lanes_store(lane, sum[u]);
+                for (int64_t l = 0; l < rows; l++) mixed[(r + l) * queries->value_width + c + u] = lane[l];
+            }
+        }
+    }
+}
+
 static void attend(const struct queries *queries, int64_t first_key, const float *keys, const float *values,
                    float *scores, const struct partial *partial) {
     const int64_t last = queries->position + (queries->rows - 1) / queries->group; /* position of the last token */
@@ -81,13 +117,21 @@ static void attend(const struct queries *queries, int64_t first_key, const float
         int64_t begin = position - queries->window + 1 - first_key, end = position + 1 - first_key;
         begin = begin < 0 ? 0 : begin < num_keys ? begin : num_keys;
         end = end < begin ? begin : end < num_keys ? end : num_keys;
+        if (queries->selection != NULL) {
+            const uint8_t *selection = queries->selection + r / queries->group * queries->selection_stride;
+            if (select_scores(selection + first_key + begin, row + begin, end - begin) == 0) end = begin;
+        }
         memset(row, 0, (size_t)begin * sizeof *row);
         memset(row + end, 0, (size_t)(num_keys - end) * sizeof *row);
         partial->largest[r] = largest(row + begin, end - begin);
         partial->sum[r] = 0.0f;
         if (end > begin) partial->sum[r] = exponents(row + begin, partial->largest[r], end - begin);
     }
-    mix(queries, values, num_keys, scores, partial->mixed);
+    if (values == NULL) {
+        mix_keys(queries, keys, num_keys, scores, partial->mixed);
+    } else {
+        mix(queries, values, num_keys, scores, partial->mixed);
+    }
 }
 
 static void merge(const struct queries *queries, const struct partial *total, const struct partial *partial) {

@@ -204,7 +204,8 @@ SE_API int32_t se_route(se_context *context, const se_routing *routing, const fl
 /* ---- attention (attention.c) */
 
 /* Keys [heads, capacity / 16, width, 16] and values [heads, capacity, value_width rounded up to 16]; 16 keys lie side by
- * side. capacity is a multiple of 16. */
+ * side. capacity is a multiple of 16. values NULL: the values are the first value_width of the keys, a multiple of 16
+ * (latent attention). */
 typedef struct {
     float *keys;
     float *values;
@@ -216,12 +217,13 @@ typedef struct {
 static_assert(sizeof(se_kv_cache) == 48, "mirrored in runtime/backends/native.py");
 
 /* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
- * v [T, cache heads, value_width] are written into it. A query sees `window` positions at most, its own the last, or all
- * if window is 0. sinks [heads] or NULL: logits that take part in the softmax without a value. y [T, heads, value_width].
+ * v [T, cache heads, value_width], if any, are written into it. A query sees `window` positions at most, its own the last, or all
+ * if window is 0. sinks [heads] or NULL: logits that take part in the softmax without a value. selection
+ * [T, length + T] or NULL: 1 for the keys that a token sees at all. y [T, heads, value_width].
  * The result of a token is the same whatever chunk it came in. */
 SE_API int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q,
                             const float *k, const float *v, int64_t tokens, int64_t heads, float scale, int64_t window,
-                            const float *sinks, float *y);
+                            const float *sinks, const uint8_t *selection, float *y);
 
 /* ---- gated DeltaNet (delta.c) */
 

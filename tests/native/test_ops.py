@@ -229,6 +229,36 @@ def test_a_step_behind_a_long_cache_is_its_definition_for_any_threads(group: int
     assert near(results[0][0], expected)
 
 
+@settings(max_examples=20)
+@given(
+    tokens=st.sampled_from((1, 5, 130)),
+    heads=st.sampled_from((1, 5, 16, 70)),
+    rank=st.sampled_from((16, 48)),
+    selects=st.booleans(),
+    seed=seeds,
+)
+def test_latent_attention_is_that_of_the_reference_however_it_is_cut(
+    tokens: int, heads: int, rank: int, selects: bool, seed: int
+) -> None:
+    n, rope, v = 8, 4, 6
+    q, q_rope = normal(seed, tokens, heads, n), normal(seed + 1, tokens, heads, rope)
+    latent, k_rope = normal(seed + 2, tokens, rank), normal(seed + 3, tokens, rope)
+    kv_b = weight(normal(seed + 4, heads * (n + v), rank, scale=0.3))
+    selection = normal(seed + 5, tokens, tokens) > 1  # of a whole block sometimes none
+    np.fill_diagonal(selection, True)
+
+    def compute(ops: NumpyOps, seed: int) -> Sequence[Float32]:
+        cache, outputs = ops.new_latent_cache(rank, rope), []
+        for at in cuts(seed, tokens):
+            chosen = selection[at, : at.stop] if selects else None
+            output, cache = ops.latent_attention(q[at], q_rope[at], latent[at], k_rope[at], kv_b, cache, 0.3, chosen)
+            outputs.append(output)
+        return (np.concatenate(outputs),)
+
+    (found,) = the_same(lambda ops: compute(ops, seed + ops.threads))
+    assert near(found, compute(REFERENCE, seed)[0])
+
+
 def test_attention_to_what_is_no_number_gives_none() -> None:
     q, k, v = np.full((200, 1, 16), np.nan, np.float32), normal(0, 200, 1, 16), normal(1, 200, 1, 16)
     (found,) = the_same(lambda ops: (ops.attention(q, k, v, ops.new_kv_cache(1, 16), 1.0)[0],))

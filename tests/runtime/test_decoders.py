@@ -62,6 +62,16 @@ def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     assert greedy == expected["greedy_ids"].tolist()
 
 
+def test_no_chunk_size_changes_a_bit_of_native_logits(case: tuple[Path, dict[str, Any]]) -> None:
+    container, expected = case
+    found = []
+    for chunk_size, threads in ((1000, 1), (1, 2), (7, 1), (7, 2)):
+        options: dict[str, Any] = {"backend": "native", "chunk_size": chunk_size, "threads": threads}
+        with Engine.open(container, ram_bytes=PLENTY, **options) as engine:
+            found.append(engine.logits(expected["prompt_ids"].tolist()))
+    assert all(np.array_equal(logits, found[0]) for logits in found)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 7, 20])
 def test_every_chunk_size_gives_the_logits_of_the_whole(case: tuple[Path, dict[str, Any]], chunk_size: int) -> None:
     container, expected = case

@@ -81,6 +81,17 @@ def test_tokens_go_to_the_experts_of_transformers(
     assert np.array_equal(np.stack(seen), expected["expert_ids"])
 
 
+def test_no_chunk_size_changes_a_bit_of_native_logits(container: Path, expected: dict[str, Any], name: str) -> None:
+    if name in NUMPY_ONLY or "index_topk" in CASES[name].text:  # NumPy chooses what an indexer chooses
+        return
+    found = []
+    for chunk_size, threads in ((1000, 1), (1, 2), (7, 1), (7, 2)):
+        options: dict[str, Any] = {"backend": "native", "chunk_size": chunk_size, "threads": threads}
+        with Engine.open(container, ram_bytes=PLENTY, **options) as engine:
+            found.append(engine.logits(expected["prompt_ids"].tolist()))
+    assert all(np.array_equal(logits, found[0]) for logits in found)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 7, 16])
 def test_every_chunk_size_gives_the_logits_of_the_whole(
     container: Path, expected: dict[str, Any], chunk_size: int

@@ -1,16 +1,19 @@
 """The numbers of transformers: logits, greedy ids, routing and losses, however the tokens are cut into steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from formats.dtypes import AnyArray, Float32
 from runtime import Engine
+from runtime.backends.native import levels
+from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
+from runtime.engine import BACKENDS
 from runtime.perplexity import measure
 from tests.runtime.helpers import FIXTURES, PLENTY, reference
 
@@ -28,9 +31,10 @@ def tiny(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
 
 
-def open_numpy(container: Path, **options: Any) -> Engine:
-    """With the reference backend; tests/native compares the kernels with it."""
-    return Engine.open(container, ram_bytes=PLENTY, backend="numpy", **options)
+@pytest.fixture(params=[name for name in BACKENDS if name != "native" or levels()])
+def open_engine(request: pytest.FixtureRequest) -> Callable[..., Engine]:
+    """Engine.open with each backend; the native one in its exact precision."""
+    return partial(Engine.open, ram_bytes=PLENTY, backend=request.param, precision="exact")
 
 
 def close(found: Float32, expected: Float32, tolerance: float) -> bool:
@@ -40,26 +44,28 @@ def close(found: Float32, expected: Float32, tolerance: float) -> bool:
 # ---- another implementation
 
 
-def test_the_logits_of_the_demo_are_those_of_transformers(demo16: Path) -> None:
+def test_the_logits_of_the_demo_are_those_of_transformers(demo16: Path, open_engine: Callable[..., Engine]) -> None:
     expected = reference("demo/reference.npz")
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         found = engine.logits(expected["prompt_ids"].tolist())
     assert found.dtype == np.float32
     assert close(found, expected["logits"], LOGITS_TOLERANCE)
 
 
-def test_the_demo_continues_greedily_as_transformers_does(demo16: Path) -> None:
+def test_the_demo_continues_greedily_as_transformers_does(demo16: Path, open_engine: Callable[..., Engine]) -> None:
     expected = reference("demo/reference.npz")
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         found = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=32, ignore_eos=True)
     assert found == expected["greedy_ids"].tolist()
 
 
 @pytest.mark.parametrize("windows", [[0, 1, 2], [39]], ids=["whole windows", "the short last one"])
-def test_the_losses_of_windows_of_held_out_text_are_those_of_transformers(demo16: Path, windows: list[int]) -> None:
+def test_the_losses_of_windows_of_held_out_text_are_those_of_transformers(
+    demo16: Path, windows: list[int], open_engine: Callable[..., Engine]
+) -> None:
     expected = reference("demo/reference.npz")
     text = (FIXTURES / "demo" / "validation.txt").read_text(encoding="utf-8")
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         ids = engine.text.encode(text[:120_000])[:20_000]
         assert ids[:512] == expected["validation_first_ids"].tolist()
         for i in windows:
@@ -69,32 +75,37 @@ def test_the_losses_of_windows_of_held_out_text_are_those_of_transformers(demo16
             assert quality.nll * quality.tokens == pytest.approx(expected["nll_window_sums"][i], abs=0.01)
 
 
-def test_the_logits_of_the_tiny_model_are_those_of_transformers(tiny: Path) -> None:
+def test_the_logits_of_the_tiny_model_are_those_of_transformers(tiny: Path, open_engine: Callable[..., Engine]) -> None:
     expected = reference("reference.npz")
-    with open_numpy(tiny) as engine:
+    with open_engine(tiny) as engine:
         found = engine.logits(expected["prompt_ids"].tolist())
     assert close(found, expected["logits"], LOGITS_TOLERANCE)
 
 
-def test_the_tiny_model_continues_greedily_as_transformers_does(tiny: Path) -> None:
+def test_the_tiny_model_continues_greedily_as_transformers_does(tiny: Path, open_engine: Callable[..., Engine]) -> None:
     expected = reference("reference.npz")
-    with open_numpy(tiny) as engine:
+    with open_engine(tiny) as engine:
         found = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
     assert found == expected["greedy_ids"].tolist()
 
 
 @pytest.fixture
-def routed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[AnyArray, Float32]:
+def routed(tiny: Path, monkeypatch: pytest.MonkeyPatch, open_engine: Callable[..., Engine]) -> tuple[AnyArray, Float32]:
     """Expert ids and routing weights [layers, T, top_k] of the tiny model on its prompt."""
     seen: list[tuple[AnyArray, Float32]] = []
-    route = NumpyOps.route
 
-    def watched(self: NumpyOps, *args: Any, **options: Any) -> tuple[AnyArray, Float32]:
-        seen.append(route(self, *args, **options))
-        return seen[-1]
+    def watch(ops: type[NumpyOps]) -> None:
+        experts = ops.experts
 
-    monkeypatch.setattr(NumpyOps, "route", watched)
-    with open_numpy(tiny) as engine:
+        def watched(self: NumpyOps, layer: int, x: Float32, expert_ids: AnyArray, weights: Float32) -> Float32:
+            seen.append((expert_ids, weights))
+            return experts(self, layer, x, expert_ids, weights)
+
+        monkeypatch.setattr(ops, "experts", watched)
+
+    watch(NumpyOps)
+    watch(NativeOps)
+    with open_engine(tiny) as engine:
         engine.logits(reference("reference.npz")["prompt_ids"].tolist())
     ids, weights = zip(*seen, strict=True)
     return np.stack(ids), np.stack(weights)
@@ -121,10 +132,12 @@ CUTS: dict[str, Sequence[int]] = {
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS.keys())
-def test_every_cut_into_steps_gives_the_logits_of_the_whole(demo16: Path, cuts: Sequence[int]) -> None:
+def test_every_cut_into_steps_gives_the_logits_of_the_whole(
+    demo16: Path, cuts: Sequence[int], open_engine: Callable[..., Engine]
+) -> None:
     expected = reference("demo/reference.npz")
     ids = expected["prompt_ids"].tolist()
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         session = engine.new_session()
         for start, stop in pairwise(min(cut, len(ids)) for cut in cuts):
             if start < stop:
@@ -134,26 +147,28 @@ def test_every_cut_into_steps_gives_the_logits_of_the_whole(demo16: Path, cuts: 
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 16, 64])
-def test_every_chunk_size_gives_the_logits_of_the_whole(tiny: Path, chunk_size: int) -> None:
+def test_every_chunk_size_gives_the_logits_of_the_whole(
+    tiny: Path, chunk_size: int, open_engine: Callable[..., Engine]
+) -> None:
     expected = reference("reference.npz")
-    with open_numpy(tiny, chunk_size=chunk_size) as engine:
+    with open_engine(tiny, chunk_size=chunk_size) as engine:
         found = engine.logits(expected["prompt_ids"].tolist())
     assert close(found, expected["logits"], STEPS_TOLERANCE)
 
 
-def test_a_prompt_longer_than_a_chunk_ends_in_the_same_logits(demo16: Path) -> None:
+def test_a_prompt_longer_than_a_chunk_ends_in_the_same_logits(demo16: Path, open_engine: Callable[..., Engine]) -> None:
     ids = reference("demo/reference.npz")["validation_first_ids"].tolist()
-    with open_numpy(demo16) as whole, open_numpy(demo16, chunk_size=100) as cut:
+    with open_engine(demo16) as whole, open_engine(demo16, chunk_size=100) as cut:
         assert close(cut.prefill(cut.new_session(), ids), whole.prefill(whole.new_session(), ids), STEPS_TOLERANCE)
 
 
 # ---- several sequences at once
 
 
-def test_sessions_stepped_together_equal_each_alone(demo16: Path) -> None:
+def test_sessions_stepped_together_equal_each_alone(demo16: Path, open_engine: Callable[..., Engine]) -> None:
     ids = reference("demo/reference.npz")["prompt_ids"].tolist()
     first_ids, next_ids = [ids[:30], ids[7:20], ids[40:41]], [ids[30:33], ids[20:21], ids[41:60]]
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         alone = []
         for first, following in zip(first_ids, next_ids, strict=True):
             session = engine.new_session()
@@ -164,20 +179,22 @@ def test_sessions_stepped_together_equal_each_alone(demo16: Path) -> None:
         assert all(close(together[step][i], expected[step], STEPS_TOLERANCE) for step in (0, 1))
 
 
-def test_sessions_stepped_together_share_each_read_of_an_expert(demo16: Path) -> None:
+def test_sessions_stepped_together_share_each_read_of_an_expert(
+    demo16: Path, open_engine: Callable[..., Engine]
+) -> None:
     ids = reference("demo/reference.npz")["prompt_ids"].tolist()
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         engine.step([(engine.new_session(), ids) for _ in range(3)])
         together = engine.stats.cache_misses + engine.stats.cache_hits
-    with open_numpy(demo16) as engine:
+    with open_engine(demo16) as engine:
         engine.step([(engine.new_session(), ids)])
         assert engine.stats.cache_misses + engine.stats.cache_hits == together
 
 
-def test_sessions_can_take_turns(tiny: Path) -> None:
+def test_sessions_can_take_turns(tiny: Path, open_engine: Callable[..., Engine]) -> None:
     expected = reference("reference.npz")
     ids = expected["prompt_ids"].tolist()
-    with open_numpy(tiny) as engine:
+    with open_engine(tiny) as engine:
         a, b = engine.new_session(), engine.new_session()
         engine.step([(a, ids[:10])])
         engine.step([(b, ids[5:20])])
