@@ -45,6 +45,9 @@ class Ops(Protocol):
     def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
         """x @ weight.T + bias: [T, columns], weight [rows, columns], bias [rows] -> [T, rows]."""
 
+    def linears(self, x: Array, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Array]:
+        """`linear` with each of the weights and biases: what shares its input is one call."""
+
     def feed_forward(self, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
         """down(silu(gate(x)) * up(x)): a dense layer, or an expert that every token shares. [T, D] -> [T, D]."""
 

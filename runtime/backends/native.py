@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,9 +105,9 @@ SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1  # enum se_scoring
 _ADDRESS = ctypes.c_char * 0
 
 
-def address(array: AnyArray) -> ctypes.Array[ctypes.c_char]:
+def address(array: Any) -> ctypes.Array[ctypes.c_char]:
     """What a c_void_p argument takes: four times as fast as array.ctypes, and only for a contiguous array."""
-    return _ADDRESS.from_buffer(array.data)
+    return _ADDRESS.from_buffer(array)
 
 
 def matrix(
@@ -221,7 +221,9 @@ def declare(library: ctypes.CDLL) -> None:
         "se_kernel_ns": (c_int64, (context,)),
         "se_scratch_bytes": (c_int64, (context,)),
         "se_dispatch": (c_int32, (context,)),
-        "se_linear": (c_int32, (context, c_int32, POINTER(Matrix), c_void_p, floats, c_int64, floats)),
+        "se_linear": (
+            c_int32, (context, c_int32, POINTER(Matrix), c_int64, c_void_p, floats, c_int64, floats),
+        ),
         "se_experts": (
             c_int32,
             (
@@ -308,16 +310,27 @@ class Context:
         """A function of se_native.h that is no product; arrays as `address`."""
         _check(getattr(self._library, name)(self._handle, *arguments))
 
-    def linear(self, description: Matrix, base: int, x: Float32) -> Float32:
-        """x [T, columns] by the matrix whose record or tensor begins at address base: [T, rows]."""
+    def linear(self, matrix: Matrix, base: int, x: Float32) -> Float32:
+        """As `linears` with one matrix."""
+        return self.linears([matrix], base, x)[0]
+
+    def linears(self, matrices: Sequence[Matrix], base: int, x: Float32) -> list[Float32]:
+        """x [T, columns] by each of the matrices in the memory that begins at address base: [T, rows] each."""
         x = np.ascontiguousarray(x, np.float32)
-        assert x.shape == (len(x), description.columns)
-        y = np.empty((len(x), description.rows), np.float32)
+        tokens, columns = x.shape
+        assert all(matrix.columns == columns for matrix in matrices)
+        every = np.empty(tokens * sum(matrix.rows for matrix in matrices), np.float32)
+        array = (Matrix * len(matrices))(*matrices)
         status = self._library.se_linear(
-            self._handle, self._precision, description, base, address(x), len(x), address(y)
+            self._handle, self._precision, array, len(matrices), base, address(x), tokens, address(every)
         )
         _check(status)
-        return y
+        results, start = [], 0
+        for matrix in matrices:
+            stop = start + tokens * matrix.rows
+            results.append(every[start:stop].reshape(tokens, matrix.rows))
+            start = stop
+        return results
 
     def experts(
         self, layout: ExpertLayout, chosen: Sequence[Chosen], x: Float32, weights: Float32, outputs: Float32

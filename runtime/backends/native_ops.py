@@ -1,6 +1,6 @@
 """The native backend: the reference with its hot operations done by the kernels of runtime/native."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,10 +45,9 @@ class DeltaState(NamedTuple):
 
 @dataclass(frozen=True)
 class NativeWeight(Weight):
-    """A resident matrix that kernels can read where it lies: offsets count from address base."""
+    """A resident matrix that kernels can read where it lies: offsets count from the start of resident memory."""
 
     matrix: native.Matrix
-    base: int
 
 
 class NativeOps(NumpyOps):
@@ -71,14 +70,13 @@ class NativeOps(NumpyOps):
     ) -> None:
         """Raises UnsupportedError without the library, or for an encoding or level that it does not have."""
         super().__init__(layout, resident, embedding, experts, pool, ctx_size)
-        base = resident.ctypes.data
-        self._resident = resident
+        self._resident, self._base = resident, resident.ctypes.data
         for tensor in layout.resident:
             weight = self._weights[tensor.name]
             offsets = {array.name: tensor.offset + array.offset for array in tensor.arrays}
             matrix = native.matrix(weight.encoding, weight.rows, weight.columns, offsets)
             self._weights[tensor.name] = NativeWeight(
-                weight.encoding, weight.arrays, weight.rows, weight.columns, matrix, base
+                weight.encoding, weight.arrays, weight.rows, weight.columns, matrix
             )
         kind, alpha, limit, self._scale_input = layout.model.expert_activation
         activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, self._scale_input)
@@ -100,16 +98,17 @@ class NativeOps(NumpyOps):
         return self._context.kernel_s
 
     def linear(self, x: Float32, weight: Weight, bias: Weight | None = None) -> Float32:
-        assert isinstance(weight, NativeWeight)
-        y = self._context.linear(weight.matrix, weight.base, x)
-        return y if bias is None else y + bias.vector()
+        return self.linears(x, [weight], None if bias is None else [bias])[0]
+
+    def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
+        results = self._context.linears([_native(weight).matrix for weight in weights], self._base, x)
+        if biases is None:
+            return results
+        return [y + self._vector(bias) for y, bias in zip(results, biases, strict=True)]
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        assert isinstance(gate, NativeWeight)
-        assert isinstance(up, NativeWeight)
-        assert isinstance(down, NativeWeight)
-        layout = native.ExpertLayout(gate.matrix, up.matrix, down.matrix, SILU_ACTIVATION)
+        layout = native.ExpertLayout(*(_native(weight).matrix for weight in (gate, up, down)), SILU_ACTIVATION)
         x, y = _with_result(x)
         everyone = native.Chosen(self._resident, np.arange(len(x)))
         self._context.experts(layout, [everyone], x, np.empty((len(x), 1), np.float32), y)
@@ -152,16 +151,14 @@ class NativeOps(NumpyOps):
 
     def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
         """offset + weight as float32, decoded once."""
-        assert isinstance(weight, NativeWeight)
-        key = (weight.matrix.weight_offset, offset)
+        key = (_native(weight).matrix.weight_offset, offset)
         if key not in self._prepared:
             self._prepared[key] = np.float32(offset) + weight.vector()
         return self._prepared[key]
 
     def _taps(self, weight: Weight) -> Float32:
         """A convolution's weights [C, K] as [K, C]."""
-        assert isinstance(weight, NativeWeight)
-        key = (weight.matrix.weight_offset, 0.0)
+        key = (_native(weight).matrix.weight_offset, 0.0)
         if key not in self._prepared:
             self._prepared[key] = np.ascontiguousarray(weight.decode().T)
         return self._prepared[key]
@@ -319,10 +316,17 @@ class NativeOps(NumpyOps):
         self._context.close()
 
 
+def _native(weight: Weight) -> NativeWeight:
+    assert isinstance(weight, NativeWeight)
+    return weight
+
+
 def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyArray]:
     """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
     flat = expert_ids.reshape(-1)
     pairs = np.argsort(flat, kind="stable")
+    if len(expert_ids) == 1:  # a token's experts are distinct
+        return flat[pairs].tolist(), np.arange(flat.size), np.ones(flat.size, np.int64), pairs
     if len(expert_ids) == 1:  # a token's experts are distinct: no need to look for equals, at every layer of every step
         return flat[pairs].tolist(), np.arange(len(flat)), np.ones(len(flat), np.int64), pairs
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)

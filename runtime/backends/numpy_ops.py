@@ -115,6 +115,11 @@ class NumpyOps:
     def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
         """Nothing: the reference guesses not."""
 
+    def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
+        if biases is None:
+            return [self.linear(x, weight) for weight in weights]
+        return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         return self.linear(self.silu(self.linear(x, gate)) * self.linear(x, up), down)
 

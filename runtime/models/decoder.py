@@ -48,9 +48,12 @@ class Decoder:
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
-        q = self._project(x, name, "q", c.num_attention_heads)  # [T, heads, d]
-        k = self._project(x, name, "k", c.num_key_value_heads)
-        v = self._project(x, name, "v", c.num_key_value_heads)
+        names = [f"{name}.{part}_proj" for part in "qkv"]
+        biases = [ops.weight(f"{proj}.bias") for proj in names] if c.attention_bias else None
+        q, k, v = ops.linears(x, [ops.weight(proj) for proj in names], biases)
+        q = self._heads(q, f"{name}.q_norm", c.num_attention_heads)  # [T, heads, d]
+        k = self._heads(k, f"{name}.k_norm", c.num_key_value_heads)
+        v = self._heads(v, None, c.num_key_value_heads)
         window = c.window(layer)
         sinks = ops.weight(f"{name}.sinks") if c.attention_sinks else None
         outputs = []
@@ -63,17 +66,16 @@ class Decoder:
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.head_dim)
         return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
 
-    def _project(self, x: Array, name: str, which: str, heads: int) -> Array:
-        """Queries, keys or values before they are turned: [T, heads, d]."""
+    def _heads(self, y: Array, norm: str | None, heads: int) -> Array:
+        """Queries, keys or values as projected, before they are turned: [T, heads, d]."""
         c = self.config
-        y = self._linear(x, f"{name}.{which}_proj", c.attention_bias)
-        if c.qk_norm == WHOLE_NORM and which != "v":
-            y = self._norm(y, f"{name}.{which}_norm")
+        if c.qk_norm == WHOLE_NORM and norm:
+            y = self._norm(y, norm)
         if c.clip_qkv is not None:
             y = self.ops.clip(y, c.clip_qkv)
         y = y.reshape(-1, heads, c.head_dim)
-        if c.qk_norm == HEAD_NORM and which != "v":
-            y = self._norm(y, f"{name}.{which}_norm")
+        if c.qk_norm == HEAD_NORM and norm:
+            y = self._norm(y, norm)
         return y
 
     # ---- feed forward

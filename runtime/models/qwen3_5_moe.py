@@ -50,12 +50,12 @@ class Qwen3_5Moe:
     def _full_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        q_gate = ops.linear(x, ops.weight(f"{name}.q_proj")).reshape(-1, heads, 2 * d)  # per head: query, then gate
+        q_gate, k, v = ops.linears(x, [ops.weight(f"{name}.{part}_proj") for part in "qkv"])
+        q_gate = q_gate.reshape(-1, heads, 2 * d)  # per head: query, then gate
         q, gate = q_gate[..., :d], q_gate[..., d:]  # [T, heads, d]
-        k = ops.linear(x, ops.weight(f"{name}.k_proj")).reshape(-1, kv_heads, d)
-        v = ops.linear(x, ops.weight(f"{name}.v_proj")).reshape(-1, kv_heads, d)
+        v = v.reshape(-1, kv_heads, d)
         q = self._norm(q, f"{name}.q_norm")
-        k = self._norm(k, f"{name}.k_norm")
+        k = self._norm(k.reshape(-1, kv_heads, d), f"{name}.k_norm")
         outputs = []
         for s in sequences:
             q_s = ops.rope(q[s.rows], s.position, c.rope)
@@ -81,9 +81,9 @@ class Qwen3_5Moe:
             return ops.weight(f"{name}.{tensor}")
 
         if c.linear_in_proj_grouped:
-            qkv, z, b, a = self._ungroup(ops.linear(x, w("in_proj_qkvz")), ops.linear(x, w("in_proj_ba")))
+            qkv, z, b, a = self._ungroup(*ops.linears(x, [w("in_proj_qkvz"), w("in_proj_ba")]))
         else:
-            qkv, z, b, a = (ops.linear(x, w(f"in_proj_{part}")) for part in ("qkv", "z", "b", "a"))
+            qkv, z, b, a = ops.linears(x, [w(f"in_proj_{part}") for part in ("qkv", "z", "b", "a")])
         # qkv [T, channels] is q | k | v; z [T, heads * d]; b, a [T, heads]
         z = z.reshape(-1, heads, d)
         beta = ops.sigmoid(b)

@@ -130,9 +130,10 @@ SE_API int32_t se_dispatch(se_context *context);
 
 /* ---- products */
 
-/* y [T, rows] = x [T, columns] . matrix^T + linear bias. base: first byte of the record or tensor. */
-SE_API int32_t se_linear(se_context *context, int32_t precision, const se_matrix *matrix, const uint8_t *base,
-                         const float *x, int64_t tokens, float *y);
+/* y = x [T, columns] . matrix^T + linear bias for each of count matrices (8 at most) of the same columns, one [T, rows]
+ * after another. base: first byte of the record or tensor that they all lie in. */
+SE_API int32_t se_linear(se_context *context, int32_t precision, const se_matrix *matrices, int64_t count,
+                         const uint8_t *base, const float *x, int64_t tokens, float *y);
 
 /* outputs [T * k, D]: row `pair` becomes expert(x[pair / k]) for every pair of the experts given; other rows stay.
  * weights [T, k]: routing weights, read here only where they scale the input. */

@@ -90,11 +90,11 @@ struct linear {
 
 static int32_t run_linear(se_context *context, int32_t precision, const struct case_header *c, const struct linear *l,
                           int one_by_one, float *y) {
-    if (!one_by_one) return se_linear(context, precision, l->matrix, l->base, l->x, c->tokens, y);
+    if (!one_by_one) return se_linear(context, precision, l->matrix, 1, l->base, l->x, c->tokens, y);
     int32_t status = SE_OK;
     for (int64_t t = 0; t < c->tokens && status == SE_OK; t++) {
         const float *x = l->x + t * l->matrix->columns;
-        status = se_linear(context, precision, l->matrix, l->base, x, 1, y + t * l->matrix->rows);
+        status = se_linear(context, precision, l->matrix, 1, l->base, x, 1, y + t * l->matrix->rows);
     }
     return status;
 }

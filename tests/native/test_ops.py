@@ -62,7 +62,7 @@ def weight(values: Float32) -> NativeWeight:
     matrix = np.atleast_2d(values)
     rows, columns = matrix.shape
     place = native.matrix(Plain("f32"), rows, columns, {"weight": values.ctypes.data})
-    return NativeWeight(Plain("f32"), {"weight": matrix}, rows, columns, place, 0)
+    return NativeWeight(Plain("f32"), {"weight": matrix}, rows, columns, place)
 
 
 def near(found: Float32, expected: npt.NDArray[Any], tolerance: float = 1e-5) -> bool:
