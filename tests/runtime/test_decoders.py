@@ -16,7 +16,6 @@ from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
 CASES: dict[str, Any] = {**decoders_tiny.CASES, **hybrids_tiny.CASES}
-NUMPY_ONLY = ("fp8", "gptq", "nvfp4", "mxfp4")  # ends of names, as long as no kernel knows these encodings
 EXACT_AT_4 = ("gptq", "nvfp4", "mxfp4", "mlx")  # experts stay what they are at the default of 4 bits
 LOGITS_TOLERANCE = 5e-4  # float32 sums in another order: measured below 5e-5
 
@@ -33,12 +32,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "out", expected
 
 
-@pytest.fixture(params=["numpy", "native"])
-def backend(request: pytest.FixtureRequest) -> str:
-    name = str(request.node.callspec.params["case"])
-    return "numpy" if name.endswith(NUMPY_ONLY) else str(request.param)
-
-
+@pytest.mark.parametrize("backend", ["numpy", "native"])
 def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     case: tuple[Path, dict[str, Any]], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

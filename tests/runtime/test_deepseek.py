@@ -18,11 +18,6 @@ from tests.runtime.helpers import PLENTY, reference
 
 TOLERANCE = 5e-4  # float32 in another order, absorbed latents against expanded keys; logits have a deviation of 2
 BACKENDS = ("numpy", "native")
-NUMPY_ONLY = (
-    "deepseek_v3_fp8",
-    "kimi_k2_int4",
-    "kimi_k25_int4",
-)  # as long as the kernels know neither fp8 nor symmetric
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -31,8 +26,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, name: str) -> str:
-    return "numpy" if name in NUMPY_ONLY else str(request.param)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def test_tokens_go_to_the_experts_of_transformers(
 
 
 def test_no_chunk_size_changes_a_bit_of_native_logits(container: Path, expected: dict[str, Any], name: str) -> None:
-    if name in NUMPY_ONLY or "index_topk" in CASES[name].text:  # NumPy chooses what an indexer chooses
+    if "index_topk" in CASES[name].text:  # NumPy chooses what an indexer chooses
         return
     found = []
     for chunk_size, threads in ((1000, 1), (1, 2), (7, 1), (7, 2)):
@@ -141,8 +136,8 @@ def test_what_the_indexer_leaves_out_is_not_seen(tmp_path: Path) -> None:
     assert error[13:].max() > 0.1
 
 
-def test_latent_attention_on_numpy_is_said_once(container: Path, name: str) -> None:
-    backend = "numpy" if name in NUMPY_ONLY else "native"
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_of_latent_attention_on_numpy_are_said_once(container: Path, backend: str) -> None:
     with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
         said = [line for line in engine.warnings if "latent attention" in line]
     assert len(said) == (backend == "native")
