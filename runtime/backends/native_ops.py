@@ -325,8 +325,6 @@ def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyA
     """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
     flat = expert_ids.reshape(-1)
     pairs = np.argsort(flat, kind="stable")
-    if len(expert_ids) == 1:  # a token's experts are distinct
-        return flat[pairs].tolist(), np.arange(flat.size), np.ones(flat.size, np.int64), pairs
     if len(expert_ids) == 1:  # a token's experts are distinct: no need to look for equals, at every layer of every step
         return flat[pairs].tolist(), np.arange(len(flat)), np.ones(len(flat), np.int64), pairs
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
