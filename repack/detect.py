@@ -324,6 +324,10 @@ def _words(look: _Look) -> Looked:
         size = look.groups(scales, 1, "scales")
         if size == MX_GROUP_SIZE and look.width_bits(look.tensor, 1) == 4:
             return MXFP4Source(WORDS), names, (MLX,)
+        if f"{base}.global_scale" in look.tensors:
+            raise UnsupportedError(
+                f"{scales.file}: {base}.global_scale: MLX's nvfp4 with a tensor scale is not supported"
+            )
         if size == NV_GROUP_SIZE:
             return NVFP4Source("multiply", WORDS, None), names, (MLX,)
         raise UnsupportedError(

@@ -373,6 +373,8 @@ def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
         "L+r": config.kv_lora_rank + config.qk_rope_head_dim,
         "KV": heads * (config.qk_nope_head_dim + config.v_head_dim),
         "O": heads * config.v_head_dim,
+        "HL": heads * config.kv_lora_rank,
+        "n": config.qk_nope_head_dim,
         "i": indexer.index_n_heads if indexer else 0,
         "x": indexer.index_head_dim if indexer else 0,
         "X": indexer.index_n_heads * indexer.index_head_dim if indexer else 0,
@@ -386,7 +388,9 @@ LATENT_ATTENTION = (
     Tensor("self_attn.q_b_proj", "Q q", when=lambda config: config.q_lora_rank is not None),
     Tensor("self_attn.kv_a_proj_with_mqa", "L+r D"),
     Tensor("self_attn.kv_a_layernorm", "L"),
-    Tensor("self_attn.kv_b_proj", "KV L"),
+    Tensor("self_attn.kv_b_proj", "KV L", when=lambda config: not config.kv_b_split),
+    Tensor("self_attn.embed_q", "HL n", when=lambda config: config.kv_b_split),  # per head W_k, turned
+    Tensor("self_attn.unembed_out", "O L", when=lambda config: config.kv_b_split),
     Tensor("self_attn.o_proj", "D O"),
 )
 INDEXER = (
@@ -419,7 +423,7 @@ DEEPSEEK_V3 = Family(
         Tensor("mlp.shared_experts.up_proj", "S D"),
         Tensor("mlp.shared_experts.down_proj", "D S"),
     ),
-    expert_layouts=(PER_EXPERT,),
+    expert_layouts=(PER_EXPERT, SWITCH_MLP),
     skipped={"vision_tower.": "the vision tower", "mm_projector.": "the projector of the vision tower"},
     extra_layers="multi-token prediction",
 )

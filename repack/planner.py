@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from formats.config import ModelConfig
+from formats.config import DeepseekV3Config, ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
@@ -25,6 +26,7 @@ from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, T
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
+SPLIT_KV_B = "layers.0.self_attn.embed_q.weight"
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 RESIDENT_GROUP_SIZES = (64, 32)  # the first that divides a tensor's width
 
@@ -58,13 +60,16 @@ class _Planner:
     ) -> None:
         self.family = FAMILIES[config.model_type]
         self.left = without_added_ones(tensors) if self.family.norms_around_zero else dict(tensors)
-        self.config = config
         self.options = options
         self.quantization = quantization
         self.prefix = next(
             (p for p in self.family.prefixes if f"{p}{EMBEDDING.base}{EMBEDDING.suffix}" in tensors),
             self.family.prefixes[0],
         )
+        self.config = config
+        if isinstance(config, DeepseekV3Config) and f"{self.prefix}{SPLIT_KV_B}" in tensors:
+            self.config = replace(config, kv_b_split=True)
+            self.left = without_head_axes(self.left)
         self.resident: list[ResidentTensor] = []
         self.matrices: list[SourceMatrix] = []
         self.quantized = 0  # matrices that arrived so
@@ -265,6 +270,16 @@ def without_added_ones(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceT
         return dict(tensors)
     return {
         name: tensor._replace(adjustment=MINUS_ONE) if name.endswith(NORMS_AROUND_ZERO) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def without_head_axes(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """MLX's halves of kv_b_proj, [heads, rows, columns], as matrices."""
+    return {
+        name: tensor._replace(shape=(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:]))
+        if len(tensor.shape) == 3 and name.split(".")[-2] in ("embed_q", "unembed_out")
+        else tensor
         for name, tensor in tensors.items()
     }
 

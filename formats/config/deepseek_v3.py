@@ -55,6 +55,7 @@ class DeepseekV3Config(ModelConfig):
     norm_topk_prob: bool
     routed_scaling_factor: float
     indexer: Indexer | None  # of DeepSeek-V3.2 and GLM-5
+    kv_b_split: bool = False  # kv_b_proj stands as embed_q and unembed_out, as MLX has it
 
     @property
     def rope(self) -> Rope:

@@ -111,7 +111,7 @@ class Ops(Protocol):
         q_rope: Array,
         latent: Array,
         k_rope: Array,
-        kv_b: Weight,
+        kv_b: Sequence[Weight],
         cache: State,
         scale: float,
         selection: Array | None = None,
@@ -119,7 +119,8 @@ class Ops(Protocol):
         """Causal multi-head latent attention, absorbed: neither keys nor values are ever made, only latents are kept.
 
         q [T, H, n] without position, q_rope [T, H, r] and k_rope [T, r] turned by `rope`, latent [T, L] normalised;
-        kv_b [H * (n + v), L] holds per head W_k [n, L], then W_v [v, L]. For a head of token i, over j <= i:
+        kv_b is one matrix [H * (n + v), L] that holds per head W_k [n, L], then W_v [v, L], or two: that of all W_k
+        turned, [H * L, n], and that of all W_v, [H * v, L]. For a head of token i, over j <= i:
         score_j = ((q W_k) . latent_j + q_rope . k_rope_j) * scale; output = W_v (sum_j softmax(score)_j latent_j).
         A selection of `select_tokens` leaves out all other j.
         Returns ([T, H, v], new cache). How a sequence is cut into steps changes no sum.

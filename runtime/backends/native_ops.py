@@ -15,7 +15,7 @@ from formats.layout import Layout
 from runtime.backends import native
 from runtime.backends.base import Routing, State
 from runtime.backends.native import address
-from runtime.backends.numpy_latent import Bool
+from runtime.backends.numpy_latent import Bool, keys_matrix, values_matrix
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
@@ -259,26 +259,25 @@ class NativeOps(NumpyOps):
         q_rope: Float32,
         latent: Float32,
         k_rope: Float32,
-        kv_b: Weight,
+        kv_b: Sequence[Weight],
         cache: State,
         scale: float,
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
         tokens, heads, n = q.shape
-        rank, per_head = latent.shape[1], kv_b.rows // heads  # rows of kv_b: n of keys, then v of values
+        rank = latent.shape[1]
         absorbed = np.empty((tokens, heads, rank + q_rope.shape[2]), np.float32)
         absorbed[..., rank:] = q_rope
         mixed = np.empty((tokens, heads, rank), np.float32)
-        output = np.empty((tokens, heads, per_head - n), np.float32)
+        value_width = kv_b[-1].rows // heads - (n if len(kv_b) == 1 else 0)
+        output = np.empty((tokens, heads, value_width), np.float32)
 
         # Token by token (stacked products of one row), so that no token's sums depend on the others.
         def absorb(h: int) -> None:
-            w_k = kv_b.decode(h * per_head, h * per_head + n)  # [n, rank]
-            absorbed[:, h, :rank] = (q[:, h, None] @ w_k)[:, 0]
+            absorbed[:, h, :rank] = (q[:, h, None] @ keys_matrix(kv_b, h, heads, n))[:, 0]
 
         def project(h: int) -> None:
-            w_v = kv_b.decode(h * per_head + n, (h + 1) * per_head)  # [v, rank]
-            output[:, h] = (mixed[:, h, None] @ w_v.T)[:, 0]
+            output[:, h] = (mixed[:, h, None] @ values_matrix(kv_b, h, heads, n).T)[:, 0]
 
         list(self._pool.map(absorb, range(heads)))
         keys = np.concatenate([latent, k_rope], axis=1)

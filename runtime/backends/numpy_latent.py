@@ -1,7 +1,8 @@
 """Multi-head latent attention and its indexer in NumPy: the definition of these operations (base.py)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,18 +48,17 @@ class IndexCache:
 def latent_attention(
     q: Float32,
     q_rope: Float32,
-    matrices: Iterable[Float32],
+    matrices: Iterable[tuple[Float32, Float32]],
     cache: LatentCache,
     scale: float,
     selection: Bool | None,
 ) -> Float32:
-    """As Ops.latent_attention, over a cache that holds the new tokens; matrices: kv_b of head after head."""
-    tokens, _, n = q.shape
+    """As Ops.latent_attention, over a cache that holds the new tokens; matrices: W_k and W_v of head after head."""
+    tokens = len(q)
     start = cache.length - tokens
     block = max(1, SCORES_BYTES // (4 * cache.length))
     outputs = []
-    for h, w in enumerate(matrices):
-        w_k, w_v = w[:n], w[n:]  # [n, L], [v, L]
+    for h, (w_k, w_v) in enumerate(matrices):  # [n, L], [v, L]
         output = np.empty((tokens, len(w_v)), np.float32)
         for first in range(0, tokens, block):
             rows = slice(first, min(first + block, tokens))
@@ -70,6 +70,20 @@ def latent_attention(
             output[rows] = softmax(scores) @ latents @ w_v.T
         outputs.append(output)
     return np.stack(outputs, axis=1)
+
+
+def keys_matrix(kv_b: Sequence[Any], head: int, heads: int, n: int) -> Float32:
+    """W_k [n, L] of a head."""
+    per_head = kv_b[0].rows // heads
+    decoded: Float32 = kv_b[0].decode(head * per_head, head * per_head + (n if len(kv_b) == 1 else per_head))
+    return decoded if len(kv_b) == 1 else decoded.T
+
+
+def values_matrix(kv_b: Sequence[Any], head: int, heads: int, n: int) -> Float32:
+    """W_v [v, L] of a head."""
+    per_head = kv_b[-1].rows // heads
+    decoded: Float32 = kv_b[-1].decode(head * per_head + (n if len(kv_b) == 1 else 0), (head + 1) * per_head)
+    return decoded
 
 
 def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int) -> Bool:

@@ -20,7 +20,16 @@ from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from runtime.backends.base import Routing, State
-from runtime.backends.numpy_latent import Bool, IndexCache, LatentCache, latent_attention, select_tokens, softmax
+from runtime.backends.numpy_latent import (
+    Bool,
+    IndexCache,
+    LatentCache,
+    keys_matrix,
+    latent_attention,
+    select_tokens,
+    softmax,
+    values_matrix,
+)
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -278,14 +287,14 @@ class NumpyOps:
         q_rope: Float32,
         latent: Float32,
         k_rope: Float32,
-        kv_b: Weight,
+        kv_b: Sequence[Weight],
         cache: State,
         scale: float,
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
         extended = cache.extended(latent, k_rope)
-        per_head = kv_b.rows // q.shape[1]
-        matrices = (kv_b.decode(h * per_head, (h + 1) * per_head) for h in range(q.shape[1]))
+        _, heads, n = q.shape
+        matrices = ((keys_matrix(kv_b, h, heads, n), values_matrix(kv_b, h, heads, n)) for h in range(heads))
         return latent_attention(q, q_rope, matrices, extended, scale, selection), extended
 
     def new_index_cache(self, head_dim: int) -> IndexCache:

@@ -78,7 +78,7 @@ class DeepseekV3:
                 q_rope,
                 latent[s.rows],
                 k_rope,
-                w("kv_b_proj"),
+                [w(part) for part in (("embed_q", "unembed_out") if c.kv_b_split else ("kv_b_proj",))],
                 latents,
                 scale=c.attention_scale,
                 selection=selection,

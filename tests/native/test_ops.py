@@ -235,15 +235,19 @@ def test_a_step_behind_a_long_cache_is_its_definition_for_any_threads(group: int
     heads=st.sampled_from((1, 5, 16, 70)),
     rank=st.sampled_from((16, 48)),
     selects=st.booleans(),
+    splits=st.booleans(),
     seed=seeds,
 )
 def test_latent_attention_is_that_of_the_reference_however_it_is_cut(
-    tokens: int, heads: int, rank: int, selects: bool, seed: int
+    tokens: int, heads: int, rank: int, selects: bool, splits: bool, seed: int
 ) -> None:
     n, rope, v = 8, 4, 6
     q, q_rope = normal(seed, tokens, heads, n), normal(seed + 1, tokens, heads, rope)
     latent, k_rope = normal(seed + 2, tokens, rank), normal(seed + 3, tokens, rope)
-    kv_b = weight(normal(seed + 4, heads * (n + v), rank, scale=0.3))
+    whole = normal(seed + 4, heads * (n + v), rank, scale=0.3)
+    per_head = whole.reshape(heads, n + v, rank)
+    halves = [per_head[:, :n].swapaxes(1, 2).reshape(-1, n), per_head[:, n:].reshape(-1, rank)]
+    kv_b = [weight(half) for half in halves] if splits else [weight(whole)]
     selection = normal(seed + 5, tokens, tokens) > 1  # of a whole block sometimes none
     np.fill_diagonal(selection, True)
 

@@ -16,7 +16,15 @@ from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
 CASES: dict[str, Any] = {**decoders_tiny.CASES, **hybrids_tiny.CASES}
-EXACT_AT_4 = ("gptq", "nvfp4", "mxfp4", "mlx")  # experts stay what they are at the default of 4 bits
+EXACT_AT_4 = (
+    "gptq",
+    "gptq_v2",
+    "gptq_zero",
+    "awq",
+    "nvfp4",
+    "mxfp4",
+    "mlx",
+)  # experts stay what they are at the default of 4 bits
 LOGITS_TOLERANCE = 5e-4  # float32 sums in another order: measured below 5e-5
 
 

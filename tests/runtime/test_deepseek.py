@@ -36,7 +36,7 @@ def container(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(name)
     case = CASES[name]
     tensors = case.tensors()
-    assert digest(tensors) == str(reference(f"deepseek/{name}.npz")["digest"])
+    assert digest(tensors) == str(reference(f"decoders/{name}.npz")["digest"])
     write_checkpoint(folder / "source", tensors, case.config)
     convert(prepare(open_local(str(folder / "source")), Options(16, 64, 16)), folder / "out", hash_source=False)
     return folder / "out"
@@ -44,7 +44,7 @@ def container(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(name: str) -> dict[str, Any]:
-    return reference(f"deepseek/{name}.npz")
+    return reference(f"decoders/{name}.npz")
 
 
 def test_the_logits_are_those_of_transformers(container: Path, expected: dict[str, Any], backend: str) -> None:
@@ -127,7 +127,7 @@ def test_what_arrives_quantized_is_kept_as_it_is(tmp_path: Path) -> None:
 
 def test_what_the_indexer_leaves_out_is_not_seen(tmp_path: Path) -> None:
     """With an indexer that may choose every token the logits are others, but for the first index_topk positions."""
-    case, expected = CASES["deepseek_v32"], reference("deepseek/deepseek_v32.npz")
+    case, expected = CASES["deepseek_v32"], reference("decoders/deepseek_v32.npz")
     write_checkpoint(tmp_path / "source", case.tensors(), case.config | {"index_topk": 1000})
     convert(prepare(open_local(str(tmp_path / "source")), Options(16, 64, 16)), tmp_path / "out", hash_source=False)
     with Engine.open(tmp_path / "out", ram_bytes=PLENTY, backend="numpy") as engine:
