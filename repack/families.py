@@ -188,9 +188,9 @@ QWEN3_5_MOE = Family(
             Tensor("linear_attn.in_proj_z", "v D", when=lambda c: not c.linear_in_proj_grouped),
             Tensor("linear_attn.in_proj_qkvz", "C+v D", when=lambda c: c.linear_in_proj_grouped),
             # Tiny, and they make the decay and step of a recurrence, where errors add up over the sequence.
-            Tensor("linear_attn.in_proj_a", "H D", keep=True, when=lambda c: not c.linear_in_proj_grouped),
-            Tensor("linear_attn.in_proj_b", "H D", keep=True, when=lambda c: not c.linear_in_proj_grouped),
-            Tensor("linear_attn.in_proj_ba", "2H D", keep=True, when=lambda c: c.linear_in_proj_grouped),
+            Tensor("linear_attn.in_proj_a", "H D", keep=True, when=lambda c: not c.linear_in_proj_ba_grouped),
+            Tensor("linear_attn.in_proj_b", "H D", keep=True, when=lambda c: not c.linear_in_proj_ba_grouped),
+            Tensor("linear_attn.in_proj_ba", "2H D", keep=True, when=lambda c: c.linear_in_proj_ba_grouped),
             Tensor("linear_attn.conv1d", "C 1 k", keep=True),
             Tensor("linear_attn.A_log", "H", suffix=""),
             Tensor("linear_attn.dt_bias", "H", suffix=""),

@@ -6,8 +6,6 @@ tests/repack/test_supported.py keeps it complete: one row per model_type that fo
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from repack.sources.gguf_models import ARCHITECTURES
-
 
 class Supported(NamedTuple):
     """A model_type of config.json."""
@@ -32,19 +30,19 @@ DEEPSEEK = "tests/runtime/test_deepseek.py"
 QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS = "transformers 5.23"
 SUPPORTED: Sequence[Supported] = (
-    Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX", TRANSFORMERS, DEEPSEEK),
+    Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16", TRANSFORMERS, DEEPSEEK),
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16, MLX", TRANSFORMERS, DEEPSEEK),
+    Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8", TRANSFORMERS, DEEPSEEK),
-    Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX", TRANSFORMERS, DECODERS),
+    Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4", TRANSFORMERS, DEEPSEEK),
+    Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4, NVFP4, MLX", TRANSFORMERS, DEEPSEEK),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX", TRANSFORMERS, DECODERS),
-    Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX", TRANSFORMERS, DECODERS),
+    Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(
         "qwen3_5_moe",
         "Qwen3.5-397B-A17B, 122B-A10B, 35B-A3B; Qwen3.6-35B-A3B",
@@ -60,7 +58,7 @@ SUPPORTED: Sequence[Supported] = (
         TRANSFORMERS,
         DECODERS,
     ),
-    Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX", TRANSFORMERS, DECODERS),
+    Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
@@ -71,7 +69,7 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("affine, 2 to 8 bits", "MLX", "affine, exact"),
     SourceEncoding(
         "Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4",
-        "GGUF of " + ", ".join(sorted(architecture.model_type for architecture in ARCHITECTURES.values())),
+        "GGUF of " + ", ".join(row.model_type for row in SUPPORTED if "GGUF" in row.encodings),
         "symmetric, affine, q4_k, q6_k or mxfp4, exact",
     ),
     SourceEncoding("GPTQ without act-order, AWQ", "GPTQModel, AutoAWQ", "zero_point or symmetric, exact"),

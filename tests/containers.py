@@ -54,6 +54,7 @@ MODEL = Qwen3_5MoeConfig(
     linear_value_heads_tiled=False,
     linear_conv_kernel_dim=4,
     linear_in_proj_grouped=False,
+    linear_in_proj_ba_grouped=False,
 )
 AFFINE4 = Affine(4, 64, "bf16")
 AFFINE8 = Affine(8, 32, "f16")

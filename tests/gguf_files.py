@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -13,32 +12,57 @@ from formats.dtypes import Float32, to_float32
 from formats.encodings.sources.base import FLOATS, STORAGE
 from repack.sources.folder import FolderSource
 from repack.sources.gguf_models import ARCHITECTURES, OUTSIDE
-from tests.fixtures.decoders_tiny import CASES
+from tests.fixtures import decoders_tiny, deepseek_tiny, hybrids_tiny
 from tests.fixtures.recipe import write_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
-Values = Mapping[str, Float32]
+Values = Mapping[str, Any]  # float32, or uint8: blocks of MXFP4
+
+
+class Checkpoint(NamedTuple):
+    """A tiny checkpoint that the converter takes."""
+
+    architecture: str  # of the GGUF file
+    write: Callable[[Path], Path]  # into a folder; where it lies
+    reference: str  # what transformers makes of it
 
 
 def _committed(name: str) -> Callable[[Path], Path]:
     return lambda folder: FIXTURES / name
 
 
-def _case(name: str) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        case = CASES[name]
-        if name == "qwen2_moe":  # the converter knows no dense layers of it
-            case = replace(case, config=case.config | {"mlp_only_layers": [], "decoder_sparse_step": 1})
-        write_checkpoint(folder, case.tensors(), case.config)
+def _case(case: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:  # one shard: the converter relies on the order of gpt-oss' tensors
+        write_checkpoint(folder, case.tensors(), case.config, shards=1)
         return folder
 
     return write
 
 
-CHECKPOINTS: Mapping[str, Callable[[Path], Path]] = {  # writes a checkpoint into a folder
-    "qwen3_5_moe": _committed("fused"),
-    "qwen3_moe": _committed("qwen3_moe"),
-    **{name: _case(name) for name in ("qwen2_moe", "mixtral", "olmoe", "granitemoe", "glm4_moe", "minimax_m2")},
+def _checkpoint(architecture: str, case: Any, name: str) -> Checkpoint:
+    return Checkpoint(architecture, _case(case), f"decoders/{name}.npz")
+
+
+CHECKPOINTS: Mapping[str, Checkpoint] = {
+    "qwen3_5_moe": Checkpoint("qwen35moe", _committed("fused"), "reference.npz"),
+    "qwen3_moe": Checkpoint("qwen3moe", _committed("qwen3_moe"), "qwen3_moe/reference.npz"),
+    **{
+        name: _checkpoint(architecture, decoders_tiny.CASES[name], name)
+        for name, architecture in (
+            ("qwen2_moe_gguf", "qwen2moe"),
+            ("mixtral", "llama"),
+            ("olmoe_gguf", "olmoe"),
+            ("granitemoe", "granitemoe"),
+            ("glm4_moe", "glm4moe"),
+            ("minimax_m2", "minimax-m2"),
+            ("gpt_oss_gguf", "gpt-oss"),
+        )
+    },
+    "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
+    **{
+        name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
+        for name in ("deepseek_v3_gguf", "kimi_k2", "glm4_moe_lite")
+    },
 }
 
 
@@ -49,7 +73,7 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def checkpoint_values(folder: Path) -> dict[str, Float32]:
-    """Every tensor of a checkpoint of plain floats, by name."""
+    """Every tensor of a checkpoint by name: floats as float32, bytes as they are."""
     source = FolderSource(folder)
     values = {}
     with source.reader() as reader:
@@ -57,8 +81,11 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
             raw = np.empty(tensor.nbytes, np.uint8)
             reader.read_into(tensor.file, tensor.offset, raw.data)
             bits = raw.view(STORAGE[tensor.dtype]).reshape(tensor.shape)
-            values[tensor.name] = to_float32(bits, FLOATS[tensor.dtype])
+            values[tensor.name] = to_float32(bits, FLOATS[tensor.dtype]) if tensor.dtype in FLOATS else bits
     return values
+
+
+AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss")  # as they name the second norm of a layer
 
 
 def converted(folder: Path, architecture: str) -> dict[str, Float32]:
@@ -66,15 +93,17 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     values = {_short(name): value for name, value in checkpoint_values(folder).items()}
-    values = _stacked(values, config["num_hidden_layers"])
+    values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
     result = {}
     for name, value in values.items():
         words = name.split(".", 2)
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
         if name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
             rest = names["input_layernorm.weight" if words[2] == "input_layernorm.weight" else words[2]]
             if words[2] == "post_attention_layernorm.weight":
-                rest = "post_attention_norm.weight" if architecture in ("qwen35moe", "glm4moe") else "ffn_norm.weight"
+                rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
         for gguf_name, hf in OUTSIDE.items():
             if name == _short(hf):
@@ -93,6 +122,8 @@ def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
         at = f"layers.{i}."
         experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
         experts = {name: value for name, value in experts.items() if "shared_expert" not in name}
+        if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
+            continue
         experts |= {name: value for name, value in values.items() if name.startswith(at) and "put_linear" in name}
         for part, stack in _parts(at, experts):
             result[f"{at}mlp.switch_mlp.{part}_proj.weight"] = stack
@@ -119,19 +150,66 @@ def _parts(at: str, experts: Values) -> Iterator[tuple[str, Float32]]:
             yield part, np.stack([fused[name.format(expert)] for expert in range(count)])
 
 
+def _apart(values: Values, architecture: str, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Projections that the converter splits."""
+    result: dict[str, Float32] = {}
+    for name, value in values.items():
+        if architecture == "deepseek2" and name.endswith("kv_b_proj.weight"):
+            per_head = value.reshape(config["num_attention_heads"], -1, value.shape[1])
+            n = config["qk_nope_head_dim"]
+            result[name.replace("kv_b_proj", "embed_q")] = per_head[:, :n].swapaxes(1, 2)
+            result[name.replace("kv_b_proj", "unembed_out")] = per_head[:, n:]
+        elif architecture == "qwen3next" and name.endswith("in_proj_qkvz.weight"):
+            qkv, z = _ungrouped(value, config)
+            result[name.replace("qkvz", "qkv")], result[name.replace("qkvz", "z")] = qkv, z
+        elif architecture == "gpt-oss" and ".experts." in name:
+            result |= _of_gpt_oss(name, value, values)
+        else:
+            result[name] = value
+    return result
+
+
+def _ungrouped(value: Float32, config: Mapping[str, Any]) -> tuple[Float32, Float32]:
+    """Rows q, k, v, z of one key head after another -> all of q, k and v; all of z."""
+    keys, dk = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    dv = config["linear_num_value_heads"] // keys * config["linear_value_head_dim"]
+    parts = np.split(value.reshape(keys, -1, value.shape[1]), [dk, 2 * dk, 2 * dk + dv], axis=1)
+    q, k, v, z = (part.reshape(-1, value.shape[1]) for part in parts)
+    return np.concatenate([q, k, v]), z
+
+
+def _of_gpt_oss(name: str, value: Any, values: Values) -> Iterator[tuple[str, Any]]:
+    """Gate and up, in turns, apart; and blocks of MXFP4 with their scale before them, lower halves first."""
+    if name.endswith("_scales"):
+        return
+    if name.endswith("_blocks"):
+        scales = values[name.replace("_blocks", "_scales")]
+        pairs = np.stack([value & 15, value >> 4], axis=-1).reshape(*value.shape[:-1], 32)
+        blocks = pairs[..., :16] | pairs[..., 16:] << 4
+        value = np.concatenate([scales[..., None], blocks], axis=-1).reshape(*value.shape[:2], -1)
+    at, kind = name.rpartition("_")[0], "bias" if name.endswith("_bias") else "weight"
+    if at.endswith("down_proj"):
+        yield f"{at}.{kind}", value
+    else:
+        for nth, part in enumerate(("gate", "up")):
+            yield f"{at.replace('gate_up', part)}.{kind}", np.ascontiguousarray(value[:, nth::2])
+
+
 def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, Any]) -> Float32:
     """What the converter does to values."""
-    if architecture == "qwen35moe":
+    if architecture in ("qwen35moe", "qwen3next"):
         if name.endswith("norm.weight") and not name.startswith("linear_attn."):
             value = value + np.float32(1)
         if name.endswith("A_log"):
             value = -np.exp(value)
-        if name.startswith("linear_attn."):
+        if name == "linear_attn.conv1d.weight":
+            value = value[:, 0]
+        if name.startswith("linear_attn.") and architecture == "qwen35moe":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
     if architecture in ("llama", "granitemoe") and name.startswith(("self_attn.q_proj", "self_attn.k_proj")):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-    return np.ascontiguousarray(value, np.float32)
+    return np.ascontiguousarray(value)
 
 
 def _tiled(name: str, value: Float32, config: Mapping[str, Any]) -> Float32:
@@ -143,8 +221,6 @@ def _tiled(name: str, value: Float32, config: Mapping[str, Any]) -> Float32:
     def turned(x: Float32, width: int) -> Float32:
         return x.reshape(keys, each, width, -1).swapaxes(0, 1).reshape(x.shape)
 
-    if name == "conv1d.weight":
-        value = value[:, 0]
     if name in ("in_proj_qkv.weight", "conv1d.weight"):
         return np.concatenate([value[:first], turned(value[first:], d)])
     if name == "in_proj_z.weight":
@@ -160,13 +236,15 @@ def write_gguf(
     tensors: Values,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
-    """A file by the gguf package; matrices of experts and projections in `kind`, all else in float32."""
+    """A file by the gguf package; matrices of experts and projections in `kind`, all else as it is."""
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
         if key != "general.architecture":
             _add(writer, key, value)
     for name, value in tensors.items():
-        if kind == gguf.GGMLQuantizationType.F32 or value.ndim < 2 or not _is_quantized(name):
+        if value.dtype == np.uint8:
+            writer.add_tensor(name, value, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        elif kind == gguf.GGMLQuantizationType.F32 or value.ndim < 2 or not _is_quantized(name):
             writer.add_tensor(name, value)
         else:
             writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)

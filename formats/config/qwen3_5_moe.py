@@ -19,7 +19,8 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
     linear_key_head_dim: int
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
-    linear_in_proj_grouped: bool  # in_proj_qkvz and in_proj_ba by key head (Qwen3-Next), else four projections
+    linear_in_proj_grouped: bool  # in_proj_qkvz by key head (Qwen3-Next), else in_proj_qkv and in_proj_z
+    linear_in_proj_ba_grouped: bool  # in_proj_ba by key head (Qwen3-Next), else in_proj_b and in_proj_a
     linear_value_heads_tiled: bool  # value head h has key head h % linear_num_key_heads, as GGUF files order them
 
     @property
@@ -97,7 +98,9 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
             linear_value_head_dim=text.integer("linear_value_head_dim", 1, 2**16),
             linear_value_heads_tiled=_read_head_order(text) == TILED,
             linear_conv_kernel_dim=text.integer("linear_conv_kernel_dim", 2, 64),
-            linear_in_proj_grouped=model_type == "qwen3_next",
+            # Our own key: GGUF files of Qwen3-Next have the one apart and the other not.
+            linear_in_proj_grouped=text.boolean("linear_in_proj_grouped", default=model_type == "qwen3_next"),
+            linear_in_proj_ba_grouped=model_type == "qwen3_next",
         )
 
 

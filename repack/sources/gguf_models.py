@@ -20,6 +20,9 @@ Metadata = Mapping[str, Any]
 Config = dict[str, Any]
 
 
+SIGMOID = 2  # of expert_gating_func
+
+
 class Keys:
     """Metadata of one architecture: `keys["block_count"]` is what stands under `qwen3moe.block_count`."""
 
@@ -40,9 +43,9 @@ class Keys:
             raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
         return value
 
-    def has(self, rest: str) -> bool:
-        """Whether the first layer has a tensor of that name, after `blk.0.`."""
-        return f"blk.0.{rest}" in self._tensors
+    def has(self, rest: str, layer: int = 0) -> bool:
+        """Whether a layer has a tensor of that name, after `blk.N.`."""
+        return f"blk.{layer}.{rest}" in self._tensors
 
     def only(self, key: str, *implemented: Any) -> None:
         """Raises UnsupportedError for another value than these; a key may be absent."""
@@ -99,11 +102,23 @@ _LINEAR_ATTENTION = {
     "attn_gate.weight": "linear_attn.in_proj_z.weight",
     "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
     "ssm_beta.weight": "linear_attn.in_proj_b.weight",
+    "ssm_ba.weight": "linear_attn.in_proj_ba.weight",
+    "ssm_in.weight": "linear_attn.in_proj_qkvz.weight",  # of the first files of Qwen3-Next
     "ssm_conv1d.weight": "linear_attn.conv1d.weight",
     "ssm_a": "linear_attn.A_log",
     "ssm_dt.bias": "linear_attn.dt_bias",
     "ssm_norm.weight": "linear_attn.norm.weight",
     "ssm_out.weight": "linear_attn.out_proj.weight",
+}
+_LATENT_ATTENTION = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.embed_q.weight",  # [heads, kv_lora_rank, ...], as MLX splits and names them
+    "attn_v_b.weight": "self_attn.unembed_out.weight",
 }
 _ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
@@ -115,24 +130,30 @@ _ZERO_CENTRED = {
 }
 
 
-def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
-    """What all decoders have."""
-    heads, layers = keys["attention.head_count"], keys["block_count"] - keys.get("nextn_predict_layers", 0)
-    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
-    keys.only("attention.value_length", head_dim)
+def _dimensions(keys: Keys) -> Config:
+    """What all models have."""
     return {
-        "model_type": model_type,
         "hidden_size": keys["embedding_length"],
-        "num_hidden_layers": layers,
+        "num_hidden_layers": keys["block_count"] - keys.get("nextn_predict_layers", 0),
         "max_position_embeddings": keys["context_length"],
         "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
-        "num_attention_heads": heads,
+        "num_attention_heads": keys["attention.head_count"],
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+        "num_experts_per_tok": keys["expert_used_count"],
+    }
+
+
+def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
+    """What all decoders have."""
+    heads = keys["attention.head_count"]
+    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
+    keys.only("attention.value_length", head_dim)
+    return _dimensions(keys) | {
+        "model_type": model_type,
         "num_key_value_heads": keys.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "rope_theta": keys.get("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(keys),
         experts: keys["expert_count"],
-        "num_experts_per_tok": keys["expert_used_count"],
     }
 
 
@@ -148,6 +169,9 @@ def _rope_scaling(keys: Keys) -> Config | None:
         "beta_fast": keys.get("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": keys.get("rope.scaling.yarn_beta_slow", 1.0),
     }
+    keys.only("rope.scaling.yarn_ext_factor", 1.0)
+    if (attention_factor := keys.get("rope.scaling.yarn_attn_factor")) is not None:
+        scaling["attention_factor"] = attention_factor
     return scaling
 
 
@@ -172,6 +196,9 @@ def _linear_attention_config(keys: Keys, model_type: str) -> Config:
     value_heads = keys["ssm.time_step_rank"]
     head_dim = config["head_dim"]
     rotary = {"partial_rotary_factor": keys.get("rope.dimension_count", head_dim // 4) / head_dim}
+    if (recurrent := keys.get("attention.recurrent_layers")) is not None:
+        kinds = ["linear_attention" if kind else "full_attention" for kind in recurrent]
+        config["layer_types"] = kinds[: config["num_hidden_layers"]]
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
@@ -183,6 +210,11 @@ def _linear_attention_config(keys: Keys, model_type: str) -> Config:
         "linear_conv_kernel_dim": keys["ssm.conv_kernel"],
         "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"], **rotary},
     }
+
+
+def _qwen3_next(keys: Keys) -> Config:
+    apart = {"linear_in_proj_grouped": keys.has("ssm_in.weight")}
+    return _linear_attention_config(keys, "qwen3_next") | apart
 
 
 def _qwen3_5_moe(keys: Keys) -> Config:
@@ -214,7 +246,7 @@ def _granitemoe(keys: Keys) -> Config:
 
 
 def _glm4_moe(keys: Keys) -> Config:
-    keys.only("expert_gating_func", 2)
+    keys.only("expert_gating_func", SIGMOID)
     config = _decoder_config(keys, "glm4_moe", experts="n_routed_experts")
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
@@ -225,11 +257,13 @@ def _glm4_moe(keys: Keys) -> Config:
         "n_shared_experts": keys.get("expert_shared_count", 1),
         "norm_topk_prob": keys.get("expert_weights_norm", True),
         "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        **_groups(keys),
         "partial_rotary_factor": keys.get("rope.dimension_count", config["head_dim"] // 2) / config["head_dim"],
     }
 
 
 def _minimax_m2(keys: Keys) -> Config:
+    keys.only("expert_gating_func", SIGMOID)
     return _decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
         "intermediate_size": keys["expert_feed_forward_length"],
         "rotary_dim": keys["rope.dimension_count"],
@@ -247,10 +281,56 @@ def _gpt_oss(keys: Keys) -> Config:
     }
 
 
+def _deepseek_v3(keys: Keys) -> Config:
+    """DeepSeek-V3, Kimi K2 and GLM-4.7-Flash. Files from before April 2025 have kv_b whole and no lengths for "mla"."""
+    dense = keys.get("leading_dense_block_count", 0)
+    if not keys.has("exp_probs_b.bias", layer=dense):
+        raise UnsupportedError(f"{keys.where}: deepseek2 without exp_probs_b (DeepSeek-V2) is not implemented")
+    keys.only("expert_gating_func", SIGMOID)
+    head_dim = keys.get("attention.key_length_mla") or keys["attention.key_length"]
+    rotary_dim = keys["rope.dimension_count"]
+    scaling = _rope_scaling(keys)
+    if scaling and (log_multiplier := keys.get("rope.scaling.yarn_log_multiplier")):
+        # The converter writes mscale_all_dim / 10 and drops mscale, which llama.cpp takes to be the same.
+        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * log_multiplier, 6)
+    return _dimensions(keys) | {
+        "model_type": "deepseek_v3",
+        "rope_scaling": scaling,
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys["attention.kv_lora_rank"],
+        "qk_nope_head_dim": head_dim - rotary_dim,
+        "qk_rope_head_dim": rotary_dim,
+        "v_head_dim": keys.get("attention.value_length_mla") or keys["attention.value_length"],
+        "n_routed_experts": keys["expert_count"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": dense,
+        "n_shared_experts": keys["expert_shared_count"],
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        **_groups(keys),
+    }
+
+
+def _groups(keys: Keys) -> Config:
+    """Groups of experts; a file that does not say so has one, as llama.cpp runs it."""
+    return {"n_group": keys.get("expert_group_count", 1), "topk_group": keys.get("expert_group_used_count", 1)}
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture("qwen2_moe", _qwen2_moe, _COMMON | _SHARED_EXPERT),
     "qwen3moe": Architecture("qwen3_moe", _qwen3_moe, _COMMON),
-    "qwen35moe": Architecture("qwen3_5_moe", _qwen3_5_moe, _COMMON | _SHARED_EXPERT | _LINEAR_ATTENTION, _ZERO_CENTRED),
+    "qwen3next": Architecture(
+        "qwen3_next", _qwen3_next, _COMMON | _SHARED_EXPERT | _LINEAR_ATTENTION, _ZERO_CENTRED, "mtp."
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe", _qwen3_5_moe, _COMMON | _SHARED_EXPERT | _LINEAR_ATTENTION, _ZERO_CENTRED, "mtp."
+    ),
+    "deepseek2": Architecture(
+        "deepseek_v3",
+        _deepseek_v3,
+        _COMMON | _SHARED_EXPERTS | _LATENT_ATTENTION | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    ),
     "llama": Architecture("mixtral", _mixtral, _COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, _COMMON),
     "granitemoe": Architecture(

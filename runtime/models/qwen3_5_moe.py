@@ -80,10 +80,11 @@ class Qwen3_5Moe:
         def w(tensor: str) -> Weight:
             return ops.weight(f"{name}.{tensor}")
 
-        if c.linear_in_proj_grouped:
-            qkv, z, b, a = self._ungroup(*ops.linears(x, [w("in_proj_qkvz"), w("in_proj_ba")]))
-        else:
-            qkv, z, b, a = ops.linears(x, [w(f"in_proj_{part}") for part in ("qkv", "z", "b", "a")])
+        qkvz = ("qkvz",) if c.linear_in_proj_grouped else ("qkv", "z")
+        ba = ("ba",) if c.linear_in_proj_ba_grouped else ("b", "a")
+        projected = ops.linears(x, [w(f"in_proj_{part}") for part in qkvz + ba])
+        qkv, z = self._ungroup_qkvz(projected[0]) if c.linear_in_proj_grouped else projected[:2]
+        b, a = self._ungroup_ba(projected[-1]) if c.linear_in_proj_ba_grouped else projected[-2:]
         # qkv [T, channels] is q | k | v; z [T, heads * d]; b, a [T, heads]
         z = z.reshape(-1, heads, d)
         beta = ops.sigmoid(b)
@@ -99,16 +100,22 @@ class Qwen3_5Moe:
         o = ops.rms_norm(ops.concatenate(outputs), w("norm"), c.rms_norm_eps) * ops.silu(z)
         return ops.linear(o.reshape(-1, heads * d), w("out_proj"))
 
-    def _ungroup(self, qkvz: Array, ba: Array) -> tuple[Array, Array, Array, Array]:
-        """Projections that hold q | k | v | z and b | a of one key head after another -> qkv, z, b, a."""
+    def _ungroup_qkvz(self, qkvz: Array) -> tuple[Array, Array]:
+        """A projection that holds q | k | v | z of one key head after another -> qkv, z."""
         c, ops = self.config, self.ops
         key_heads, values = c.linear_num_key_heads, c.value_heads_per_key_head
         dk, dv = c.linear_key_head_dim, values * c.linear_value_head_dim
         grouped = qkvz.reshape(-1, key_heads, 2 * dk + 2 * dv)
         ends = (0, dk, 2 * dk, 2 * dk + dv, 2 * dk + 2 * dv)
         q, k, v, z = (grouped[..., a:b].reshape(len(qkvz), -1) for a, b in pairwise(ends))
-        b, a = (ba.reshape(-1, key_heads, 2, values)[:, :, i].reshape(len(ba), -1) for i in (0, 1))
-        return ops.concatenate([q, k, v], axis=1), z, b, a
+        return ops.concatenate([q, k, v], axis=1), z
+
+    def _ungroup_ba(self, ba: Array) -> tuple[Array, Array]:
+        """A projection that holds b | a of one key head after another -> b, a."""
+        c = self.config
+        grouped = ba.reshape(-1, c.linear_num_key_heads, 2, c.value_heads_per_key_head)
+        b, a = (grouped[:, :, i].reshape(len(ba), -1) for i in (0, 1))
+        return b, a
 
     def _split_qkv(self, qkv: Array) -> tuple[Array, Array, Array]:
         """[T, channels] -> q, k [T, heads, dk] of length 1 (q scaled by dk^-0.5), v [T, value heads, dv].

@@ -102,7 +102,8 @@ def test_qwen3_next_is_the_same_config_with_grouped_projections(config: dict[str
     published = {**text, "model_type": "qwen3_next", "rope_theta": rope["rope_theta"], "rope_scaling": None}
     published["partial_rotary_factor"] = rope.get("partial_rotary_factor", 0.25)
     found, expected = read(published), read(config)
-    assert found == replace(expected, model_type="qwen3_next", linear_in_proj_grouped=True)  # type: ignore[call-arg]
+    grouped = {"linear_in_proj_grouped": True, "linear_in_proj_ba_grouped": True}
+    assert found == replace(expected, model_type="qwen3_next", **grouped)  # type: ignore[arg-type]
     assert read_model_facts(Fields(model_facts(found), "x")) == found
 
 

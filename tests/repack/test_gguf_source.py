@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf.quants import quant_shape_to_byte_shape
 
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
@@ -17,23 +18,13 @@ from formats.layout import matrix_shape
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
-from repack.sources.gguf_models import ARCHITECTURES
 from repack.verify import verify_container
 from runtime import Engine
-from tests.gguf_files import CHECKPOINTS, converted, recorded, write_gguf
+from tests.gguf_files import CHECKPOINTS, checkpoint_values, converted, recorded, write_gguf
 from tests.runtime.helpers import PLENTY, reference
 
 AS_IT_ARRIVES = Options(16, 64, 16)
-REFERENCES = {
-    "qwen3_5_moe": "reference.npz",
-    "qwen3_moe": "qwen3_moe/reference.npz",
-    **{name: f"decoders/{name}.npz" for name in ("mixtral", "granitemoe", "glm4_moe", "minimax_m2")},
-}
 Kind = gguf.GGMLQuantizationType
-
-
-def architecture_of(name: str) -> str:
-    return next(key for key, value in ARCHITECTURES.items() if value.model_type == name)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +34,8 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
     def of(name: str) -> dict[str, Float32]:
         if name not in known:
-            folder = CHECKPOINTS[name](tmp_path_factory.mktemp(name))
-            known[name] = converted(folder, architecture_of(name))
+            folder = CHECKPOINTS[name].write(tmp_path_factory.mktemp(name))
+            known[name] = converted(folder, CHECKPOINTS[name].architecture)
         return known[name]
 
     return of
@@ -56,13 +47,15 @@ Tensors = Callable[[str], dict[str, Float32]]
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_what_the_tests_write_is_what_the_converter_of_llama_cpp_writes(name: str, tensors: Tensors) -> None:
     expected = recorded(name)
-    layers = expected["metadata"][f"{architecture_of(name)}.block_count"]
-    layers -= expected["metadata"].get(f"{architecture_of(name)}.nextn_predict_layers", 0)
+    architecture = expected["metadata"]["general.architecture"]
+    layers = expected["metadata"][f"{architecture}.block_count"]
+    layers -= expected["metadata"].get(f"{architecture}.nextn_predict_layers", 0)
     beyond = tuple(f"blk.{layer}." for layer in range(layers, layers + 2))
     left = {key: value for key, value in expected["tensors"].items() if not key.startswith(beyond)}
     for key, value in tensors(name).items():
-        shape, content = left.pop(key)
-        assert list(value.shape) == shape
+        shape, content, *kind = left.pop(key)
+        assert kind == (["MXFP4"] if value.dtype == np.uint8 else [])
+        assert list(value.shape) == (list(quant_shape_to_byte_shape(shape, Kind.MXFP4)) if kind else shape)
         if isinstance(content, list):
             np.testing.assert_allclose(value, content, rtol=3e-7)  # exp of another library
         else:
@@ -76,14 +69,15 @@ def container_of(tmp_path: Path, name: str, tensors: Tensors, kind: Kind = Kind.
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_gguf_file_gives_the_logits_of_transformers(name: str, tensors: Tensors, tmp_path: Path) -> None:
-    expected = reference(REFERENCES[name])
-    with Engine.open(container_of(tmp_path, name, tensors), ram_bytes=PLENTY) as engine:
-        logits = engine.logits(expected["prompt_ids"].tolist())
-        greedy = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
-    assert np.abs(logits - expected["logits"]).max() < 5e-4
-    assert greedy == expected["greedy_ids"][:16].tolist()
+    expected, container = reference(CHECKPOINTS[name].reference), container_of(tmp_path, name, tensors)
+    for backend in ("numpy", "native"):
+        with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+            logits = engine.logits(expected["prompt_ids"].tolist())
+            greedy = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
+        assert np.abs(logits - expected["logits"]).max() < 5e-4
+        assert greedy == expected["greedy_ids"][:16].tolist()
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.BF16, Kind.F16])
@@ -175,6 +169,36 @@ def test_metadata_that_is_not_implemented_is_refused_by_name(
     path = write_gguf(tmp_path / "m.gguf", metadata | ({} if value is None else {key: value}), tensors("qwen3_moe"))
     with pytest.raises(error, match=re.escape(message)):
         prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3_gguf", "qwen3_next"])
+def test_files_of_older_converters_give_the_same_logits(name: str, tensors: Tensors, tmp_path: Path) -> None:
+    """kv_b whole, and the projections of Qwen3-Next by key head, as llama.cpp wrote them at first."""
+    metadata, values = recorded(name)["metadata"], dict(tensors(name))
+    original = checkpoint_values(CHECKPOINTS[name].write(tmp_path / "checkpoint"))
+    whole = {"self_attn.kv_b_proj.weight": "attn_kv_b.weight", "linear_attn.in_proj_qkvz.weight": "ssm_in.weight"}
+    parts = ("attn_k_b.weight", "attn_v_b.weight", "attn_qkv.weight", "attn_gate.weight")
+    values = {key: value for key, value in values.items() if not key.endswith(parts)}
+    for key, value in original.items():
+        _, layer, rest = key.removeprefix("model.").split(".", 2) if ".layers." in key else ("", "", "")
+        if rest in whole and f"blk.{layer}.attn_norm.weight" in values:
+            values[f"blk.{layer}.{whole[rest]}"] = value
+    if name == "deepseek_v3_gguf":
+        metadata = {key: value for key, value in metadata.items() if not key.endswith("_mla")}
+        metadata |= {"deepseek2.attention.key_length": 40, "deepseek2.attention.value_length": 40}
+    path = write_gguf(tmp_path / "old.gguf", metadata, values)
+    convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "out", hash_source=False)
+    expected = reference(CHECKPOINTS[name].reference)
+    with Engine.open(tmp_path / "out", ram_bytes=PLENTY) as engine:
+        logits = engine.logits(expected["prompt_ids"].tolist())
+    assert np.abs(logits - expected["logits"]).max() < 5e-4
+
+
+def test_deepseek_v2_is_refused_by_its_name(tensors: Tensors, tmp_path: Path) -> None:
+    values = {key: value for key, value in tensors("kimi_k2").items() if "exp_probs_b" not in key}
+    path = write_gguf(tmp_path / "m.gguf", recorded("kimi_k2")["metadata"], values)
+    with pytest.raises(UnsupportedError, match=r"deepseek2 without exp_probs_b \(DeepSeek-V2\) is not implemented"):
+        open_local(str(path))
 
 
 def test_a_tensor_that_nobody_knows_is_refused_by_its_own_name(tensors: Tensors, tmp_path: Path) -> None:
