@@ -32,9 +32,10 @@ from repack.output import (
 )
 from repack.plan import FilePlan, Options, Plan
 from repack.planner import make_plan
+from repack.rows import refuse_act_order
 from repack.sources.base import SPOOL_BYTES, Shard, Source
 from repack.tasks import Results, Tasks, Watched, run_tasks
-from repack.vocabulary import with_tokenizer
+from repack.vocabulary import with_templates, with_tokenizer
 from repack.writer import Progress
 
 WRITTEN_BY = f"streaming-experts {__version__}"
@@ -116,7 +117,7 @@ class Outcome:
 def prepare(source: Source, options: Options) -> Conversion:
     """Read the config and make the plan. Raises StreamingExpertsError for anything that cannot be done."""
     small_files = {name: raw for name in SMALL_FILES if (raw := source.small_file(name)) is not None}
-    small_files = with_tokenizer(small_files)
+    small_files = with_templates(with_tokenizer(small_files))
     if "config.json" not in small_files:
         raise FormatError("config.json is missing from the checkpoint")
     config = read_config(small_files["config.json"])
@@ -124,6 +125,7 @@ def prepare(source: Source, options: Options) -> Conversion:
     if source.shards:  # a geometry without weights is one of plain floats, whatever its config says
         quantization = read_quantization(small_files["config.json"], source.small_file(MODELOPT_FILE))
     plan = make_plan(source.tensors, config, options, quantization)
+    refuse_act_order(source, plan)
     return Conversion(source, plan, small_files, {ORIGINS: plan.origins().to_json()})
 
 

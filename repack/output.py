@@ -30,6 +30,8 @@ SMALL_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "tiktoken.model",  # becomes tokenizer.json
+    "chat_template.json",  # becomes chat_template.jinja
+    "additional_chat_templates/tool_use.jinja",  # goes into tokenizer_config.json
 )
 SOURCE_JOURNAL = "source" + JOURNAL
 EXPERTS_FOLDER = os.path.dirname(layer_file(0))

@@ -30,7 +30,7 @@ from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix, Unit
 from repack.sources.base import Reader, Shard, Source, SourceTensor
 from repack.sources.folder import read_small_file
-from repack.vocabulary import with_tokenizer
+from repack.vocabulary import with_templates, with_tokenizer
 
 POOL_BYTES = 1 << 24
 BLOCK_BYTES = 1 << 22  # of codes, made at a time
@@ -81,7 +81,7 @@ def read_geometry(path: Path) -> Geometry:
     """
     paths = {name: path / name for name in SMALL_FILES} if path.is_dir() else {"config.json": path}
     files = {name: raw for name, place in paths.items() if (raw := read_small_file(place)) is not None}
-    return geometry(with_tokenizer(files), str(path))
+    return geometry(with_templates(with_tokenizer(files)), str(path))
 
 
 def geometry(files: Mapping[str, bytes], where: str) -> Geometry:

@@ -3,10 +3,11 @@
 import numpy as np
 
 from formats.dtypes import AnyArray
-from formats.encodings.sources import stored
+from formats.encodings.sources import GPTQSource, stored
 from formats.encodings.sources.base import ALL_ROWS, PACKED_ROWS
-from repack.plan import SourceMatrix, SourcePlane
-from repack.sources.base import Reader
+from formats.errors import FormatError
+from repack.plan import Plan, SourceMatrix, SourcePlane
+from repack.sources.base import Reader, Source
 
 
 class RowReader:
@@ -61,3 +62,30 @@ class RowReader:
             self._reader.read_into(plane.file, plane.offset, array.reshape(-1).data.cast("B"))
             self._held[key] = array
         return self._held[key]
+
+
+def refuse_act_order(source: Source, plan: Plan) -> None:
+    """Raises FormatError when GPTQ's first experts have their groups out of order, before anything is written.
+
+    Where only others have, their conversion finds it: to read all would take one small read per matrix.
+    """
+    named = [
+        (matrix.encoding, plane)
+        for layer in plan.experts.values()
+        for matrix in layer[0]
+        for plane in matrix.planes
+        if isinstance(matrix.encoding, GPTQSource) and plane.spec.name == "g_idx"
+    ]
+    if not named:
+        return
+    with source.reader() as reader:
+        for encoding, plane in named:
+            dtype, shape = stored(plane.dtype, plane.spec.shape)
+            g_idx = np.empty(shape, dtype)
+            reader.read_into(plane.file, plane.offset, g_idx.data.cast("B"))
+            flaw = encoding.order_flaw(g_idx)
+            if flaw is not None:
+                raise FormatError(
+                    f"{plane.file}: {plane.tensor} holds {flaw.found} (row 0, column {flaw.column}), "
+                    f"expected {flaw.expected}"
+                )

@@ -11,6 +11,7 @@ import numpy as np
 
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings.base import (
+    GROUP_SIZES,
     SCALE_DTYPES,
     ArraySpec,
     codes_spec,
@@ -19,6 +20,7 @@ from formats.encodings.base import (
     read_group_size,
 )
 from formats.encodings.packing import unpack_codes
+from formats.errors import FormatError
 from formats.fields import Fields
 
 
@@ -41,7 +43,7 @@ class Symmetric:
         return {"bits": self.bits, "group_size": self.group_size, "scale_dtype": self.scale_dtype}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
-        groups = num_groups_or_one(columns, self.group_size)
+        groups = _num_groups(columns, self.group_size)
         return codes_spec(rows, columns, self.bits), ArraySpec("scales", self.scale_dtype, (rows, groups))
 
     def decode(self, arrays: Mapping[str, AnyArray]) -> Float32:
@@ -71,7 +73,7 @@ class ZeroPoint:
         return {"bits": self.bits, "group_size": self.group_size, "scale_dtype": self.scale_dtype}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
-        groups = (rows, num_groups_or_one(columns, self.group_size))
+        groups = (rows, _num_groups(columns, self.group_size))
         return (
             codes_spec(rows, columns, self.bits),
             ArraySpec("scales", self.scale_dtype, groups),
@@ -84,6 +86,14 @@ class ZeroPoint:
         rows, columns = codes.shape
         values = codes.reshape(rows, zeros.shape[1], -1) - zeros[..., None]
         return _scaled(values.reshape(rows, columns), to_float32(arrays["scales"], self.scale_dtype))
+
+
+def _num_groups(columns: int, group_size: int) -> int:
+    """Groups of a row. Raises FormatError for widths that no kernel reads."""
+    groups = num_groups_or_one(columns, group_size)
+    if columns % GROUP_SIZES[0]:
+        raise FormatError(f"input width {columns} is not a multiple of {GROUP_SIZES[0]}")
+    return groups
 
 
 def _scaled(values: Float32, scales: Float32) -> Float32:

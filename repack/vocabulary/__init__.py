@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+from repack.vocabulary.templates import with_templates
 from repack.vocabulary.tiktoken import tiktoken_tokenizer
+
+__all__ = ["with_templates", "with_tokenizer"]
 
 TOKENIZER, TIKTOKEN = "tokenizer.json", "tiktoken.model"
 

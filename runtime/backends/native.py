@@ -119,12 +119,6 @@ def matrix(
 ) -> Matrix:
     """Describe a matrix whose arrays begin at the offsets. Raises UnsupportedError for an encoding without a kernel."""
     kind, dtype, bits, group_size, arrays = _parameters(encoding)
-    if (
-        isinstance(encoding, (Symmetric, ZeroPoint)) and columns % 32
-    ):  # one scale per row, which kernels cut into groups
-        raise UnsupportedError(
-            f"encoding {encoding.id} has no native kernel for {columns} columns, expected a multiple of 32"
-        )
     weight, scales, biases = (offsets[name] if name else 0 for name in arrays)
     return Matrix(
         rows, columns, weight, scales, biases, offsets.get(LINEAR_BIAS, -1), kind, DTYPES[dtype], bits,

@@ -383,6 +383,17 @@ def test_a_config_that_contradicts_the_tensors_is_refused(
         prepare(FolderSource(source), DEFAULT)
 
 
+def test_act_order_of_gptq_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    first, later = (f"{PREFIX}layers.{layer}.mlp.experts.{expert}.up_proj.g_idx" for layer, expert in ((1, 0), (1, 3)))
+    shuffled = ("I32", np.arange(64, dtype=np.int32)[::-1] // 32)
+    source = checkpoint(tmp_path / "source", "gptq", changes={first: shuffled})
+    with pytest.raises(FormatError, match=re.escape(f"{first} holds group 1 (row 0, column 0), expected 0: act-order")):
+        prepare(FolderSource(source), DEFAULT)
+    source = checkpoint(tmp_path / "source", "gptq", changes={later: shuffled})
+    with pytest.raises(FormatError, match=re.escape(f"{later} holds group 1 (layer 1 expert 3, row 0, column 0)")):
+        converted(source, tmp_path / "out")
+
+
 def test_mlx_overrides_by_path_are_what_the_tensors_must_be(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     gate = f"{PREFIX}layers.0.mlp.gate"

@@ -66,13 +66,8 @@ class GPTQSource:
         return (codes - zeros[:, group]).astype(np.float32) * scales[:, group]
 
     def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
-        if self.g_idx:
-            found = planes["g_idx"].ravel()
-            bad = np.flatnonzero(found != np.arange(len(found)) // self.group_size)
-            if len(bad):
-                at = int(bad[0])
-                expected = f"{at // self.group_size}: act-order (desc_act) is not supported"
-                return Flaw("g_idx", 0, at, f"group {found[at]}", expected)
+        if self.g_idx and (flaw := self.order_flaw(planes["g_idx"])) is not None:
+            return flaw
         if self.symmetric:
             zeros, middle = self._zeros(planes), 1 << self.bits - 1
             wrong = np.argwhere(zeros != middle)
@@ -80,6 +75,16 @@ class GPTQSource:
                 row, group = map(int, wrong[0])
                 return Flaw("qzeros", row, group, f"zero point {zeros[row, group]}", f"{middle}, as sym is true")
         return None
+
+    def order_flaw(self, g_idx: Bits) -> Flaw | None:
+        """What is wrong with the group of each column: act-order shuffles them, whatever the config says."""
+        found = g_idx.ravel()
+        bad = np.flatnonzero(found != np.arange(len(found)) // self.group_size)
+        if not len(bad):
+            return None
+        at = int(bad[0])
+        expected = f"{at // self.group_size}: act-order (desc_act) is not supported"
+        return Flaw("g_idx", 0, at, f"group {found[at]}", expected)
 
     def _zeros(self, planes: Mapping[str, Bits]) -> Bits:
         """uint8 [rows, groups]."""
