@@ -60,9 +60,10 @@ bench-kernels: $(STAMP) ## native kernels beside the memory read rate and BLAS
 bench-store: $(STAMP) ## expert reads, their overlap and the cache beside what the disk allows
 	$(BIN)/python -m runtime.bench_store
 
-bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), and a hub on loopback
+bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), a hub on loopback, and predicted speeds
 	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))
 	$(BIN)/python -m tests.repack.bench_hub
+	$(BIN)/python -m tests.repack.bench_predict
 
 bench-llama: $(STAMP) ## beside llama.cpp on the same weights, by hand (LLAMA_BENCH=path of its llama-bench)
 	$(BIN)/python -m tests.runtime.bench_llama --llama-bench '$(LLAMA_BENCH)' --folder build/bench-llama

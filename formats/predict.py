@@ -1,25 +1,52 @@
-"""Tokens per second before anything is written: bytes per token over what the machine was measured to give.
+"""Tokens per second before anything is written: a model of one decode step, from what a short probe measured.
 
-The model of a decode step, in seconds (docs/ARCHITECTURE.md, Prediction):
+docs/PREDICTION.md tells the model in words, and how near it came. For a layer of which m of the k chosen experts are
+not in memory:
 
-    resident bytes / kernel rate  +  layers x LAYER_S  +  max(missed bytes / disk rate, chosen bytes / kernel rate)
+    layer's own matrices at the kernels' rate  +  Python between kernels
+    +  max(k experts at the kernels' rate, read(m) + the last experts at the kernels' rate)
 
-The last term is overlap: experts in memory are computed while the others are read. The kernel rate is KERNEL_SHARE
-of the rate at which memory can be read.
+where read(m) = read_wait + m records / disk rate, as the probe found by reading the way the engine does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-from formats.budget import MemoryTerms, token_bytes
-from formats.layout import Layout
-from formats.probe import Probe
+from formats.budget import MemoryTerms, largest_record_bytes
+from formats.config.base import LINEAR_ATTENTION
+from formats.encodings import Encoding
+from formats.kernels import product_rate
+from formats.layout import LayerLayout, Layout, matrix_shape
+from formats.probe import Probe, in_flight, probe
+from formats.record import Part
 
-KERNEL_SHARE = 0.6  # of the memory's read rate (`make bench-kernels`)
-LAYER_S = 2e-4  # of a layer that is neither reading nor a product
+# What Python does between kernels, in small NumPy operations of the probe (docs/LEARNED.md 48).
+LAYER_CALLS, LINEAR_LAYER_CALLS, READ_CALLS = 240, 450, 37
 HIT_RATES = (0.0, 0.5, 0.75)
 # (share of the experts cached, hit rate) where a tenth of the experts takes most of the use: docs/LEARNED.md 7.
 SKEWED_HITS = ((0.0, 0.0), (0.1, 0.53), (0.25, 0.72), (0.5, 0.84), (1.0, 1.0))
+MOST_WEIGHTS = 1 << 24  # of a matrix that a kernel is measured with
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured for one layout; kernels in bytes of weights per second."""
+
+    probe: Probe
+    resident: Mapping[Encoding, float]  # of its largest matrix
+    experts: Mapping[tuple[Encoding, int, int], float]  # short rows are slower
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        resident = [_kernel(encoding, rate) for encoding, rate in self.resident.items()]
+        experts = [
+            {"rows": rows, "columns": columns, **_kernel(encoding, rate)}
+            for (encoding, rows, columns), rate in self.experts.items()
+        ]
+        return {**asdict(self.probe), "kernels": {"resident": resident, "experts": experts}}
 
 
 @dataclass(frozen=True)
@@ -32,21 +59,58 @@ class Outlook:
     tokens_per_s: tuple[float, float]
 
 
-def tokens_per_s(layout: Layout, probe: Probe, hit_rate: float) -> float:
+def measure(layout: Layout, folder: Path, threads: int) -> Machine:
+    """Measure the disk of a folder with the layout's records, and the kernels with its matrices. Raises OSError."""
+    shapes: dict[Encoding, tuple[int, int]] = {}
+    for tensor in sorted(layout.resident, key=lambda tensor: tensor.nbytes):
+        rows, columns = matrix_shape(tensor.shape)
+        shapes[tensor.encoding] = (min(rows, max(1, MOST_WEIGHTS // columns)), columns)
+    specs = {part_spec(part) for _, layer in layout.moe_layers() for part in layer.record.parts}
+    return Machine(
+        probe(folder, max(1, largest_record_bytes(layout)), layout.model.top_k, threads),
+        {encoding: product_rate(encoding, *shape, threads) for encoding, shape in shapes.items()},
+        {spec: product_rate(*spec, threads) for spec in specs},
+    )
+
+
+def tokens_per_s(layout: Layout, machine: Machine, hit_rate: float) -> float:
     """Predicted decode speed of one sequence when hit_rate of the chosen experts are in memory."""
-    need = token_bytes(layout)
-    kernel_rate = KERNEL_SHARE * probe.memory_bytes_per_s
-    reading_s = (1 - hit_rate) * need.expert_bytes / probe.disk_bytes_per_s
-    fixed_s = need.resident_bytes / kernel_rate + LAYER_S * len(layout.layers)
-    return 1 / (fixed_s + max(reading_s, need.expert_bytes / kernel_rate))
+    seconds = sum(tensor.nbytes / machine.resident[tensor.encoding] for tensor in layout.resident)
+    for kind, layer in zip(layout.model.layer_types, layout.layers, strict=True):
+        calls = LINEAR_LAYER_CALLS if kind == LINEAR_ATTENTION else LAYER_CALLS
+        seconds += calls * machine.probe.call_s
+        if layer is not None:
+            seconds += _experts_s(layer, min(layout.model.top_k, layer.num_experts), machine, hit_rate)
+    return 1 / seconds
 
 
-def outlook(layout: Layout, probe: Probe, terms: MemoryTerms, ram_bytes: int) -> Outlook:
+def _experts_s(layer: LayerLayout, k: int, machine: Machine, hit_rate: float) -> float:
+    """Of a layer's chosen experts: those in memory are computed while the others are read."""
+    disk, record = machine.probe, layer.record
+    one_s = sum(sum(a.nbytes for a in part.arrays) / machine.experts[part_spec(part)] for part in record.parts)
+    misses = k * (1 - hit_rate)
+    some = 1 - hit_rate**k  # how often a layer misses at all
+    reading_s = some * disk.read_wait_s + misses * record.record_bytes / disk.disk_bytes_per_s
+    last_s = min(misses, in_flight(record.record_bytes)) * one_s  # those that arrive together, at the end
+    return max(k * one_s, reading_s + last_s) + misses * READ_CALLS * disk.call_s
+
+
+def _kernel(encoding: Encoding, rate: float) -> dict[str, Any]:
+    return {"encoding": encoding.id, **encoding.parameters(), "bytes_per_s": rate}
+
+
+def part_spec(part: Part) -> tuple[Encoding, int, int]:
+    """What the speed of a product depends on."""
+    return part.encoding, part.rows, part.columns
+
+
+def outlook(layout: Layout, machine: Machine, terms: MemoryTerms, ram_bytes: int) -> Outlook:
     """What ram_bytes give. Raises RequestError below the floor, naming each term."""
     slots = terms.slots(layout, ram_bytes)
     cached = slots / sum(layer.num_experts for _, layer in layout.moe_layers())
     hits = (cached, _interpolated(cached))
-    return Outlook(ram_bytes, slots, hits, (tokens_per_s(layout, probe, hits[0]), tokens_per_s(layout, probe, hits[1])))
+    low, high = (tokens_per_s(layout, machine, hit_rate) for hit_rate in hits)
+    return Outlook(ram_bytes, slots, hits, (low, high))
 
 
 def _interpolated(cached: float) -> float:

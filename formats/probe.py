@@ -1,6 +1,6 @@
-"""A short look at this machine: how fast its disk gives records, and how fast its memory is read.
+"""A short look at this machine: how fast its disk gives records, its memory is read, and Python gets on.
 
-Imports nothing of ours, so that both commands may ask it. Takes about two seconds.
+Imports nothing of ours, so that both commands may ask it. Takes about three seconds.
 """
 
 import fcntl
@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-PROBE_S = 0.6  # of each figure
-FILE_BYTES = 1 << 29  # of the file that is written to be read, at least NUM_SLOTS records
-NUM_SLOTS = 8  # buffers: the rate of a virtual disk depends on the pages it writes to
-READS_IN_FLIGHT = 4
+READS_IN_FLIGHT = 4  # of the engine: one is enough for a virtio disk, an NVMe wants 4 to 8
+BYTES_IN_FLIGHT = 16 << 20  # enough for any disk (docs/LEARNED.md 20); beyond it two reads, which arrive in turn
+DISK_S, MEMORY_S = 2.0, 0.5  # that each is measured for
+FILE_BYTES = 1 << 29  # of the file that is written to be read, at least one burst
+SLOT_BYTES = 1 << 30  # of buffers: the rate of a virtual disk depends on the pages it writes to
 MEMORY_BYTES = 1 << 28  # read over and over, far more than any cache
+CALLS = 2000
 _ALIGNMENT = 4096
 _F_NOCACHE = 48  # macOS fcntl.h
 
@@ -30,26 +32,42 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Probe:
-    """Bytes per second of records in random order from the disk, and of memory by all threads."""
+    """Of this machine. n records asked for at once, and waited for, take read_wait_s + n * record / disk rate."""
 
+    record_bytes: int
     disk_bytes_per_s: float
-    memory_bytes_per_s: float
+    read_wait_s: float
     direct: bool  # whether the disk was read past the page cache
+    memory_bytes_per_s: float  # by all threads
+    call_s: float  # of a small NumPy operation, which is Python's pace
     threads: int
 
 
-def probe(folder: Path, record_bytes: int, threads: int) -> Probe:
-    """Measure the disk of a folder with reads of record_bytes, and the memory with so many threads.
+def probe(folder: Path, record_bytes: int, reads_at_once: int, threads: int) -> Probe:
+    """Measure the disk of a folder as the engine reads it, and the memory with so many threads.
 
-    Writes a file of half a GiB into the folder (or its nearest parent that is there) and removes it. Raises OSError.
+    The engine asks for up to reads_at_once records, waits for all, and computes. Writes a file of half a GiB into the
+    folder (or its nearest parent that is there) and removes it. Raises OSError.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    disk, direct = _disk_rate(there, -(-record_bytes // _ALIGNMENT) * _ALIGNMENT)
-    return Probe(disk, _memory_rate(threads), direct, threads)
+    record_bytes = -(-record_bytes // _ALIGNMENT) * _ALIGNMENT
+    rate, wait_s, direct = _disk(there, record_bytes, max(2, reads_at_once))
+    return Probe(record_bytes, rate, wait_s, direct, _memory_rate(threads), _call_s(), threads)
 
 
-def _disk_rate(folder: Path, record_bytes: int) -> tuple[float, bool]:
-    count = max(NUM_SLOTS, FILE_BYTES // record_bytes)
+def in_flight(record_bytes: int) -> int:
+    """How many records the engine reads at a time."""
+    return max(2, min(READS_IN_FLIGHT, BYTES_IN_FLIGHT // max(1, record_bytes)))
+
+
+def _disk(folder: Path, record_bytes: int, burst: int) -> tuple[float, float, bool]:
+    """(bytes per second, seconds that a burst of reads takes besides, whether past the page cache).
+
+    Bursts of all sizes up to `burst` in turn, from random places into slots in random order; a line through them.
+    """
+    count = max(burst, FILE_BYTES // record_bytes)
+    slots = _pages(max(burst, SLOT_BYTES // record_bytes) * record_bytes).reshape(-1, record_bytes)
+    rng = np.random.default_rng(0)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
         block = os.urandom(1 << 20)
         for _ in range(-(-count * record_bytes // len(block))):
@@ -57,16 +75,39 @@ def _disk_rate(folder: Path, record_bytes: int) -> tuple[float, bool]:
         file.flush()
         os.fsync(file.fileno())
         fd, direct = _open_direct(file.name)
+        spent: list[tuple[int, float]] = []
+
+        def read(place: tuple[int, int]) -> None:
+            slot, record = place
+            assert os.preadv(fd, [slots[slot].data], record * record_bytes) == record_bytes
+
         try:
-            slots = [_pages(record_bytes) for _ in range(NUM_SLOTS)]
-            order = np.random.default_rng(0).permutation(count).tolist()
-
-            def read(nth: int) -> int:
-                return os.preadv(fd, [slots[nth % NUM_SLOTS].data], order[nth % count] * record_bytes)
-
-            return _rate(read, READS_IN_FLIGHT), direct
+            with ThreadPoolExecutor(in_flight(record_bytes)) as threads:
+                end = time.perf_counter() + DISK_S
+                while time.perf_counter() < end or len(spent) < 2 * burst:
+                    size = 1 + len(spent) % burst
+                    places = list(
+                        zip(
+                            rng.choice(len(slots), size, replace=False).tolist(),
+                            rng.choice(count, size, replace=False).tolist(),
+                            strict=True,
+                        )
+                    )
+                    began = time.perf_counter()
+                    list(threads.map(read, places))
+                    spent.append((size, time.perf_counter() - began))
         finally:
             os.close(fd)
+    return *_line(spent, record_bytes), direct
+
+
+def _line(spent: list[tuple[int, float]], record_bytes: int) -> tuple[float, float]:
+    """(bytes per second, seconds before them): the line through (records, seconds) that is least far from all."""
+    sizes, seconds = np.array(spent).T
+    slope, start = np.polyfit(sizes, seconds, 1)
+    if start < 0 or slope <= 0:  # noise: a line through zero
+        slope, start = seconds.sum() / sizes.sum(), 0.0
+    return float(record_bytes / slope), float(start)
 
 
 def _open_direct(name: str) -> tuple[int, bool]:
@@ -97,12 +138,12 @@ def _memory_rate(threads: int) -> float:
 
 
 def _rate(work: Callable[[int], int], threads: int) -> float:
-    """Bytes per second of work(0), work(1), ... by several threads for PROBE_S."""
+    """Bytes per second of work(0), work(1), ... by several threads for MEMORY_S."""
     began = time.perf_counter()
 
     def take(thread: int) -> int:
         done, nth = 0, thread
-        while time.perf_counter() - began < PROBE_S:
+        while time.perf_counter() - began < MEMORY_S:
             done += work(nth)
             nth += threads
         return done
@@ -110,6 +151,18 @@ def _rate(work: Callable[[int], int], threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         nbytes = sum(pool.map(take, range(threads)))
     return nbytes / (time.perf_counter() - began)
+
+
+def _call_s() -> float:
+    """The best of some rounds: what interrupts it is not Python."""
+    a, b = np.ones((1, 64), np.float32), np.ones(64, np.float32)
+    rounds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(CALLS // 5):
+            a.reshape(8, 8)[1:] + b[:8]
+        rounds.append((time.perf_counter() - began) / (CALLS // 5))
+    return min(rounds)
 
 
 def _pages(nbytes: int) -> Bytes:

@@ -9,7 +9,7 @@ import click
 from formats.budget import human, three_digits
 from formats.index import REHEARSAL
 from formats.memory import default_ram_bytes
-from formats.probe import probe
+from formats.predict import measure
 from repack import forecast, tables
 from repack.convert import convert, default_jobs, prepare
 from repack.known_models import KNOWN_MODELS, known_geometry
@@ -62,7 +62,7 @@ def plan_command(
     threads = os.cpu_count() or 1
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     conversion = prepare(_plannable(source, revision, connections, patience), options)
-    machine = None if no_probe else probe(out, forecast.record_bytes(conversion), threads)
+    machine = None if no_probe else measure(conversion.plan.layout, out, threads)
     report = forecast.forecast(conversion, out, ram if ram is not None else default_ram_bytes(), machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))
     if report["refusals"]:

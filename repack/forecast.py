@@ -9,12 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, MemoryTerms, human, largest_record_bytes, memory_terms
+from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, MemoryTerms, human, memory_terms
 from formats.errors import RequestError
 from formats.layout import Layout
 from formats.origins import read_origins
-from formats.predict import HIT_RATES, outlook, tokens_per_s
-from formats.probe import Probe
+from formats.predict import HIT_RATES, Machine, outlook, tokens_per_s
 from repack.convert import Conversion, prepare
 from repack.plan import Options
 from repack.report import TOKENIZER_FILE, describe_layout
@@ -22,7 +21,9 @@ from repack.report import TOKENIZER_FILE, describe_layout
 RESIDENT_BITS = (16, 8, 4)
 
 
-def forecast(conversion: Conversion, out: Path, ram_bytes: int, machine: Probe | None, threads: int) -> dict[str, Any]:
+def forecast(
+    conversion: Conversion, out: Path, ram_bytes: int, machine: Machine | None, threads: int
+) -> dict[str, Any]:
     """Everything about a conversion that is not begun: sizes, what it needs here, and how fast it would decode.
 
     `refusals` names what forbids it, term by term; it is empty when the model runs here.
@@ -46,18 +47,13 @@ def forecast(conversion: Conversion, out: Path, ram_bytes: int, machine: Probe |
         "refusals": [*_disk_refusal(conversion.output_bytes, free), *_ram_refusal(layout, terms, ram_bytes)],
     }
     if machine is not None:
-        report["machine"] = asdict(machine)
+        report["machine"] = machine.facts()
         report["predictions"] = [
             {"hit_rate": hits, "tokens_per_s": tokens_per_s(layout, machine, hits)} for hits in HIT_RATES
         ]
         if ram_bytes >= terms.floor_bytes:
             report["at_ram"] = asdict(outlook(layout, machine, terms, ram_bytes))
     return report
-
-
-def record_bytes(conversion: Conversion) -> int:
-    """What one read from the disk takes."""
-    return largest_record_bytes(conversion.plan.layout)
 
 
 def _terms(layout: Layout, tokenizer_bytes: int, threads: int) -> MemoryTerms:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from formats import __version__
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint, encoding_label
+from formats.kernels import PRECISIONS
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import native
 
@@ -165,7 +166,7 @@ def decode_bars(
     label: str, experts: Experts, threads: int, runs: int, level: str | None, *, resident: bool = False
 ) -> Iterator[Bar]:
     """Share of the memory's read rate that one token reaches: through whole experts, or one matrix after another."""
-    contexts = {name: native.Context(threads, name, level) for name in native.PRECISIONS}
+    contexts = {name: native.Context(threads, name, level) for name in PRECISIONS}
     jobs: dict[str, Callable[[list[AnyArray]], object]] = {
         name: partial(experts.resident if resident else experts.token, context) for name, context in contexts.items()
     }
@@ -190,7 +191,7 @@ def decode_bars(
 
 def numpy_bars(label: str, experts: Experts, runs: int, level: str | None) -> Iterator[Bar]:
     """How many times faster than the reference on one thread."""
-    for name in native.PRECISIONS:
+    for name in PRECISIONS:
         with native.Context(1, name, level) as context, threadpool_limits(1, "blas"):
             records = itertools.cycle(experts.records)
             ratios = []
@@ -210,7 +211,7 @@ def prefill_bars(label: str, experts: Experts, threads: int, runs: int, level: s
     weights = np.ones((PREFILL_TOKENS, 1), np.float32)
     outputs = np.empty((PREFILL_TOKENS, hidden), np.float32)
     records = itertools.cycle(experts.records)
-    for name in native.PRECISIONS:
+    for name in PRECISIONS:
         ratios = []
         with native.Context(threads, name, level) as context, threadpool_limits(threads, "blas"):
             for _ in range(3 * runs):

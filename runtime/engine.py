@@ -19,8 +19,10 @@ from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
+from formats.kernels import PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
-from runtime.backends.native import PRECISIONS, levels
+from formats.probe import READS_IN_FLIGHT
+from runtime.backends.native import levels
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
@@ -37,7 +39,7 @@ from runtime.text import Text
 from runtime.trace import TraceWriter
 
 BACKENDS = ("native", "numpy")  # the first that is there is `auto`
-READERS = 4  # reads in flight; one is enough for a virtio disk, an NVMe wants 4 to 8
+READERS = READS_IN_FLIGHT
 
 
 class Engine:

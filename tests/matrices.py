@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, ZeroPoint
+from formats.kernels import matrix as matrix_of
 from formats.record import Part, PartSpec, decode_part, lay_out_record
-from runtime.backends import native
 
 Float64 = npt.NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Matrix:
         self.record = np.zeros(max(a.offset + a.nbytes for a in self.part.arrays), np.uint8)
         fill(self.part, self.record, rng)
         offsets = {array.name: array.offset for array in self.part.arrays}
-        self.native = native.matrix(encoding, rows, columns, offsets, bias)
+        self.native = matrix_of(encoding, rows, columns, offsets, bias)
 
     def product(self, x: Float32) -> Float64:
         """In float64: [T, rows]."""

@@ -12,36 +12,15 @@ import numpy as np
 
 from formats import native
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
-from formats.native import DTYPES
-from formats.record import LINEAR_BIAS, Part, RecordLayout
+from formats.kernels import PRECISIONS, Matrix, matrix
+from formats.record import Part, RecordLayout
 
 SPIN_US = 50  # an idle thread stays awake this long: the next call of a step often follows sooner
 
 READ_LOOPS = 4  # enum se_read_loop
-PRECISIONS = {"exact": 0, "fast": 1}
 READ_FAILED, STOPPED = 6, 7
 _STATUS = {1: "out of memory for scratch", 2: "a matrix that no kernel implements", 3: "two calls at once"}
-
-
-class Matrix(ctypes.Structure):
-    """se_matrix: where the arrays of a matrix lie, in bytes from the start of its record or tensor."""
-
-    _fields_ = (
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("weight_offset", c_int64),
-        ("scales_offset", c_int64),
-        ("biases_offset", c_int64),
-        ("linear_bias_offset", c_int64),
-        ("encoding", c_int32),
-        ("dtype", c_int32),
-        ("bits", c_int32),
-        ("group_size", c_int32),
-        ("linear_bias_dtype", c_int32),
-        ("reserved", c_int32),
-    )
 
 
 class Activation(ctypes.Structure):
@@ -108,55 +87,6 @@ _ADDRESS = ctypes.c_char * 0
 def address(array: Any) -> ctypes.Array[ctypes.c_char]:
     """What a c_void_p argument takes: four times as fast as array.ctypes, and only for a contiguous array."""
     return _ADDRESS.from_buffer(array)
-
-
-def matrix(
-    encoding: Encoding,
-    rows: int,
-    columns: int,
-    offsets: dict[str, int],
-    linear_bias: str | None = None,
-) -> Matrix:
-    """Describe a matrix whose arrays begin at the offsets. Raises UnsupportedError for an encoding without a kernel."""
-    kind, dtype, bits, group_size, arrays = _parameters(encoding)
-    weight, scales, biases = (offsets[name] if name else 0 for name in arrays)
-    return Matrix(
-        rows, columns, weight, scales, biases, offsets.get(LINEAR_BIAS, -1), kind, DTYPES[dtype], bits,
-        group_size, DTYPES[linear_bias] if linear_bias is not None else 0, 0,
-    )  # fmt: skip
-
-
-class Parameters(NamedTuple):
-    """How se_matrix says what an encoding is, and which of its arrays stand for weight, scales and biases."""
-
-    kind: int  # enum se_encoding
-    dtype: str
-    bits: int
-    group_size: int
-    arrays: tuple[str, str, str]
-
-
-def _parameters(encoding: Encoding) -> Parameters:
-    match encoding:
-        case Plain():
-            return Parameters(0, encoding.id, 0, 0, ("weight", "", ""))
-        case Affine(bits, group_size, dtype):
-            return Parameters(1, dtype, bits, group_size, ("codes", "scales", "biases"))
-        case Symmetric(bits, group_size, dtype):
-            return Parameters(2, dtype, bits, group_size, ("codes", "scales", ""))
-        case ZeroPoint(bits, group_size, dtype):
-            return Parameters(3, dtype, bits, group_size, ("codes", "scales", "zeros"))
-        case MXFP4():
-            return Parameters(4, "f32", 4, 32, ("codes", "scales", ""))
-        case NVFP4(how):
-            return Parameters(5 if how == "multiply" else 6, "f32", 4, 16, ("codes", "scales", "global"))
-        case FP8(group_size, dtype):
-            return Parameters(7, dtype, 8, group_size, ("codes", "scales", ""))
-        case Q4K():
-            return Parameters(8, "f16", 4, 32, ("codes", "scales", "d"))
-        case Q6K():
-            return Parameters(9, "f16", 6, 16, ("codes", "scales", "d"))
-    raise UnsupportedError(f"encoding {encoding.id} has no native kernel")
 
 
 def expert_layout(layout: RecordLayout, activation: Activation) -> ExpertLayout:
@@ -320,9 +250,9 @@ class Context:
         )
         _check(status)
         results, start = [], 0
-        for matrix in matrices:
-            stop = start + tokens * matrix.rows
-            results.append(every[start:stop].reshape(tokens, matrix.rows))
+        for each in matrices:
+            stop = start + tokens * each.rows
+            results.append(every[start:stop].reshape(tokens, each.rows))
             start = stop
         return results
 

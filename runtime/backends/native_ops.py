@@ -11,6 +11,8 @@ import numpy as np
 from formats.config import GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
 from formats.errors import UnsupportedError
+from formats.kernels import Matrix
+from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from runtime.backends import native
 from runtime.backends.base import Routing, State
@@ -47,7 +49,7 @@ class DeltaState(NamedTuple):
 class NativeWeight(Weight):
     """A resident matrix that kernels can read where it lies: offsets count from the start of resident memory."""
 
-    matrix: native.Matrix
+    matrix: Matrix
 
 
 class NativeOps(NumpyOps):
@@ -74,7 +76,7 @@ class NativeOps(NumpyOps):
         for tensor in layout.resident:
             weight = self._weights[tensor.name]
             offsets = {array.name: tensor.offset + array.offset for array in tensor.arrays}
-            matrix = native.matrix(weight.encoding, weight.rows, weight.columns, offsets)
+            matrix = matrix_of(weight.encoding, weight.rows, weight.columns, offsets)
             self._weights[tensor.name] = NativeWeight(
                 weight.encoding, weight.arrays, weight.rows, weight.columns, matrix
             )

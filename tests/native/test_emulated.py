@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.kernels import PRECISIONS
 from runtime.backends import native
 from runtime.native.build_hook import FLAGS, SOURCES
 from tests.matrices import Matrix, columns_of
@@ -78,7 +79,7 @@ def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
 def test_emulated_kernels_give_the_bits_of_the_portable_loops(encoding: Encoding, precision: str) -> None:
     assert native.levels() == (*EMULATED, "portable")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
+from formats.kernels import PRECISIONS
+from formats.kernels import matrix as matrix_of
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import native
 from tests.matrices import Float64, Matrix, columns_of, fill, relative_error
@@ -52,7 +54,7 @@ def contexts(precision: str, threads: Sequence[int] = (1, 2, 3)) -> Iterator[nat
     rows=st.integers(1, 70),
     tokens=st.integers(1, 11),
     bias=st.sampled_from((None, "bf16", "f32")),
-    precision=st.sampled_from(tuple(native.PRECISIONS)),
+    precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_linear_is_the_product_whatever_computes_it(
@@ -130,7 +132,7 @@ def run(
     bias=st.sampled_from((None, "bf16")),
     kind=st.sampled_from((native.SILU, native.SWIGLU_CLAMPED, native.GELU_TANH)),
     scale_input=st.booleans(),
-    precision=st.sampled_from(tuple(native.PRECISIONS)),
+    precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
@@ -161,7 +163,7 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_no_number_stays_none(level: str, value: float, precision: str) -> None:
     matrix = Matrix(Affine(4, 64, "bf16"), 20, 256, None, 0)
     x = np.ones((1, 256), np.float32)
@@ -170,7 +172,7 @@ def test_what_is_no_number_stays_none(level: str, value: float, precision: str) 
         assert not np.isfinite(context.linear(matrix.native, matrix.record.ctypes.data, x)).any()
 
 
-@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_nothing_times_anything_is_nothing(precision: str) -> None:
     matrix = Matrix(Affine(4, 64, "bf16"), 20, 256, None, 0)
     x = np.full((3, 256), 1e-38, np.float32)
@@ -182,7 +184,7 @@ def test_nothing_times_anything_is_nothing(precision: str) -> None:
 def test_a_float16_means_the_same_as_in_numpy() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     every = every[np.isfinite(every)]
-    matrix = native.matrix(Plain("f16"), len(every), 1, {"weight": 0})
+    matrix = matrix_of(Plain("f16"), len(every), 1, {"weight": 0})
     for context in contexts("exact", threads=(1,)):
         found = context.linear(matrix, every.ctypes.data, np.ones((1, 1), np.float32))
         assert (found[0] == to_float32(every, "f16")).all()

@@ -16,6 +16,7 @@ from formats.config import SIGMOID, SOFTMAX, Rope
 from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
+from formats.kernels import matrix as matrix_of
 from runtime.backends import native
 from runtime.backends.base import Routing
 from runtime.backends.native_ops import NativeOps, NativeWeight
@@ -61,7 +62,7 @@ def weight(values: Float32) -> NativeWeight:
     """A resident tensor of these values, which must outlive it."""
     matrix = np.atleast_2d(values)
     rows, columns = matrix.shape
-    place = native.matrix(Plain("f32"), rows, columns, {"weight": values.ctypes.data})
+    place = matrix_of(Plain("f32"), rows, columns, {"weight": values.ctypes.data})
     return NativeWeight(Plain("f32"), {"weight": matrix}, rows, columns, place)
 
 

@@ -7,9 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 from formats.budget import memory_terms, token_bytes
+from formats.encodings import Affine
 from formats.errors import RequestError
-from formats.predict import LAYER_S, outlook, tokens_per_s
-from formats.probe import Probe, probe
+from formats.kernels import product_rate
+from formats.layout import Layout
+from formats.predict import LAYER_CALLS, LINEAR_LAYER_CALLS, READ_CALLS, Machine, outlook, part_spec, tokens_per_s
+from formats.probe import Probe, in_flight, probe
 from repack.cli import cli
 from repack.convert import prepare
 from repack.forecast import forecast
@@ -19,8 +22,14 @@ from repack.report import describe_layout
 from repack.sources.folder import FolderSource
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-MACHINE = Probe(disk_bytes_per_s=2e9, memory_bytes_per_s=30e9, direct=True, threads=2)
+PROBE = Probe(7_077_888, 2e9, 1e-3, direct=True, memory_bytes_per_s=30e9, call_s=2e-6, threads=2)
 BIG = "Qwen/Qwen3.5-397B-A17B"
+
+
+def machine(layout: Layout) -> Machine:
+    """One whose kernels take 15 GB/s of resident weights and 10 of experts."""
+    parts = {part_spec(part): 10e9 for _, layer in layout.moe_layers() for part in layer.record.parts}
+    return Machine(PROBE, {tensor.encoding: 15e9 for tensor in layout.resident}, parts)
 
 
 def test_a_well_known_model_is_planned_without_a_network() -> None:
@@ -35,7 +44,7 @@ def test_a_well_known_model_is_planned_without_a_network() -> None:
 
 def test_the_plan_of_a_folder_holds_what_its_container_will() -> None:
     conversion = prepare(FolderSource(FIXTURES / "fused"), Options())
-    report = forecast(conversion, Path(), 8 << 30, MACHINE, threads=2)
+    report = forecast(conversion, Path(), 8 << 30, machine(conversion.plan.layout), threads=2)
     assert report.items() >= describe_layout(conversion.plan.layout, 0, 2, conversion.plan.origins()).items()
     choices = {choice["resident_bits"]: choice for choice in report["resident_choices"]}
     assert choices[8]["total_bytes"] == report["total_bytes"]
@@ -44,48 +53,61 @@ def test_the_plan_of_a_folder_holds_what_its_container_will() -> None:
     assert not report["refusals"]
 
 
-def test_speed_grows_with_hits_until_the_memory_is_what_limits() -> None:
+def test_speed_grows_with_hits_until_the_kernels_are_what_limits() -> None:
     layout = prepare(known_geometry(BIG), Options()).plan.layout
-    need = token_bytes(layout)
-    cold = tokens_per_s(layout, MACHINE, 0.0)
-    kernel_rate = 0.6 * MACHINE.memory_bytes_per_s
-    expected = need.expert_bytes / 2e9 + need.resident_bytes / kernel_rate + LAYER_S * 60
-    assert cold == pytest.approx(1 / expected)
-    speeds = [tokens_per_s(layout, MACHINE, hits / 10) for hits in range(11)]
+    here, need = machine(layout), token_bytes(layout)
+    record = need.expert_bytes / 60 / 10
+    python = 2e-6 * (45 * LINEAR_LAYER_CALLS + 15 * LAYER_CALLS)
+    warm = need.resident_bytes / 15e9 + python + need.expert_bytes / 10e9
+    assert tokens_per_s(layout, here, 1.0) == pytest.approx(1 / warm, rel=1e-3)
+    last = in_flight(int(record)) * record / 10e9
+    cold = need.resident_bytes / 15e9 + python + 60 * (1e-3 + 10 * record / 2e9 + last + 10 * READ_CALLS * 2e-6)
+    assert tokens_per_s(layout, here, 0.0) == pytest.approx(1 / cold, rel=1e-3)
+    speeds = [tokens_per_s(layout, here, hits / 10) for hits in range(11)]
     assert speeds == sorted(speeds)
-    assert speeds[-1] == pytest.approx(1 / (expected - need.expert_bytes / 2e9 + need.expert_bytes / kernel_rate))
+
+
+def test_kernels_are_measured_with_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("formats.kernels.PRODUCT_S", 0.01)
+    monkeypatch.setattr("formats.kernels.ARENA_BYTES", 1 << 20)
+    native = product_rate(Affine(4, 64, "bf16"), 256, 512, threads=2)
+    monkeypatch.setattr("formats.kernels.load_library", lambda: None)
+    assert 0 < product_rate(Affine(4, 64, "bf16"), 256, 512, threads=2) < native
 
 
 def test_a_budget_gives_a_band_from_even_to_skewed_routing() -> None:
     conversion = prepare(known_geometry(BIG), Options())
-    report = forecast(conversion, Path(), 64 << 30, MACHINE, threads=2)
+    report = forecast(conversion, Path(), 64 << 30, machine(conversion.plan.layout), threads=2)
     (even, skewed), (low, high) = report["at_ram"]["hit_rates"], report["at_ram"]["tokens_per_s"]
     assert 0 < even < skewed < 1
     assert 0 < low < high
-    assert low == tokens_per_s(conversion.plan.layout, MACHINE, even)
+    assert low == tokens_per_s(conversion.plan.layout, machine(conversion.plan.layout), even)
 
 
 def test_below_the_floor_there_is_no_outlook_but_every_term_by_name() -> None:
     conversion = prepare(known_geometry(BIG), Options())
-    report = forecast(conversion, Path(), 1 << 30, MACHINE, threads=2)
+    report = forecast(conversion, Path(), 1 << 30, machine(conversion.plan.layout), threads=2)
     assert "at_ram" not in report
     assert any("resident" in refusal and "is enough" in refusal for refusal in report["refusals"])
     terms = memory_terms(conversion.plan.layout, tokenizer_json_bytes=0, ctx_size=4096, chunk_size=512)
     with pytest.raises(RequestError, match="but this model needs"):
-        outlook(conversion.plan.layout, MACHINE, terms, 1 << 30)
+        outlook(conversion.plan.layout, machine(conversion.plan.layout), terms, 1 << 30)
 
 
 def test_a_probe_measures_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("formats.probe.FILE_BYTES", 1 << 20)
-    monkeypatch.setattr("formats.probe.PROBE_S", 0.02)
-    found = probe(tmp_path / "not" / "there", 70_000, 2)
+    for name, value in (("DISK_S", 0.02), ("MEMORY_S", 0.02), ("SLOT_BYTES", 1 << 20)):
+        monkeypatch.setattr(f"formats.probe.{name}", value)
+    found = probe(tmp_path / "not" / "there", 70_000, 3, 2)
     assert found.disk_bytes_per_s > 0
+    assert found.read_wait_s >= 0
+    assert found.call_s > 0
     assert found.memory_bytes_per_s > 0
     assert not list(tmp_path.iterdir())
 
 
 def test_the_table_names_disk_memory_and_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repack.cli_plan.probe", lambda *_: MACHINE)
+    monkeypatch.setattr("repack.cli_plan.measure", lambda layout, *_: machine(layout))
     done = CliRunner().invoke(cli, ["plan", "demo", "--ram", "1GiB"])
     assert done.exit_code == 0
     for words in ("--resident-bits", "RAM floor", "are free", "2.00 GB/s", "predicted, 75 % cache hits", "tokens/s"):
