@@ -72,9 +72,10 @@ def run_bench(engine: Engine, *, prompt_tokens: int, new_tokens: int, runs: int)
 
 
 def _speeds(engine: Engine, prompt_tokens: int, new_tokens: int, runs: int) -> tuple[Measurement, Measurement, float]:
-    """Prefill and decode of random token ids, and the hit rate of the decode steps."""
+    """Prefill and decode of random token ids after a prompt for warming up, and the hit rate of the decode steps."""
     rng = np.random.default_rng(0)
     prefill, decode, hits, misses = [], [], 0, 0
+    engine.prefill(engine.new_session(), rng.integers(0, engine.config.vocab_size, prompt_tokens).tolist())
     for _ in range(runs):
         session = engine.new_session()
         began = time.perf_counter()

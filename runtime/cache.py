@@ -148,8 +148,10 @@ class RecentFrequency:
         self._extra = np.zeros(len(self._keys))  # in uses of now
         self._held = np.zeros(len(self._keys), np.bool_)
         self._latest: dict[int, list[int]] = {layer: [] for layer in num_experts}
+        self._uncounted: list[int] = []  # uses since the layer began, of which nobody has asked yet
 
     def begin(self, layer: int) -> None:
+        self._count()
         self._weight *= self._growth
         if self._weight > MOST_WEIGHT:
             self._uses /= MOST_WEIGHT
@@ -159,9 +161,15 @@ class RecentFrequency:
 
     def used(self, key: ExpertKey) -> None:
         place = self._places[key]
-        self._uses[place] += self._weight
-        self._extra[place] += RECENT_USES
         self._latest[key.layer].append(place)
+        self._uncounted.append(place)
+
+    def _count(self) -> None:
+        if not self._uncounted:
+            return
+        np.add.at(self._uses, self._uncounted, self._weight)
+        np.add.at(self._extra, self._uncounted, RECENT_USES)
+        self._uncounted = []
 
     def added(self, key: ExpertKey) -> None:
         self._held[self._places[key]] = True
@@ -180,6 +188,7 @@ class RecentFrequency:
 
     def most_used(self) -> list[tuple[ExpertKey, float]]:
         """Experts that were used at all, with their decayed counts, most used first."""
+        self._count()
         counts = self._uses / self._weight
         order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         return [(self._keys[place], float(counts[place])) for place in order]
@@ -189,6 +198,7 @@ class RecentFrequency:
         self._uses[self._places[key]] += uses * self._weight
 
     def victim(self, layer: int, leased: Collection[ExpertKey]) -> ExpertKey | None:
+        self._count()
         value = np.where(self._held, self._uses + self._weight * self._extra, np.inf)
         value[[self._places[key] for key in leased]] = np.inf
         place = int(value.argmin())

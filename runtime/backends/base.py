@@ -31,6 +31,17 @@ class Routing(NamedTuple):
     topk_group: int = 1
 
 
+class Turn(NamedTuple):
+    """What queries and keys go through before they meet: `rms_norm` by heads, where there are weights, then `rope`."""
+
+    rope: Rope
+    position: int
+    q_norm: Weight | None = None
+    k_norm: Weight | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+
 class Ops(Protocol):
     """One backend. The NumPy implementation (numpy_ops.py) is the definition of every operation."""
 
@@ -53,6 +64,11 @@ class Ops(Protocol):
 
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
+
+    def add_norm(
+        self, h: Array, y: Array, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
+    ) -> tuple[Array, Array]:
+        """What stands between the halves of a layer: s = h + y * multiplier, and rms_norm(s): [T, D] each."""
 
     def layer_norm(self, x: Array, weight: Weight, bias: Weight, eps: float) -> Array:
         """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
@@ -95,11 +111,12 @@ class Ops(Protocol):
         *,
         window: int | None = None,
         sinks: Weight | None = None,
+        turn: Turn | None = None,
     ) -> tuple[Array, State]:
         """Causal softmax attention of q [T, Hq, d] over the cache and k, v [T, Hkv, d]: ([T, Hq, d], new cache).
 
         With a window a token sees itself and the window - 1 tokens before it. sinks [Hq]: a score per head that takes
-        part in the softmax and brings no value.
+        part in the softmax and brings no value. turn: q and k come as they were projected.
         """
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:

@@ -57,6 +57,20 @@ class KVCache(ctypes.Structure):
     )
 
 
+class Turn(ctypes.Structure):
+    """se_turn: what queries and keys go through first."""
+
+    _fields_ = (
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("cosine", c_void_p),
+        ("sine", c_void_p),
+        ("half", c_int64),
+        ("interleaved", c_int32),
+        ("eps", c_float),
+    )
+
+
 class DeltaShape(ctypes.Structure):
     """se_delta_shape: heads and widths of a gated DeltaNet."""
 
@@ -164,6 +178,9 @@ def declare(library: ctypes.CDLL) -> None:
         ),
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
         "se_rms_norm": (c_int32, (context, floats, c_int64, c_int64, floats, c_float, floats)),
+        "se_add_norm": (
+            c_int32, (context, floats, floats, c_float, c_int64, c_int64, floats, c_float, floats, floats),
+        ),
         "se_l2_norm": (c_int32, (context, floats, c_int64, c_int64, c_float, floats)),
         "se_map": (c_int32, (context, c_int32, floats, c_int64, floats)),
         "se_decay": (c_int32, (context, floats, floats, floats, c_int64, c_int64, floats)),
@@ -175,7 +192,7 @@ def declare(library: ctypes.CDLL) -> None:
             c_int32,
             (
                 context, POINTER(KVCache), c_int64, floats, floats, floats,
-                c_int64, c_int64, c_float, c_int64, floats, c_void_p, floats,
+                c_int64, c_int64, c_float, c_int64, floats, c_void_p, POINTER(Turn), floats,
             ),
         ),
         "se_causal_conv1d": (

@@ -15,7 +15,7 @@ from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from runtime.backends import native
-from runtime.backends.base import Routing, State
+from runtime.backends.base import Routing, State, Turn
 from runtime.backends.native import address
 from runtime.backends.numpy_latent import Bool, keys_matrix, values_matrix
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
@@ -174,6 +174,15 @@ class NativeOps(NumpyOps):
         self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
         return y
 
+    def add_norm(
+        self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
+    ) -> tuple[Float32, Float32]:
+        h, x = _with_result(h)
+        y, total = _with_result(y)
+        scale = address(self._vector(weight, offset))
+        self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
+        return total, x
+
     def l2_norm(self, x: Float32, eps: float) -> Float32:
         x, y = _with_result(x)
         columns = x.shape[-1]
@@ -236,15 +245,27 @@ class NativeOps(NumpyOps):
         *,
         window: int | None = None,
         sinks: Weight | None = None,
+        turn: Turn | None = None,
     ) -> tuple[Float32, State]:
         q, y = _with_result(q)
         k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
         tokens, heads, _ = q.shape
         self._call(
             "se_attention", cache.memory, cache.length, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None, address(y),
+            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None,
+            self._turn(turn, tokens) if turn is not None else None, address(y),
         )  # fmt: skip
         return y, cache._replace(length=cache.length + tokens)
+
+    def _turn(self, turn: Turn, tokens: int) -> native.Turn:
+        """As kernels take it; all that it points to is kept by a cache."""
+        norms = (
+            self._vector(norm, turn.offset).ctypes.data if norm is not None else None
+            for norm in (turn.q_norm, turn.k_norm)
+        )
+        cos, sin = rope_tables(turn.rope, turn.position, tokens)
+        rope = turn.rope
+        return native.Turn(*norms, cos.ctypes.data, sin.ctypes.data, rope.dim // 2, rope.interleaved, turn.eps)
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
         """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
@@ -285,7 +306,8 @@ class NativeOps(NumpyOps):
         keys = np.concatenate([latent, k_rope], axis=1)
         self._call(
             "se_attention", cache.memory, cache.length, address(absorbed), address(keys), None, tokens, heads,
-            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None, address(mixed),
+            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
+            None, address(mixed),
         )  # fmt: skip
         list(self._pool.map(project, range(heads)))
         return output, cache._replace(length=cache.length + tokens)

@@ -19,7 +19,7 @@ from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
-from runtime.backends.base import Routing, State
+from runtime.backends.base import Routing, State, Turn
 from runtime.backends.numpy_latent import (
     Bool,
     IndexCache,
@@ -200,6 +200,12 @@ class NumpyOps:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + np.float32(eps)) * (np.float32(offset) + weight.vector())
 
+    def add_norm(
+        self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
+    ) -> tuple[Float32, Float32]:
+        h = h + y * np.float32(multiplier)
+        return h, self.rms_norm(h, weight, eps, offset)
+
     def layer_norm(self, x: Float32, weight: Weight, bias: Weight, eps: float) -> Float32:
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
@@ -252,7 +258,10 @@ class NumpyOps:
         *,
         window: int | None = None,
         sinks: Weight | None = None,
+        turn: Turn | None = None,
     ) -> tuple[Float32, State]:
+        if turn is not None:
+            q, k = (self._turned(x, norm, turn) for x, norm in ((q, turn.q_norm), (k, turn.k_norm)))
         tokens, heads, d = q.shape
         start, stop = cache.length, cache.length + tokens
         cache.keys[start:stop], cache.values[start:stop] = k, v
@@ -274,6 +283,10 @@ class NumpyOps:
                 mixed = softmax(scores, sink) @ cache.values[:seen, h]
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
         return output, KVCache(cache.keys, cache.values, stop)
+
+    def _turned(self, x: Float32, norm: Weight | None, turn: Turn) -> Float32:
+        x = x if norm is None else self.rms_norm(x, norm, turn.eps, turn.offset)
+        return self.rope(x, turn.position, turn.rope)
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
         capacity = self._ctx_size

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import HEAD_NORM, WHOLE_NORM, DecoderConfig
-from runtime.backends.base import Array, Ops, Routing, State
+from runtime.backends.base import Array, Ops, Routing, State, Turn
 from runtime.session import Sequence
 
 
@@ -26,13 +26,13 @@ class Decoder:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c = self.config
         h = self.ops.embed(token_ids) * c.embedding_multiplier  # [T, D]
+        x = self._norm(h, "layers.0.input_layernorm")
         for layer in range(c.num_hidden_layers):
-            x = self._norm(h, f"layers.{layer}.input_layernorm")
-            h = h + self._attention(layer, x, sequences) * c.residual_multiplier
-            x = self._norm(h, f"layers.{layer}.post_attention_layernorm")
+            h, x = self._add_norm(h, self._attention(layer, x, sequences), f"layers.{layer}.post_attention_layernorm")
             y = self._moe(layer, x) if c.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
-            h = h + y * c.residual_multiplier
-        return self._norm(h, "norm")
+            last = layer + 1 == c.num_hidden_layers
+            h, x = self._add_norm(h, y, "norm" if last else f"layers.{layer + 1}.input_layernorm")
+        return x
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
@@ -40,6 +40,10 @@ class Decoder:
 
     def _norm(self, x: Array, name: str) -> Array:
         return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
+
+    def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
+        c = self.config
+        return self.ops.add_norm(h, y, self.ops.weight(name), c.rms_norm_eps, multiplier=c.residual_multiplier)
 
     def _linear(self, x: Array, name: str, has_bias: bool) -> Array:
         return self.ops.linear(x, self.ops.weight(name), self.ops.weight(f"{name}.bias") if has_bias else None)
@@ -56,27 +60,31 @@ class Decoder:
         v = self._heads(v, None, c.num_key_value_heads)
         window = c.window(layer)
         sinks = ops.weight(f"{name}.sinks") if c.attention_sinks else None
+        q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") if c.qk_norm == HEAD_NORM else None for part in "qk")
         outputs = []
         for s in sequences:
-            q_s, k_s = (ops.rope(heads[s.rows], s.position, c.rope) for heads in (q, k))
             output, s.states[layer] = ops.attention(
-                q_s, k_s, v[s.rows], s.states[layer], c.attention_multiplier, window=window, sinks=sinks
+                q[s.rows],
+                k[s.rows],
+                v[s.rows],
+                s.states[layer],
+                c.attention_multiplier,
+                window=window,
+                sinks=sinks,
+                turn=Turn(c.rope, s.position, q_norm, k_norm, c.rms_norm_eps),
             )
             outputs.append(output)  # [tokens, heads, d]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.head_dim)
         return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
 
     def _heads(self, y: Array, norm: str | None, heads: int) -> Array:
-        """Queries, keys or values as projected, before they are turned: [T, heads, d]."""
+        """Queries, keys or values as projected: [T, heads, d]."""
         c = self.config
         if c.qk_norm == WHOLE_NORM and norm:
             y = self._norm(y, norm)
         if c.clip_qkv is not None:
             y = self.ops.clip(y, c.clip_qkv)
-        y = y.reshape(-1, heads, c.head_dim)
-        if c.qk_norm == HEAD_NORM and norm:
-            y = self._norm(y, norm)
-        return y
+        return y.reshape(-1, heads, c.head_dim)
 
     # ---- feed forward
 

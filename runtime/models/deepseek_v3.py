@@ -37,11 +37,14 @@ class DeepseekV3:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
         selections: list[Array | None] = [None for _ in sequences]  # of the last indexer, which layers may share
+        x = self._norm(h, "layers.0.input_layernorm")
         for layer in range(self.config.num_hidden_layers):
-            h = h + self._attention(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences, selections)
-            x = self._norm(h, f"layers.{layer}.post_attention_layernorm")
-            h = h + (self._moe(layer, x) if self.config.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x))
-        return self._norm(h, "norm")
+            y = self._attention(layer, x, sequences, selections)
+            h, x = self._add_norm(h, y, f"layers.{layer}.post_attention_layernorm")
+            y = self._moe(layer, x) if self.config.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
+            last = layer + 1 == self.config.num_hidden_layers
+            h, x = self._add_norm(h, y, "norm" if last else f"layers.{layer + 1}.input_layernorm")
+        return x
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
@@ -49,6 +52,9 @@ class DeepseekV3:
 
     def _norm(self, x: Array, name: str) -> Array:
         return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
+
+    def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
+        return self.ops.add_norm(h, y, self.ops.weight(name), self.config.rms_norm_eps)
 
     # ---- multi-head latent attention
 

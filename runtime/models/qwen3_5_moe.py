@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
-from runtime.backends.base import Array, Ops, Routing, State, Weight
+from runtime.backends.base import Array, Ops, Routing, State, Turn, Weight
 from runtime.session import Sequence
 
 
@@ -28,11 +28,13 @@ class Qwen3_5Moe:
     def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
+        x = self._norm(h, "layers.0.input_layernorm")
         for layer, layer_type in enumerate(self.config.layer_types):
             mixer = self._full_attention if layer_type == FULL_ATTENTION else self._linear_attention
-            h = h + mixer(layer, self._norm(h, f"layers.{layer}.input_layernorm"), sequences)
-            h = h + self._moe(layer, self._norm(h, f"layers.{layer}.post_attention_layernorm"))
-        return self._norm(h, "norm")
+            h, x = self._add_norm(h, mixer(layer, x, sequences), f"layers.{layer}.post_attention_layernorm")
+            last = layer + 1 == self.config.num_hidden_layers
+            h, x = self._add_norm(h, self._moe(layer, x), "norm" if last else f"layers.{layer + 1}.input_layernorm")
+        return x
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
@@ -41,6 +43,9 @@ class Qwen3_5Moe:
     def _norm(self, x: Array, name: str) -> Array:
         """RMSNorm over the last axis; weights are stored around zero."""
         return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps, offset=1.0)
+
+    def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
+        return self.ops.add_norm(h, y, self.ops.weight(name), self.config.rms_norm_eps, offset=1.0)
 
     # ---- gated attention
 
@@ -53,14 +58,14 @@ class Qwen3_5Moe:
         q_gate, k, v = ops.linears(x, [ops.weight(f"{name}.{part}_proj") for part in "qkv"])
         q_gate = q_gate.reshape(-1, heads, 2 * d)  # per head: query, then gate
         q, gate = q_gate[..., :d], q_gate[..., d:]  # [T, heads, d]
-        v = v.reshape(-1, kv_heads, d)
-        q = self._norm(q, f"{name}.q_norm")
-        k = self._norm(k.reshape(-1, kv_heads, d), f"{name}.k_norm")
+        k, v = k.reshape(-1, kv_heads, d), v.reshape(-1, kv_heads, d)
+        q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") for part in "qk")
         outputs = []
         for s in sequences:
-            q_s = ops.rope(q[s.rows], s.position, c.rope)
-            k_s = ops.rope(k[s.rows], s.position, c.rope)
-            output, s.states[layer] = ops.attention(q_s, k_s, v[s.rows], s.states[layer], scale=d**-0.5)
+            turn = Turn(c.rope, s.position, q_norm, k_norm, c.rms_norm_eps, offset=1.0)
+            output, s.states[layer] = ops.attention(
+                q[s.rows], k[s.rows], v[s.rows], s.states[layer], scale=d**-0.5, turn=turn
+            )
             outputs.append(output)  # [tokens, heads, d]
         o = ops.concatenate(outputs) * ops.sigmoid(gate)
         return ops.linear(o.reshape(-1, heads * d), ops.weight(f"{name}.o_proj"))

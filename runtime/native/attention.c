@@ -18,6 +18,8 @@ struct attention_job {
     const se_kv_cache *cache;
     const float *q, *k, *v, *sinks;
     const uint8_t *selection;
+    const se_turn *turn;
+    float *turned_q, *turned_k; /* as q and k, turned */
     int64_t length, tokens, heads, window;
     float scale;
     float *y;
@@ -65,6 +67,39 @@ static void store_tokens(void *argument) {
     struct attention_job *job = argument;
     for (int64_t task; take(&job->tasks, &task);) {
         for (int64_t t = task * KEY_LANES; t < (task + 1) * KEY_LANES && t < job->tokens; t++) store_token(job, t);
+    }
+}
+
+/* ---- queries and keys as they were projected */
+
+/* One head: its norm, if any, by way of `scratch`, then its rotation. */
+static void turn_head(const struct attention_job *job, int64_t token, const float *norm, const float *x, float *scratch,
+                      float *y) {
+    const se_turn *turn = job->turn;
+    const int64_t width = job->cache->width, angle = token * turn->half;
+    if (norm != NULL) {
+        job->loops->rms_norm(x, norm, turn->eps, width, scratch);
+        x = scratch;
+    }
+    job->loops->rotate(x, turn->cosine + angle, turn->sine + angle, turn->half, width, turn->interleaved, y);
+}
+
+static int64_t own_scratch(struct attention_job *job, float **packed, float **scores);
+
+static void turn_tokens(void *argument) {
+    struct attention_job *job = argument;
+    const int64_t kv_heads = job->cache->heads, width = job->cache->width;
+    float *scratch, *scores;
+    own_scratch(job, &scratch, &scores);
+    for (int64_t t; take(&job->tasks, &t);) {
+        for (int64_t h = 0; h < job->heads; h++) {
+            const int64_t at = (t * job->heads + h) * width;
+            turn_head(job, t, job->turn->q_norm, job->q + at, scratch, job->turned_q + at);
+        }
+        for (int64_t h = 0; h < kv_heads; h++) {
+            const int64_t at = (t * kv_heads + h) * width;
+            turn_head(job, t, job->turn->k_norm, job->k + at, scratch, job->turned_k + at);
+        }
     }
 }
 
@@ -218,6 +253,8 @@ static int32_t attention(se_context *context, struct attention_job *job) {
         cutter.used = 0;
         job->packed = cut(&cutter, 4 * threads * job->tile_rows * cache->width);
         job->scores = cut(&cutter, 4 * threads * job->tile_rows * BLOCK_KEYS);
+        job->turned_q = cut(&cutter, job->turn != NULL ? 4 * job->tokens * job->heads * cache->width : 0);
+        job->turned_k = cut(&cutter, job->turn != NULL ? 4 * job->tokens * cache->heads * cache->width : 0);
         job->totals = cut(&cutter, 4 * (waves ? job->num_tiles : threads) * partial_floats(job));
         job->partials = cut(&cutter, 4 * (waves ? job->num_tiles * WAVE_BLOCKS : threads) * partial_floats(job));
         if (pass == 0 && !context_reserve(context, cutter.used)) return SE_NO_MEMORY;
@@ -225,6 +262,13 @@ static int32_t attention(se_context *context, struct attention_job *job) {
     }
     const int64_t values = job->tokens * cache->heads * (cache->width + cache->value_width);
     const int64_t products = job->tokens * job->heads * (cache->width + cache->value_width) * stop;
+    if (job->turn != NULL) {
+        job->tasks = (struct tasks){0, job->tokens};
+        context_run(context, turn_tokens, job, 2 * job->tokens * (job->heads + cache->heads) * cache->width);
+        job->q = job->turned_q;
+        job->k = job->turned_k;
+        job->num_threads = 0;
+    }
     job->tasks = (struct tasks){0, (job->tokens + KEY_LANES - 1) / KEY_LANES};
     context_run(context, store_tokens, job, values);
     job->tasks = (struct tasks){0, job->num_tiles};
@@ -238,10 +282,11 @@ static int32_t attention(se_context *context, struct attention_job *job) {
 
 int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q, const float *k,
                      const float *v, int64_t tokens, int64_t heads, float scale, int64_t window, const float *sinks,
-                     const uint8_t *selection, float *y) {
+                     const uint8_t *selection, const se_turn *turn, float *y) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
     if (cache->heads < 1 || heads % cache->heads != 0 || cache->capacity % KEY_LANES != 0 || tokens < 1 || length < 0 ||
         length + tokens > cache->capacity || window < 0 ||
+        (turn != NULL && (turn->half < 0 || 2 * turn->half > cache->width)) ||
         (cache->values == NULL && (cache->value_width % LANES != 0 || cache->value_width > cache->width))) {
         return context_leave(context, SE_UNSUPPORTED);
     }
@@ -253,6 +298,7 @@ int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t leng
         .v = v,
         .sinks = sinks,
         .selection = selection,
+        .turn = turn,
         .length = length,
         .tokens = tokens,
         .heads = heads,

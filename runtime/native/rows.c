@@ -33,6 +33,34 @@ int32_t se_rms_norm(se_context *context, const float *x, int64_t rows, int64_t c
     return context_leave(context, SE_OK);
 }
 
+struct add_norm_job {
+    const se_context *context;
+    const float *h, *y, *weight;
+    float multiplier, eps;
+    int64_t columns;
+    float *sum, *x;
+    struct tasks rows;
+};
+
+static void add_norms(void *argument) {
+    struct add_norm_job *job = argument;
+    for (int64_t r; take(&job->rows, &r);) {
+        const int64_t at = r * job->columns;
+        float *sum = job->sum + at;
+        memcpy(sum, job->h + at, (size_t)job->columns * sizeof *sum);
+        job->context->kernels->add_scaled(sum, job->y + at, job->multiplier, job->columns);
+        job->context->loops->rms_norm(sum, job->weight, job->eps, job->columns, job->x + at);
+    }
+}
+
+int32_t se_add_norm(se_context *context, const float *h, const float *y, float multiplier, int64_t rows,
+                    int64_t columns, const float *weight, float eps, float *sum, float *x) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    struct add_norm_job job = {context, h, y, weight, multiplier, eps, columns, sum, x, {0, rows}};
+    context_run(context, add_norms, &job, rows * columns);
+    return context_leave(context, SE_OK);
+}
+
 static void l2_norms(void *argument) {
     struct rows_job *job = argument;
     for (int64_t r; take(&job->rows, &r);) {

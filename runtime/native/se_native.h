@@ -179,6 +179,11 @@ SE_API int32_t se_decay(se_context *context, const float *a, const float *dt_bia
 
 /* y [T, heads, d]: x with the pairs (i, i + half), or interleaved (2i, 2i + 1), turned by the angles of their token:
  * cosine, sine [T, half]. */
+/* What a layer does between its halves: sum = h + multiplier * y, x = sum / sqrt(mean of squares + eps) * weight; all
+ * but weight [columns] are [rows, columns]. */
+SE_API int32_t se_add_norm(se_context *context, const float *h, const float *y, float multiplier, int64_t rows,
+                           int64_t columns, const float *weight, float eps, float *sum, float *x);
+
 SE_API int32_t se_rope(se_context *context, const float *x, int64_t tokens, int64_t heads, int64_t d, int64_t half,
                        int32_t interleaved, const float *cosine, const float *sine, float *y);
 
@@ -217,14 +222,26 @@ typedef struct {
 } se_kv_cache;
 static_assert(sizeof(se_kv_cache) == 48, "mirrored in runtime/backends/native.py");
 
+/* What queries and keys go through first, head by head: y = x / sqrt(mean of squares + eps) * norm [width] where there is
+ * one, then a rotation as in se_rope, cosine and sine [T, half]. */
+typedef struct {
+    const float *q_norm, *k_norm; /* or NULL */
+    const float *cosine, *sine;
+    int64_t half;
+    int32_t interleaved;
+    float eps;
+} se_turn;
+static_assert(sizeof(se_turn) == 48, "mirrored in runtime/backends/native.py");
+
 /* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
  * v [T, cache heads, value_width], if any, are written into it. A query sees `window` positions at most, its own the last, or all
  * if window is 0. sinks [heads] or NULL: logits that take part in the softmax without a value. selection
- * [T, length + T] or NULL: 1 for the keys that a token sees at all. y [T, heads, value_width].
+ * [T, length + T] or NULL: 1 for the keys that a token sees at all. turn or NULL: q and k as they were projected.
+ * y [T, heads, value_width].
  * The result of a token is the same whatever chunk it came in. */
 SE_API int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q,
                             const float *k, const float *v, int64_t tokens, int64_t heads, float scale, int64_t window,
-                            const float *sinks, const uint8_t *selection, float *y);
+                            const float *sinks, const uint8_t *selection, const se_turn *turn, float *y);
 
 /* ---- gated DeltaNet (delta.c) */
 

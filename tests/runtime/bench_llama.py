@@ -1,9 +1,11 @@
 """Decode and prefill beside llama.cpp, on the same weights: `make bench-llama LLAMA_BENCH=path/of/llama-bench`.
 
-A GGUF file of Qwen3-30B-A3B's widths with made-up Q4_0 weights is written; llama-bench reads it, and `repack convert`
-keeps its blocks to the bit. Runs take turns, in memory and in memory groups of shares of the file, page cache counted
-and emptied before. By hand only: it takes a quarter of an hour, 2 x 6 GB of disk and a llama-bench built with
-GGML_NATIVE. The last line is one JSON object.
+A GGUF file of Qwen3-30B-A3B's widths with made-up Q4_0 (or Q4_K) weights is written; llama-bench reads it, and
+`repack convert` keeps its blocks to the bit. Runs take turns, in memory and in memory groups of shares of the file,
+page cache counted and emptied before. Both programs make a warm-up run before they measure; in memory both decode
+behind a prompt. llama.cpp multiplies with activations of 8 bits, as our `fast` does; our default is `exact`, so both
+are shown, and each has its bars in memory. By hand only: it takes ten minutes, 2 x 4.3 GB of disk and a llama-bench
+built with GGML_NATIVE. The last line is one JSON object.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,26 +25,33 @@ import numpy as np
 from formats.bars import Bar, bar, report
 from formats.budget import human
 from formats.dtypes import AnyArray
+from runtime.backends import native
+from runtime.backends.native import PRECISIONS
 from tests.runtime.helpers import STREAM_RUN
 from tests.runtime.memory_groups import evict, memory_group
 
 HIDDEN, INNER, EXPERTS, TOP_K, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2048, 768, 128, 8, 32, 4, 128, 32_000
 GAIN = 0.1  # small matrices: what a token is decides where it is routed (docs/LEARNED.md 22)
 Q4_0 = gguf.GGMLQuantizationType.Q4_0
-Q4_0_BLOCK = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+BLOCKS = {  # of weights whose rows keep the size of what they multiply
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, np.dtype([("d", "<f2"), ("qs", "u1", 16)])),
+    "q4_k": (gguf.GGMLQuantizationType.Q4_K, np.dtype([("d", "<f2", 2), ("scales", "u1", 12), ("qs", "u1", 128)])),
+}
 PROMPT, NEW = 256, 24
-TIMEOUT_S = 200
+LEAST = 4  # new tokens where a token takes the opponent seconds
+TIMEOUT_S = 90  # for a run within a limit
 
 
 class Limit(NamedTuple):
-    """Memory for a run as a share of the file, and the least ratios of decode and prefill to its best with mmap."""
+    """Memory for runs as a share of the file, the least ratios of decode and prefill to its mmap, and their number."""
 
     share: float
     decode: float
     prefill: float | None
+    new_tokens: int
 
 
-LIMITS = (Limit(2 / 3, 1.15, None), Limit(0.45, 1.0, None), Limit(1 / 3, 15.0, 3.0))
+LIMITS = (Limit(2 / 3, 1.15, None, NEW), Limit(0.45, 1.0, None, NEW), Limit(1 / 3, 15.0, 3.0, LEAST))
 
 
 class Speed(NamedTuple):
@@ -51,11 +61,17 @@ class Speed(NamedTuple):
     decode: float
 
 
-def blocks(rng: np.random.Generator, *shape: int) -> AnyArray:
-    """Uniform Q4_0 codes around zero whose rows keep the size of what they multiply, times GAIN."""
-    raw = np.empty((*shape[:-1], shape[-1] // 32), Q4_0_BLOCK)
-    raw["d"] = GAIN / (math.sqrt((16**2 - 1) / 12) * math.sqrt(shape[-1]))
+def blocks(rng: np.random.Generator, quantization: str, *shape: int) -> AnyArray:
+    """Random codes whose rows keep the size of what they multiply, times GAIN."""
+    kind, block = BLOCKS[quantization]
+    raw = np.empty((*shape[:-1], shape[-1] // gguf.GGML_QUANT_SIZES[kind][0]), block)
+    spread = math.sqrt((16**2 - 1) / 12) * math.sqrt(shape[-1])
     raw["qs"] = rng.integers(0, 256, raw["qs"].shape, np.uint8)
+    if quantization == "q4_0":
+        raw["d"] = GAIN / spread
+    else:  # eight scales of 32 and minima of 30, in 6 bits each: codes around 7.5
+        raw["d"] = (GAIN / spread / 32, GAIN / spread / 4)
+        raw["scales"] = np.array([160] * 4 + [94] * 4 + [0xE0] * 4, np.uint8)
     return raw.view(np.uint8).reshape(*shape[:-1], -1)
 
 
@@ -91,7 +107,7 @@ def tensors(num_layers: int) -> Iterator[tuple[str, tuple[int, ...], AnyArray | 
             yield f"blk.{i}.ffn_{part}_exps.weight", (EXPERTS, rows, columns), None
 
 
-def write_model(path: Path, num_layers: int) -> None:
+def write_model(path: Path, num_layers: int, quantization: str) -> None:
     """The GGUF file, one tensor in memory at a time."""
     writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_block_count(num_layers)
@@ -114,17 +130,19 @@ def write_model(path: Path, num_layers: int) -> None:
     writer.add_token_types([gguf.TokenType.NORMAL] * VOCAB)
     writer.add_token_merges(["! !"])
     for name, shape, values in tensors(num_layers):
-        plain = values is not None and values.dtype == np.float32
-        stored = shape if plain else (*shape[:-1], shape[-1] // 32 * Q4_0_BLOCK.itemsize)
-        nbytes = math.prod(stored) * (4 if plain else 1)
-        dtype = np.dtype(np.float32) if plain else np.dtype(np.uint8)
-        writer.add_tensor_info(name, stored, dtype, nbytes, None if plain else Q4_0)
+        if values is not None and values.dtype == np.float32:
+            writer.add_tensor_info(name, shape, values.dtype, values.nbytes)
+            continue
+        kind = Q4_0 if values is not None else BLOCKS[quantization][0]
+        per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        stored = (*shape[:-1], shape[-1] // per_block * block_bytes)
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), math.prod(stored), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(1)
     for _, shape, values in tensors(num_layers):
-        writer.write_tensor_data(values if values is not None else blocks(rng, *shape))
+        writer.write_tensor_data(values if values is not None else blocks(rng, quantization, *shape))
     writer.close()
 
 
@@ -133,37 +151,43 @@ class Contest:
 
     def __init__(self, llama_bench: Path, folder: Path, threads: int) -> None:
         self.model, self.container = folder / "model.gguf", folder / "container"
+        self.system: dict[str, Any] = {}  # what llama-bench says of itself
         self._llama_bench = llama_bench
         self._threads = threads
 
-    def llama(self, limit: int | None, *options: str) -> Speed:
+    def llama(self, limit: Limit | None, *options: str) -> Speed:
         """llama-bench with these options; 0 for what it could not end in time."""
         words = [str(self._llama_bench), "-m", str(self.model), "-t", str(self._threads), "-r", "1", "-o", "json"]
-        speeds = {}
-        for kind, tokens in (("-p", PROMPT), ("-n", NEW)):
-            other = "-n" if kind == "-p" else "-p"
-            found = self._run([*words, kind, str(tokens), other, "0", *options], limit)
-            speeds[kind] = 0.0 if found is None else float(json.loads(found)[0]["avg_ts"])
-        return Speed(speeds["-p"], speeds["-n"])
+        prompt = ["-p", str(PROMPT), "-n", "0"]
+        new = ["-p", "0", "-n", str(limit.new_tokens if limit else NEW), *(() if limit else ("-d", str(PROMPT)))]
+        found = [self._run([*words, *tokens, *options], limit) for tokens in (prompt, new)]
+        runs = [json.loads(text)[0] for text in found if text is not None]
+        self.system = {key: runs[0][key] for key in ("build_commit", "cpu_info", "backends", "n_batch")} if runs else {}
+        prefill, decode = (0.0 if text is None else float(json.loads(text)[0]["avg_ts"]) for text in found)
+        return Speed(prefill, decode)
 
-    def ours(self, limit: int | None) -> Speed:
+    def ours(self, limit: Limit | None, precision: str = "exact") -> Speed:
         """`stream-run bench` on the container, within 95 % of the limit."""
-        ram = ["--ram", str(int(0.95 * limit))] if limit else []
-        shape = ["--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW), "--runs", "1", "-t", str(self._threads)]
-        found = self._run([*STREAM_RUN, "bench", str(self.container), *shape, *ram], limit)
-        assert found is not None
+        ram = ["--ram", str(int(0.95 * self.nbytes(limit)))] if limit else []
+        shape = ["--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW), "--runs", "1", "--precision", precision]
+        found = self._run([*STREAM_RUN, "bench", str(self.container), "-t", str(self._threads), *shape, *ram], limit)
+        assert found is not None, "stream-run took too long"
         figures = {entry["name"]: entry["median"] for entry in json.loads(found.splitlines()[-1])["measurements"]}
         return Speed(figures["prefill"], figures["decode"])
 
-    def _run(self, words: list[str], limit: int | None) -> str | None:
+    def nbytes(self, limit: Limit) -> int:
+        """Of memory."""
+        return int(limit.share * self.model.stat().st_size)
+
+    def _run(self, words: list[str], limit: Limit | None) -> str | None:
         """stdout of a command, None when it took too long."""
-        evict(self.model.parent)
         try:
             if limit is None:
                 done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
             else:
-                with memory_group(limit) as group:
-                    done = group.run(words)
+                evict(self.model.parent)
+                with memory_group(self.nbytes(limit)) as group:
+                    done = group.run(words, TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None
         if done.returncode != 0:
@@ -171,77 +195,87 @@ class Contest:
         return done.stdout
 
 
-def ratios(ours: list[Speed], theirs: list[Speed], which: str) -> list[float]:
-    """Ours over theirs, run by run; a run that theirs did not end counts as one token in the time that it had."""
-    floor = {"prefill": PROMPT / TIMEOUT_S, "decode": NEW / TIMEOUT_S}[which]
+def ratios(ours: list[Speed], theirs: list[Speed], which: str, new_tokens: int = NEW) -> list[float]:
+    """Ours over theirs, run by run; a run that theirs did not end counts as if it had ended just then."""
+    floor = {"prefill": PROMPT / TIMEOUT_S, "decode": new_tokens / TIMEOUT_S}[which]
     return [getattr(mine, which) / (getattr(other, which) or floor) for mine, other in zip(ours, theirs, strict=True)]
 
 
 def row(name: str, runs: list[Speed]) -> str:
-    prefill, decode = (statistics.median(getattr(run, which) for run in runs) for which in ("prefill", "decode"))
-    spread = f"{min(run.decode for run in runs):.3g}-{max(run.decode for run in runs):.3g}"
-    return f"{name:44} {prefill:9.4g} {decode:9.4g}  ({spread})"
+    cells = []
+    for which in ("prefill", "decode"):
+        values = [getattr(run, which) for run in runs]
+        cells.append(f"{statistics.median(values):9.4g} {f'({min(values):.3g}-{max(values):.3g})':14}")
+    return f"{name:48} {' '.join(cells)}"
 
 
-def compare(contest: Contest, runs: int) -> Iterator[str | Bar]:
-    """Lines of a table and bars as they are measured."""
-    size = contest.model.stat().st_size
-    yield f"{'tokens/s, medians':44} {'prefill':>9} {'decode':>9}"
-    kinds = {
-        "llama.cpp, mmap, not repacked": ("-lm", "mmap", "--repack", "0"),
-        "llama.cpp, in memory, repacked": ("-lm", "none", "--repack", "1"),
-        "llama.cpp, in memory, repacked, ubatch 2048": ("-lm", "none", "--repack", "1", "-ub", "2048"),
-    }
-    found: dict[str, list[Speed]] = {name: [] for name in ("ours", *kinds)}
+def in_memory(contest: Contest, runs: int) -> Iterator[str | Bar]:
+    """All of it in memory, in turns."""
+    plain, repacked = "llama.cpp, mmap, not repacked", "llama.cpp, repacked"
+    kinds = {plain: ("-lm", "mmap", "--repack", "0"), repacked: ("-lm", "none", "--repack", "1")}
+    found: dict[str, list[Speed]] = {name: [] for name in ("exact", "fast", *kinds)}
     for _ in range(runs):
-        found["ours"].append(contest.ours(None))
+        for precision in ("exact", "fast"):
+            found[precision].append(contest.ours(None, precision))
         for name, options in kinds.items():
             found[name].append(contest.llama(None, *options))
-    yield from (row(f"in memory: {name}", speeds) for name, speeds in found.items())
-    plain, repacked, _ = kinds
+    yield from (row(f"in memory: {'ours, ' if name in PRECISIONS else ''}{name}", runs) for name, runs in found.items())
     best = [Speed(max(s.prefill for s in turn), 0.0) for turn in zip(*(found[name] for name in kinds), strict=True)]
-    yield bar("in memory, decode over llama.cpp not repacked", ratios(found["ours"], found[plain], "decode"), 1.3)
-    yield bar("in memory, decode over llama.cpp repacked", ratios(found["ours"], found[repacked], "decode"), 0.9)
-    yield bar("in memory, prefill over its best", ratios(found["ours"], best, "prefill"), 0.8)
-    for limit in LIMITS:
-        nbytes, ours, theirs = int(limit.share * size), [], []
-        for _ in range(runs):
-            ours.append(contest.ours(nbytes))
-            theirs.append(contest.llama(nbytes, "-lm", "mmap", "--repack", "0"))
-        at = f"at {limit.share:.2f} of the model ({human(nbytes)})"
-        yield row(f"{at}: ours", ours)
-        yield row(f"{at}: llama.cpp, mmap", theirs)
-        yield bar(f"{at}, decode over mmap", ratios(ours, theirs, "decode"), limit.decode)
-        if limit.prefill is not None:
-            yield bar(f"{at}, prefill over mmap", ratios(ours, theirs, "prefill"), limit.prefill)
+    for mine in PRECISIONS:
+        yield bar(
+            f"in memory, {mine}: decode / llama.cpp not repacked", ratios(found[mine], found[plain], "decode"), 1.3
+        )
+        yield bar(
+            f"in memory, {mine}: decode / llama.cpp repacked", ratios(found[mine], found[repacked], "decode"), 0.9
+        )
+        yield bar(f"in memory, {mine}: prefill / its best", ratios(found[mine], best, "prefill"), 0.8)
+
+
+def within(contest: Contest, limit: Limit, runs: int) -> Iterator[str | Bar]:
+    """In a memory group, in turns: ours at its default precision."""
+    ours, theirs = [], []
+    for _ in range(runs):
+        ours.append(contest.ours(limit))
+        theirs.append(contest.llama(limit, "-lm", "mmap", "--repack", "0"))
+    at = f"at {limit.share:.2f} ({human(contest.nbytes(limit))})"
+    yield row(f"{at}: ours, exact", ours)
+    yield row(f"{at}: llama.cpp, mmap", theirs)
+    yield bar(f"{at}: decode / mmap", ratios(ours, theirs, "decode", limit.new_tokens), limit.decode)
+    if limit.prefill is not None:
+        yield bar(f"{at}: prefill / mmap", ratios(ours, theirs, "prefill"), limit.prefill)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama-bench", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="for model and container; kept for the next time")
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--quantization", choices=list(BLOCKS), default="q4_0")
+    parser.add_argument("--runs", type=int, default=3, help="in memory; within a limit one less")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    contest = Contest(options.llama_bench, options.folder, options.threads)
+    folder = options.folder / f"{options.quantization}-{options.layers}"
+    folder.mkdir(parents=True, exist_ok=True)
+    contest = Contest(options.llama_bench, folder, options.threads)
     if not contest.model.exists():
-        write_model(contest.model, options.layers)
+        write_model(contest.model, options.layers, options.quantization)
     convert = "from repack.cli import main; main()"
     words = [sys.executable, "-c", convert, "convert", str(contest.model), str(contest.container), "--no-hash-source"]
     subprocess.run(words, check=True)
     version = subprocess.run([options.llama_bench, "--version"], capture_output=True, text=True, check=False)
-    settings: dict[str, Any] = {"layers": options.layers, "threads": options.threads, "prompt": PROMPT, "new": NEW}
+    settings: dict[str, Any] = vars(options) | {"prompt": PROMPT, "new": NEW, "levels": native.levels()}
+    settings = {key: value for key, value in settings.items() if key not in ("llama_bench", "folder")}
     settings["llama.cpp"] = " ".join((version.stdout + version.stderr).split())[:200]
-    sys.stdout.write(f"{settings['llama.cpp']}\n")
+    sys.stdout.write(f"{settings['llama.cpp']}\n{'tokens/s, medians':48} {'prefill':>9} {'':14} {'decode':>9}\n")
     bars = []
-    for line in compare(contest, options.runs):
+    parts = [in_memory(contest, options.runs), *(within(contest, limit, max(1, options.runs - 1)) for limit in LIMITS)]
+    for line in chain(*parts):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
         if isinstance(line, Bar):
             bars.append(line)
-    sys.stdout.write(report(bars, {"settings": settings}) + "\n")
+    settings["llama.cpp system"] = contest.system
+    sys.stdout.write(f"{contest.system}\n{report(bars, {'settings': settings})}\n")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ class MemoryGroup:
         self._folder = folder
         self._version = version
 
-    def run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def run(self, words: Sequence[str], timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
         """Run a command as a member from its first instruction on."""
         enter = f'echo $$ > "{self._folder}/cgroup.procs" && exec "$@"'
         return subprocess.run(
-            ["sh", "-c", enter, "sh", *words], capture_output=True, text=True, check=False, timeout=100
+            ["sh", "-c", enter, "sh", *words], capture_output=True, text=True, check=False, timeout=timeout_s
         )
 
     @property
