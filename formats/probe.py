@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 READS_IN_FLIGHT = 4  # of the engine: one is enough for a virtio disk, an NVMe wants 4 to 8
-BYTES_IN_FLIGHT = 16 << 20  # enough for any disk (docs/LEARNED.md 20); beyond it two reads, which arrive in turn
+BYTES_IN_FLIGHT = 100 << 20  # four reads of the largest experts (docs/LEARNED.md 39); beyond it two
 DISK_S, MEMORY_S = 2.0, 0.5  # that each is measured for
 FILE_BYTES = 1 << 29  # of the file that is written to be read, at least one burst
 SLOT_BYTES = 1 << 30  # of buffers: the rate of a virtual disk depends on the pages it writes to

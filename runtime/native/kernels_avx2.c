@@ -16,7 +16,7 @@
 
 enum {
     HALF_GROUPS = 8,
-    AHEAD_BYTES = 4096, /* how far ahead codes are asked into the second-level cache */
+    AHEAD_BYTES = 4096, /* how far ahead codes are asked for: past the caches, which others need (docs/LEARNED.md 38) */
 };
 
 /* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
@@ -261,7 +261,7 @@ INLINE void row_by_one(const struct tile *tile, int64_t row, struct kind kind) {
             for (int s = 0; s < tile->streams; s++) {
                 const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + row, block, n - g, copy, kind);
                 UNROLL
-                for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_T1);
+                for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
                     const struct half half = {packed + h * half_bytes, NULL};
                     const int64_t at = g + h * HALF_GROUPS;
@@ -377,7 +377,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 scale = _mm256_set1_ps(256.0f * dtype_float(w->dtype, scales, at));
             }
             UNROLL
-            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_T1);
+            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
             UNROLL
             for (int i = 0; i < 4; i++) {
                 __m256 v = load_values(values + 8 * i * size, value);

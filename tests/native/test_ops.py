@@ -18,7 +18,7 @@ from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import matrix as matrix_of
 from runtime.backends import native
-from runtime.backends.base import Routing
+from runtime.backends.base import Routing, Turn
 from runtime.backends.native_ops import NativeOps, NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
 from tests.containers import make_layout
@@ -87,6 +87,30 @@ def test_norms_are_those_of_the_reference(tokens: int, columns: int, scale: floa
     rms, l2 = the_same(lambda ops: (ops.rms_norm(x, w, 1e-6, 1.0), ops.l2_norm(x, 1e-6)))
     assert near(rms, REFERENCE.rms_norm(x, w, 1e-6, 1.0))
     assert near(l2, REFERENCE.l2_norm(x, 1e-6))
+
+
+def test_what_stands_between_the_halves_of_a_layer_is_a_sum_and_its_norm() -> None:
+    h, y, w = normal(0, 50, 96), normal(1, 50, 96), weight(normal(2, 96))
+    total, x = the_same(lambda ops: ops.add_norm(h, y, w, 1e-6, offset=1.0, multiplier=0.22))
+    expected_total, expected_x = REFERENCE.add_norm(h, y, w, 1e-6, offset=1.0, multiplier=0.22)
+    assert np.array_equal(total, expected_total)
+    assert near(x, expected_x)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_queries_and_keys_may_come_as_they_were_projected(normed: bool, interleaved: bool) -> None:
+    q, k, v = normal(0, 70, 6, 48), normal(1, 70, 2, 48), normal(2, 70, 2, 48)
+    w_q, w_k = (weight(normal(seed, 48)) if normed else None for seed in (3, 4))
+    turn = Turn(Rope(1e4, 32, interleaved), 0, w_q, w_k, 1e-6, 1.0)
+
+    def in_two_steps(ops: NumpyOps) -> Float32:
+        first, cache = ops.attention(q[:40], k[:40], v[:40], ops.new_kv_cache(2, 48), 0.15, turn=turn)
+        rest, _ = ops.attention(q[40:], k[40:], v[40:], cache, 0.15, turn=turn._replace(position=40))
+        return np.concatenate([first, rest])
+
+    (found,) = the_same(lambda ops: (in_two_steps(ops),))
+    assert near(found, in_two_steps(REFERENCE))
 
 
 def test_a_norm_takes_slices_and_gives_a_row_what_it_gives_it_alone() -> None:

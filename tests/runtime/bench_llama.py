@@ -25,8 +25,8 @@ import numpy as np
 from formats.bars import Bar, bar, report
 from formats.budget import human
 from formats.dtypes import AnyArray
+from formats.kernels import PRECISIONS
 from runtime.backends import native
-from runtime.backends.native import PRECISIONS
 from tests.runtime.helpers import STREAM_RUN
 from tests.runtime.memory_groups import evict, memory_group
 
