@@ -1,16 +1,7 @@
-"""Families of checkpoints as data: which tensors a model has, their shapes, and what becomes of each.
+"""Families of checkpoints as data, one per model type of the container (repack/family.py says what the words mean)."""
 
-Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
-F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of linear
-attention: C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q
-and L the ranks of queries and of keys with values, r rotary part of a head; of its indexer: i
-heads, x the width of one, X of all. `1` is itself.
-"""
-
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
 
 from formats.config import (
     FULL_ATTENTION,
@@ -22,123 +13,9 @@ from formats.config import (
     WHOLE_NORM,
     DecoderConfig,
     DeepseekV3Config,
-    ModelConfig,
     Qwen3_5MoeConfig,
 )
-
-
-class Tensor(NamedTuple):
-    """A resident tensor: its name in the container; in a source the prefix and suffix are added."""
-
-    name: str
-    shape: str
-    keep: bool = False  # small and sensitive: stays in the encoding it arrives in; vectors always do
-    suffix: str = ".weight"
-    when: Callable[[Any], bool] | None = None  # it is only there for such a config
-    source: str = ""  # its name in a source, where that is another
-
-    @property
-    def base(self) -> str:
-        """Its name in a source, without prefix and suffix."""
-        return self.source or self.name
-
-
-class Experts(NamedTuple):
-    """A module of experts: the rows of `parts`, one part after another, or in turns.
-
-    With `{expert}` in its name it belongs to one expert; without, all experts are stacked on its first axis. Which
-    encoding it is in, and so which tensors beside `name + suffix` it has (`name + "_blocks"`, `name + ".qweight"`,
-    scales...), repack/detect.py finds out.
-    """
-
-    name: str
-    shape: str  # of one expert, rows first
-    parts: tuple[str, ...]
-    suffix: str = ".weight"  # of its tensor when it is a plain or FP8 one; "" for a bare parameter
-    interleaved: bool = False  # rows of the parts take turns: gate, up, gate, up...
-    transposed: bool = False  # when plain, columns come first
-    bias: str = ""  # suffix of the projection's bias, "_bias" or ".bias"; "" without one
-
-
-@dataclass(frozen=True)
-class Family:
-    """All tensors of a model type, in model order."""
-
-    prefixes: tuple[str, ...]  # one of them, the same for the whole checkpoint
-    dims: Callable[[Any], Mapping[str, int]]  # symbol -> length
-    before_mixer: tuple[Tensor, ...]
-    mixers: Mapping[str, tuple[Tensor, ...]]  # by layer type
-    after_mixer: tuple[Tensor, ...]  # of every layer
-    moe: tuple[Tensor, ...]  # of a layer with experts, beside them
-    expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
-    skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
-    dense: tuple[Tensor, ...] = ()  # of a layer without experts
-    norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
-    extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
-
-    def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
-        """The shape that a word of symbols means for this config."""
-        dims = self.dims(config)
-        return tuple(1 if word == "1" else dims[word] for word in words.split())
-
-    def checkpoint(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """(name, shape) of every tensor of a whole checkpoint, as the first prefix and layout of experts have it."""
-        prefix = self.prefixes[0]
-
-        def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-            return f"{prefix}{tensor.base}{tensor.suffix}", self.shape(tensor.shape, config)
-
-        yield named(prefix, EMBEDDING)
-        for i in range(config.num_hidden_layers):
-            for tensor in self.layer_tensors(config, i):
-                yield named(f"{prefix}layers.{i}.", tensor)
-            for rule in self.expert_layouts[0] if config.has_experts(i) else ():
-                yield from self._experts(rule, f"{prefix}layers.{i}.", config)
-        yield named(prefix, FINAL_NORM)
-        if not config.tie_word_embeddings:
-            yield named(head_prefix(prefix), LM_HEAD)
-
-    def _experts(self, rule: Experts, at: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """As `checkpoint`, of one rule in one layer."""
-        rows, columns = self.shape(rule.shape, config)
-        plain = (columns, rows) if rule.transposed else (rows, columns)
-        stacked = "{expert}" not in rule.name
-        stack = (config.num_experts,) if stacked else ()
-        for expert in range(1 if stacked else config.num_experts):
-            name = f"{at}{rule.name.format(expert=expert)}"
-            yield f"{name}{rule.suffix}", (*stack, *plain)
-            if rule.bias:
-                yield f"{name}{rule.bias}", (*stack, rows)
-
-    def layer_tensors(self, config: ModelConfig, layer: int) -> tuple[Tensor, ...]:
-        """Resident tensors of a layer, in model order."""
-        feed_forward = self.moe if config.has_experts(layer) else self.dense
-        tensors = self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
-        return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
-
-    def skip_reason(self, name: str, prefix: str, config: ModelConfig) -> str | None:
-        """What a tensor is that a text model does not need, or None."""
-        for start, what in self.skipped.items():
-            if name.startswith(start):
-                return what
-        if name.endswith(ROTARY_FREQUENCIES):
-            return "rotary frequencies, which config.json states too"
-        layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
-        if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
-            return self.extra_layers
-        return None
-
-
-EMBEDDING = Tensor("embed_tokens", "V D")
-FINAL_NORM = Tensor("norm", "D")
-LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
-ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
-
-
-def head_prefix(prefix: str) -> str:
-    """What stands before lm_head: the head lies beside the model, as in language_model.model. and language_model."""
-    return prefix.removesuffix("model.") if prefix.endswith(".model.") else ""
-
+from repack.family import Experts, Family, Tensor
 
 PER_EXPERT = (
     Experts("mlp.experts.{expert}.gate_proj", "I D", ("gate",)),

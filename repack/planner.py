@@ -22,7 +22,8 @@ from formats.layout import (
 from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.detect import Found, Module, activation_scales, is_there, take_module
-from repack.families import EMBEDDING, FAMILIES, FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
+from repack.families import FAMILIES
+from repack.family import EMBEDDING, FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 

@@ -25,7 +25,8 @@ from formats.layout import LayerLayout
 from formats.record import RecordLayout
 from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
-from repack.families import EMBEDDING, FAMILIES
+from repack.families import FAMILIES
+from repack.family import EMBEDDING
 from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix, Unit
 from repack.sources.base import Reader, Shard, Source, SourceTensor

@@ -83,7 +83,9 @@ def _row(name: str, source: Path, expected: Mapping[str, Any], test: str, bits: 
             errors.append(f"{np.abs(logits - expected['logits']).max():.0e}")
         arrives = ", ".join(sorted({origin.encoding for origin in experts}))
         model_type = read_config((source / "config.json").read_bytes()).model_type
-        return Row(name, model_type, arrives, ", ".join(sorted(parts)), "yes" if exact else "no", *errors, test)
+        return Row(
+            name, model_type, arrives, ", ".join(sorted(parts)), "yes" if exact else "no", errors[0], errors[1], test
+        )
 
 
 def lines_of_families() -> Iterator[tuple[str, str]]:

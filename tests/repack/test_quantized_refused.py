@@ -1,0 +1,279 @@
+"""Quantized checkpoints that are refused: planes that are missing or wrong, and configs that say something else."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from formats.encodings import Plain
+from formats.encodings.sources import STORAGE
+from formats.errors import FormatError, UnsupportedError
+from repack.convert import prepare
+from repack.plan import Options
+from repack.sources.folder import FolderSource
+from tests.repack.checkpoints import PREFIX, SMALL, shapes
+from tests.repack.quantized import CONFIGS, Tensors, in_kind, write_tensors
+from tests.repack.test_quantized import CONFIG, DEFAULT, checkpoint, converted, is_expert, said
+
+EXPERT0 = f"{PREFIX}layers.0.mlp.experts.0.gate_proj"
+
+
+def of(kind: str, plane: str, change: Callable[[Any], Any]) -> tuple[str, dict[str, Any]]:
+    """(kind, changes): one tensor of the first expert changed, or taken away where change gives None."""
+    tensors: Tensors = in_kind(shapes(SMALL, fused=False), kind, is_expert, np.random.default_rng(1))
+    name = f"{EXPERT0}.{plane}"
+    return kind, {name: change(tensors[name])}
+
+
+def with_value(value: Any) -> Callable[[Any], Any]:
+    """The first element replaced."""
+
+    def change(tensor: Any) -> Any:
+        dtype, array = tensor
+        array = array.copy()
+        array.reshape(-1)[0] = value
+        return dtype, array
+
+    return change
+
+
+def reshaped(*shape: int) -> Callable[[Any], Any]:
+    return lambda tensor: (tensor[0], np.resize(tensor[1], shape))
+
+
+def retyped(dtype: str) -> Callable[[Any], Any]:
+    return lambda tensor: (dtype, np.zeros(tensor[1].shape, STORAGE[dtype]))
+
+
+def gone(tensor: Any) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        (
+            of("fp8_block", "weight_scale_inv", gone),
+            "is F8_E4M3, but EXPERT.weight_scale_inv or EXPERT",
+        ),
+        (
+            of("fp8_block", "weight_scale_inv", reshaped(2, 2)),
+            "weight_scale_inv has shape [2, 2], expected [1, 1]",
+        ),
+        (of("fp8_channel", "weight_scale", retyped("I8")), "EXPERT.weight_scale has dtype I8, expected one of BF16"),
+        (of("int4", "weight_scale", gone), "EXPERT.weight_packed is I32, but EXPERT.weight_scale is missing"),
+        (of("int4", "weight_scale", reshaped(64, 3)), "expected scales that divide the input width 64"),
+        (
+            of("int4", "weight_scale", reshaped(64, 1)),
+            "group_size is 32, but model.safetensors: EXPERT",
+        ),
+        (of("int4", "weight_shape", gone), "EXPERT.weight_shape is missing"),
+        (
+            of("mxfp4_packed", "weight_scale", retyped("I32")),
+            "weight_scale has dtype I32, expected U8 or F8_E8M0",
+        ),
+        (of("mxfp4_packed", "weight_scale", reshaped(64, 4)), "has shape [64, 4], expected [64, 2]"),
+        (of("nvfp4_packed", "weight_global_scale", gone), "but EXPERT.weight_global_scale is missing"),
+        (of("nvfp4_modelopt", "weight_scale_2", reshaped(64)), "has shape [64], expected one number"),
+        (of("mlx4", "biases", gone), "EXPERT.weight is U32, but EXPERT.biases is missing"),
+        (of("mlx4", "biases", retyped("F16")), "EXPERT.biases has dtype F16, expected BF16"),
+        (of("gptq", "qzeros", gone), "EXPERT.qweight is I32, but EXPERT.qzeros is missing"),
+        (of("gptq", "g_idx", reshaped(3)), "EXPERT.g_idx has shape [3], expected [64]"),
+        (of("awq", "qzeros", reshaped(2, 3)), "EXPERT.qzeros has shape [2, 3], expected [2, 8]"),
+    ],
+)
+def test_a_plane_that_is_missing_or_wrong_is_refused(tmp_path: Path, case: tuple[str, Any], line: str) -> None:
+    kind, changes = case
+    source = checkpoint(tmp_path / "source", kind, changes=changes)
+    with pytest.raises(FormatError, match=re.escape(line.replace("EXPERT", EXPERT0))):
+        prepare(FolderSource(source), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        (
+            of("fp8_block", "weight_scale_inv", with_value(np.nan)),
+            "weight_scale_inv holds nan (layer 0 expert 0,",
+        ),
+        (of("fp8_block", "weight", with_value(0x7F)), "weight holds E4M3 0x7f (layer 0 expert 0, row 0, column 0)"),
+        (of("fp8_channel", "weight_scale", with_value(0x7F80)), "weight_scale holds inf"),
+        (of("int4", "weight_scale", with_value(0x7FC0)), "weight_scale holds nan"),
+        (
+            of("int4", "weight_shape", with_value(3)),
+            "weight_shape holds [3, 64] (layer 0 expert 0, row 0",
+        ),
+        (of("mxfp4_packed", "weight_scale", with_value(255)), "weight_scale holds E8M0 0xff (layer 0 expert 0, row 0"),
+        (of("nvfp4_packed", "weight_scale", with_value(0x7F)), "weight_scale holds E4M3 0x7f"),
+        (
+            of("nvfp4_packed", "weight_global_scale", with_value(0)),
+            "weight_global_scale holds 0 (layer 0 expert 0",
+        ),
+        (of("mlx4", "scales", with_value(0x7F80)), "scales holds inf"),
+        (of("gptq", "scales", with_value(np.inf)), "scales holds inf"),
+        (
+            of("gptq", "g_idx", with_value(1)),
+            "row 0, column 0), expected 0: act-order (desc_act) is not",
+        ),
+        (of("gptq", "qzeros", with_value(0x77777776)), "qzeros holds zero point 7 (layer 0 expert 0, row 0"),
+    ],
+)
+def test_content_that_no_weight_may_have_is_refused(tmp_path: Path, case: tuple[str, Any], line: str) -> None:
+    kind, changes = case
+    source = checkpoint(tmp_path / "source", kind, changes=changes)
+    with pytest.raises(FormatError, match=re.escape(line)):
+        converted(source, tmp_path / "out", Options(bits=8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "error", "line"),
+    [
+        (
+            "fp8_block",
+            None,
+            FormatError,
+            "config.json holds no quantization_config, but",
+        ),
+        (
+            "fp8_block",
+            CONFIGS["gptq"],
+            FormatError,
+            "says gptq, but model.safetensors: EXPERT.weight",
+        ),
+        ("bf16", CONFIGS["fp8_block"], FormatError, "says fp8, but every tensor is of plain floats"),
+        ("int4", CONFIGS["mlx4"], FormatError, "quantization says mlx, but"),
+        (
+            "gptq",
+            {**said("gptq"), "bits": 8},
+            FormatError,
+            "bits is 8, but model.safetensors: EXPERT",
+        ),
+        ("gptq", {**said("gptq"), "group_size": 128}, FormatError, "group_size is 128, but"),
+        (
+            "gptq",
+            {**said("gptq"), "desc_act": True},
+            UnsupportedError,
+            "desc_act is true: GPTQ with act-order",
+        ),
+        (
+            "gptq",
+            {**said("gptq"), "checkpoint_format": "marlin"},
+            UnsupportedError,
+            "checkpoint_format is marlin",
+        ),
+        ("awq", {**said("awq"), "version": "gemv"}, UnsupportedError, "version is gemv, only gemm, GEMM"),
+        ("mlx4", {**said("mlx4"), "bits": 8}, FormatError, "bits of EXPERT is 8, but"),
+        (
+            "mlx4",
+            {**said("mlx4"), EXPERT0: False},
+            FormatError,
+            "EXPERT is false, but it is MLX affine 4-bit",
+        ),
+        (
+            "mlx4",
+            {**said("mlx4"), "mode": "mxfp8"},
+            UnsupportedError,
+            "mode is mxfp8, only affine",
+        ),
+        (
+            "fp8_block",
+            {"quant_method": "fp8", "weight_block_size": [64, 64]},
+            UnsupportedError,
+            "only [128, 128]",
+        ),
+        (
+            "fp8_block",
+            {"quant_method": "bitsandbytes"},
+            UnsupportedError,
+            "is bitsandbytes, supported are fp8",
+        ),
+        (
+            "nvfp4_modelopt",
+            {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
+            UnsupportedError,
+            "quant_algo is W4",
+        ),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_is_refused(
+    tmp_path: Path, kind: str, config: Any, error: type[Exception], line: str
+) -> None:
+    tensors = in_kind(shapes(SMALL, fused=False), kind, is_expert, np.random.default_rng(1))
+    source = write_tensors(tmp_path / "source", CONFIG, tensors, config)
+    with pytest.raises(error, match=re.escape(line.replace("EXPERT", EXPERT0))):
+        prepare(FolderSource(source), DEFAULT)
+
+
+def test_act_order_of_gptq_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    first, later = (f"{PREFIX}layers.{layer}.mlp.experts.{expert}.up_proj.g_idx" for layer, expert in ((1, 0), (1, 3)))
+    shuffled = ("I32", np.arange(64, dtype=np.int32)[::-1] // 32)
+    source = checkpoint(tmp_path / "source", "gptq", changes={first: shuffled})
+    with pytest.raises(FormatError, match=re.escape(f"{first} holds group 1 (row 0, column 0), expected 0: act-order")):
+        prepare(FolderSource(source), DEFAULT)
+    source = checkpoint(tmp_path / "source", "gptq", changes={later: shuffled})
+    with pytest.raises(FormatError, match=re.escape(f"{later} holds group 1 (layer 1 expert 3, row 0, column 0)")):
+        converted(source, tmp_path / "out")
+
+
+def test_mlx_overrides_by_path_are_what_the_tensors_must_be(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    gate = f"{PREFIX}layers.0.mlp.gate"
+    listing = shapes(SMALL, fused=False)
+    tensors = in_kind(listing, "mlx4", is_expert, rng) | in_kind(
+        {f"{gate}.weight": listing[f"{gate}.weight"]}, "mlx8", lambda _: True, rng
+    )
+    del tensors[f"{PREFIX}layers.0.mlp.gate.weight"]
+    tensors |= in_kind({f"{gate}.weight": ("BF16", (5, 64))}, "mlx8", lambda _: True, rng)
+    config = {**said("mlx4"), gate: {"bits": 8, "group_size": 32}}
+    source = write_tensors(tmp_path / "source", CONFIG, tensors, config)
+    assert converted(source, tmp_path / "out").tensors["layers.0.mlp.gate"].encoding == Plain("f32")
+
+
+def test_a_config_inside_text_config_or_beside_it_is_read(tmp_path: Path) -> None:
+    tensors = in_kind(shapes(SMALL, fused=False), "int4", is_expert, np.random.default_rng(1))
+    text = {**CONFIG["text_config"], "quantization_config": CONFIGS["int4"]}  # type: ignore[dict-item]
+    source = write_tensors(tmp_path / "inside", {**CONFIG, "text_config": text}, tensors, None)
+    assert prepare(FolderSource(source), DEFAULT).plan.layout.expert_bytes > 0
+    tensors = in_kind(shapes(SMALL, fused=False), "nvfp4_modelopt", is_expert, np.random.default_rng(1))
+    source = write_tensors(tmp_path / "beside", CONFIG, tensors, None)
+    (source / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}')
+    assert prepare(FolderSource(source), DEFAULT).plan.layout.expert_bytes > 0
+
+
+def test_a_weight_that_stands_in_two_encodings_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    plain = in_kind({f"{EXPERT0}.weight": ("BF16", (64, 64))}, "bf16", is_expert, rng)
+    source = checkpoint(tmp_path / "source", "int4", changes=plain)
+    with pytest.raises(FormatError, match=re.escape(f"{EXPERT0}.weight stands twice, as {EXPERT0}.weight_packed")):
+        prepare(FolderSource(source), DEFAULT)
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    listing = shapes(SMALL, fused=False)
+    tensors = in_kind(listing, "int4", is_expert, np.random.default_rng(1))
+    at = f"{PREFIX}layers.1.mlp.experts.3.up_proj"
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(at)}
+    source = write_tensors(tmp_path / "source", CONFIG, kept, CONFIGS["int4"])
+    with pytest.raises(FormatError, match=re.escape(f"{at}.weight is missing from the checkpoint")):
+        prepare(FolderSource(source), DEFAULT)
+
+
+def test_an_expert_in_another_encoding_than_the_others_is_refused(tmp_path: Path) -> None:
+    other = in_kind({f"{EXPERT0}.weight": ("BF16", (64, 64))}, "bf16", is_expert, np.random.default_rng(1))
+    gone_names = {f"{EXPERT0}.{name}": None for name in ("weight_packed", "weight_scale", "weight_shape")}
+    source = checkpoint(tmp_path / "source", "int4", changes={**gone_names, **other})
+    with pytest.raises(UnsupportedError, match="is int4, bf16 scales per 32, expected bf16 as"):
+        prepare(FolderSource(source), DEFAULT)
+
+
+def test_scales_of_activations_are_skipped_by_name(tmp_path: Path) -> None:
+    scales = {
+        f"{EXPERT0}.input_scale": ("F32", np.ones((), np.float32)),
+        f"{PREFIX}layers.1.self_attn.k_proj.k_scale": ("F32", np.ones((), np.float32)),
+    }
+    source = checkpoint(tmp_path / "source", "nvfp4_modelopt", changes=scales)
+    skipped = prepare(FolderSource(source), DEFAULT).plan.skipped
+    assert [(s.what, s.tensors) for s in skipped] == [("scales of quantized activations", 2)]
