@@ -10,9 +10,10 @@ import numpy as np
 from formats import native
 from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype
 from formats.encodings import Affine, Encoding, Plain, encoding_label
-from formats.encodings.sources import PlainSource, find_flaw
+from formats.encodings.sources import GGMLSource, PlainSource, find_flaw
 from formats.errors import FormatError
 from formats.record import LINEAR_BIAS, PlacedArray
+from formats.transcode import transcode
 from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
 from repack.rows import RowReader
 from repack.sources.base import Reader
@@ -127,13 +128,13 @@ class SourceWeights:
             planes = self._rows.read(source, first, rows)
             nbytes = source.bytes_of(first + rows) - source.bytes_of(first)
             row = first_row + first
-            encoded = _native_plain(source, encoding, planes)
+            encoded = _native_plain(source, encoding, planes) or _native_blocks(source, planes, exact)
             if encoded is not None:
                 yield EncodedRows(row, encoded, nbytes)
                 continue
             _check(unit, source, planes, row)
             if exact:
-                yield EncodedRows(row, source.encoding.transcode(planes), nbytes)
+                yield EncodedRows(row, transcode(source.encoding, planes) or source.encoding.transcode(planes), nbytes)
                 continue
             assert isinstance(encoding, (Affine, Plain))
             with np.errstate(over="ignore", invalid="ignore"):
@@ -181,6 +182,11 @@ def _native_plain(
         if weight.flags.c_contiguous:
             return _native_arrays(encoding, weight, source.encoding.dtype)
     return None
+
+
+def _native_blocks(source: SourceMatrix, planes: Mapping[str, AnyArray], exact: bool) -> Mapping[str, AnyArray] | None:
+    """ggml's blocks as they are, checked on the way; None for those that a refusal is due to."""
+    return transcode(source.encoding, planes) if exact and isinstance(source.encoding, GGMLSource) else None
 
 
 def _check(unit: str, source: SourceMatrix, planes: Mapping[str, AnyArray], first_row: int) -> None:

@@ -157,6 +157,28 @@ SE_API const char *se_encode_level(int32_t number);
 SE_API int32_t se_encode_affine(const char *level, int32_t bits, int64_t group_size, int32_t dtype,
                                 int32_t scale_dtype, const uint8_t *values, int64_t groups, uint8_t *codes,
                                 uint8_t *scales, uint8_t *biases);
+
+/* ---- exact transcodes (formats/transcode.py); no context either */
+
+enum se_block_type { /* of ggml */
+    SE_BLOCKS_Q4_0 = 0,
+    SE_BLOCKS_Q4_1 = 1,
+    SE_BLOCKS_Q5_0 = 2,
+    SE_BLOCKS_Q5_1 = 3,
+    SE_BLOCKS_Q8_0 = 4,
+    SE_BLOCKS_Q4_K = 5,
+    SE_BLOCKS_Q5_K = 6,
+    SE_BLOCKS_Q6_K = 7,
+    SE_BLOCKS_MXFP4 = 8,
+};
+
+/* Blocks that follow each other become the arrays of the container's encoding that means the same, in its order
+ * (codes, scales...), each of them whole. SE_NOT_FINITE where a scale is infinite, no number, or an E8M0 above 0xfc. */
+SE_API int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, uint8_t *const arrays[4]);
+
+/* AWQ's words, each of eight rows: word w of a column at from[column * stride + w] -> codes [8 * words, columns / 8]. */
+SE_API int32_t se_transcode_awq(const uint32_t *from, int64_t stride, int64_t words, int64_t columns, uint32_t *codes);
+
 /* ---- between the products: row by row (rows.c, route.c)
  *
  * What a row of the result holds depends on its own row of the input alone. */

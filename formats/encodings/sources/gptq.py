@@ -120,8 +120,11 @@ class AWQSource:
         return ZeroPoint(4, self.group_size, self.scale_dtype)
 
     def transcode(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
-        codes = pack_codes(_awq_rows(planes["qweight"]), 4)
-        return {"codes": codes, "scales": planes["scales"], "zeros": _awq_rows(planes["qzeros"])}
+        return {"codes": pack_codes(_awq_rows(planes["qweight"]), 4), **self.scales_and_zeros(planes)}
+
+    def scales_and_zeros(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
+        """What is beside the codes."""
+        return {"scales": planes["scales"], "zeros": _awq_rows(planes["qzeros"])}
 
     def decode(self, planes: Mapping[str, Bits]) -> Float32:
         codes, zeros = (
