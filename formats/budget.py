@@ -79,7 +79,7 @@ def memory_terms(
         tokenizer_bytes=_tokenizer_bytes(tokenizer_json_bytes, model.vocab_size, ctx_size),
         resident_bytes=layout.resident_bytes,
         state_bytes=2 * model.state_values * VALUE_BYTES,  # a step writes beside what it reads
-        kv_bytes=ctx_size * model.cache_values_per_token * VALUE_BYTES,
+        kv_bytes=model.cache_values(ctx_size, min(chunk_size, ctx_size)) * VALUE_BYTES,
         scratch_bytes=_activation_bytes(layout, min(chunk_size, ctx_size), ctx_size)
         + 2 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES
         + 3 * threads * ROW_BLOCK_BYTES,

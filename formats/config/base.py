@@ -73,6 +73,10 @@ class ModelConfig(ABC):
         full = self.layer_types.count(FULL_ATTENTION)
         return full * 2 * self.num_key_value_heads * self.head_dim
 
+    def cache_values(self, ctx_size: int, chunk_size: int) -> int:
+        """Keys and values in the caches of all layers at most, of a sequence read in chunks."""
+        return ctx_size * self.cache_values_per_token
+
     @property
     @abstractmethod
     def state_values(self) -> int:

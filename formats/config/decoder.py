@@ -17,6 +17,7 @@ from formats.config.base import (
 )
 from formats.config.rope import Rope, read_rope
 from formats.fields import Fields
+from formats.window import held_tokens
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
@@ -74,6 +75,11 @@ class DecoderConfig(ModelConfig):
     @property
     def cache_values_per_token(self) -> int:
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim
+
+    def cache_values(self, ctx_size: int, chunk_size: int) -> int:
+        windows = [self.window(layer) for layer in range(self.num_hidden_layers)]
+        tokens = sum(ctx_size if w is None else held_tokens(w, ctx_size, chunk_size) for w in windows)
+        return tokens * 2 * self.num_key_value_heads * self.head_dim
 
     @property
     def state_values(self) -> int:

@@ -98,8 +98,8 @@ class Ops(Protocol):
         grows by rope.attention_factor. Values stay in their places.
         """
 
-    def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
-        """An empty cache of keys and values."""
+    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
+        """An empty cache of keys and values; with a window it may forget what no later token sees."""
 
     def attention(
         self,

@@ -14,6 +14,7 @@ from formats.errors import UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
+from formats.window import first_kept, forgets, room
 from runtime.backends import native
 from runtime.backends.base import Routing, State, Turn
 from runtime.backends.native import address
@@ -28,11 +29,32 @@ ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GE
 
 
 class NativeCache(NamedTuple):
-    """Keys and values of the first `length` tokens where `memory` says; a longer cache may share the same memory."""
+    """Keys and values of tokens `first` to `length` where `memory` says; a longer cache may share the same memory."""
 
     memory: native.KVCache
     arrays: tuple[Float32, ...]  # which the memory is
     length: int
+    first: int = 0  # a multiple of the kernels' blocks, so that forgetting changes no sum
+    window: int | None = None  # of a cache that forgets
+
+    def with_room(self, tokens: int) -> "NativeCache":
+        """Itself, or a cache of its own memory that has forgotten what the next tokens do not see."""
+        if self.window is None or self.length - self.first + tokens <= self.memory.capacity:
+            return self
+        first = first_kept(self.window, self.length)
+        kept = -(-(self.length - first) // native.LANES) * native.LANES  # keys of LANES tokens lie together
+        new = _kv_cache(self.memory.heads, self.memory.width, room(self.window, tokens))
+        for old, array in zip(self.arrays, new.arrays, strict=True):
+            array[:, :kept] = old[:, first - self.first :][:, :kept]
+        return new._replace(length=self.length, first=first, window=self.window)
+
+
+def _kv_cache(heads: int, width: int, capacity: int) -> NativeCache:
+    """An empty one; its memory becomes resident only as tokens come."""
+    keys = np.empty((heads, capacity, width), np.float32)
+    values = np.empty((heads, capacity, -(-width // native.LANES) * native.LANES), np.float32)
+    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, width)
+    return NativeCache(memory, (keys, values), 0)
 
 
 class DeltaState(NamedTuple):
@@ -227,13 +249,10 @@ class NativeOps(NumpyOps):
 
     # ---- attention
 
-    def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
-        capacity = -(-self._ctx_size // native.LANES) * native.LANES
-        width = -(-head_dim // native.LANES) * native.LANES
-        keys = np.empty((num_heads, capacity, head_dim), np.float32)  # resident only as tokens come
-        values = np.empty((num_heads, capacity, width), np.float32)
-        memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, num_heads, head_dim, head_dim)
-        return NativeCache(memory, (keys, values), 0)
+    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
+        if window is not None and forgets(window, self._ctx_size):
+            return _kv_cache(num_heads, head_dim, room(window, 0))._replace(window=window)
+        return _kv_cache(num_heads, head_dim, -(-self._ctx_size // native.LANES) * native.LANES)
 
     def attention(
         self,
@@ -250,8 +269,9 @@ class NativeOps(NumpyOps):
         q, y = _with_result(q)
         k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
         tokens, heads, _ = q.shape
+        cache = cache.with_room(tokens)
         self._call(
-            "se_attention", cache.memory, cache.length, address(q), address(k), address(v), tokens, heads,
+            "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
             scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None,
             self._turn(turn, tokens) if turn is not None else None, address(y),
         )  # fmt: skip

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
+from formats.window import first_kept, forgets, room
 from runtime.backends.base import Routing, State, Turn
 from runtime.backends.numpy_latent import (
     Bool,
@@ -55,11 +56,26 @@ class Weight:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values [capacity, H, d] of the first `length` tokens; a longer cache may share the same memory."""
+    """Keys and values [capacity, H, d] of tokens `first` to `length`; a longer cache may share the same memory."""
 
     keys: Float32
     values: Float32
     length: int
+    first: int = 0
+    window: int | None = None  # of a cache that forgets
+
+    def with_room(self, tokens: int) -> "KVCache":
+        """Itself, or a cache of its own memory that has forgotten what the next tokens do not see."""
+        if self.window is None or self.length - self.first + tokens <= len(self.keys):
+            return self
+        first = first_kept(self.window, self.length)
+        kept = slice(first - self.first, self.length - self.first)
+        arrays = []
+        for old in (self.keys, self.values):
+            new = np.empty((room(self.window, tokens), *old.shape[1:]), np.float32)
+            new[: self.length - first] = old[kept]
+            arrays.append(new)
+        return KVCache(arrays[0], arrays[1], self.length, first, self.window)
 
 
 class NumpyOps:
@@ -244,9 +260,12 @@ class NumpyOps:
         y[..., second] = x[..., second] * cos + x[..., first] * sin
         return y
 
-    def new_kv_cache(self, num_heads: int, head_dim: int) -> State:
-        shape = (self._ctx_size, num_heads, head_dim)  # memory becomes resident only as tokens come
-        return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0)
+    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
+        if window is not None and not forgets(window, self._ctx_size):
+            window = None
+        capacity = self._ctx_size if window is None else room(window, 0)
+        shape = (capacity, num_heads, head_dim)  # memory becomes resident only as tokens come
+        return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0, window=window)
 
     def attention(
         self,
@@ -263,7 +282,8 @@ class NumpyOps:
         if turn is not None:
             q, k = (self._turned(x, norm, turn) for x, norm in ((q, turn.q_norm), (k, turn.k_norm)))
         tokens, heads, d = q.shape
-        start, stop = cache.length, cache.length + tokens
+        cache = cache.with_room(tokens)
+        start, stop = cache.length - cache.first, cache.length - cache.first + tokens
         cache.keys[start:stop], cache.values[start:stop] = k, v
         kv_heads = k.shape[1]
         group = heads // kv_heads  # query heads that share a key head
@@ -282,7 +302,7 @@ class NumpyOps:
                 sink = None if sinks is None else np.tile(sinks.vector()[h * group : (h + 1) * group], len(queries))
                 mixed = softmax(scores, sink) @ cache.values[:seen, h]
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
-        return output, KVCache(cache.keys, cache.values, stop)
+        return output, replace(cache, length=cache.length + tokens)
 
     def _turned(self, x: Float32, norm: Weight | None, turn: Turn) -> Float32:
         x = x if norm is None else self.rms_norm(x, norm, turn.eps, turn.offset)

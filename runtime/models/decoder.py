@@ -20,7 +20,8 @@ class Decoder:
     def new_states(self) -> list[State]:
         """An empty cache of keys and values per layer."""
         c = self.config
-        return [self.ops.new_kv_cache(c.num_key_value_heads, c.head_dim) for _ in range(c.num_hidden_layers)]
+        shape = c.num_key_value_heads, c.head_dim
+        return [self.ops.new_kv_cache(*shape, c.window(layer)) for layer in range(c.num_hidden_layers)]
 
     def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""

@@ -17,6 +17,7 @@ from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import matrix as matrix_of
+from formats.window import held_tokens
 from runtime.backends import native
 from runtime.backends.base import Routing, Turn
 from runtime.backends.native_ops import NativeOps, NativeWeight
@@ -233,6 +234,27 @@ def test_attention_is_its_definition_whatever_computes_it_and_however_it_is_cut(
 
     (found,) = the_same(compute)
     assert near(found, attended(q, k, v, 0.3, window or tokens, sinks if with_sinks else None))
+
+
+@pytest.mark.parametrize(("window", "seed"), [(1, 0), (11, 1), (128, 2), (200, 3)])
+def test_a_cache_that_forgets_what_its_window_hides_changes_no_bit(window: int, seed: int) -> None:
+    tokens, width, sizes = 3000, 16, (700, 1, 129, 64)
+    q, k, v = (normal(seed + i, tokens, heads, width) for i, heads in enumerate((2, 1, 1)))
+    ops = NativeOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens, threads=2, precision="exact")
+    for backend in (ops, NumpyOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens)):
+        whole, cache = backend.new_kv_cache(1, width), backend.new_kv_cache(1, width, window)
+        start, turn = 0, 0
+        while start < tokens:
+            at = slice(start, min(start + sizes[turn % 4], tokens))
+            expected, whole = backend.attention(q[at], k[at], v[at], whole, 0.3, window=window)
+            for _ in range(2):  # an older cache is still there for a step that failed
+                found, longer = backend.attention(q[at], k[at], v[at], cache, 0.3, window=window)
+                assert np.array_equal(found, expected) if backend is ops else near(found, expected)
+            cache, start, turn = longer, at.stop, turn + 1
+        held = cache.arrays[0].shape[1] if backend is ops else len(cache.keys)
+        assert cache.first > 0
+        assert 2 * held <= held_tokens(window, 4 * tokens, 700) < 4 * tokens
+    ops.close()
 
 
 @pytest.mark.parametrize("group", [1, 70])  # 70 query heads are more than a tile
