@@ -5,7 +5,7 @@ are in order), and that both agree. Values that no source encoding implements ar
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from formats.errors import FormatError, UnsupportedError
@@ -47,6 +47,8 @@ class Quantization:
     version: int = 1  # of GPTQ's files
     overrides: Mapping[str, "MLXLayer | None"] = field(default_factory=dict)  # MLX, by module; None: not quantized
     default: "MLXLayer | None" = None  # MLX
+    form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt
+    left_out: tuple[str, ...] = ()  # patterns of modules that are not quantized
 
     def mlx_layer(self, module: str) -> "MLXLayer | None":
         """What MLX's config says of a module."""
@@ -91,7 +93,15 @@ def _read_method(fields: Fields) -> Quantization:
     }
     if method not in readers:
         raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(METHODS)}")
-    return readers[method](fields)
+    return replace(readers[method](fields), left_out=_left_out(fields))
+
+
+def _left_out(fields: Fields) -> tuple[str, ...]:
+    """Modules that are not quantized, under whichever name a method lists them."""
+    for key in ("modules_to_not_convert", "ignore", "exclude_modules"):
+        if isinstance(found := fields.raw(key, None), list):
+            return tuple(str(entry) for entry in found)
+    return ()
 
 
 def _read_fp8(fields: Fields) -> Quantization:
@@ -117,12 +127,12 @@ def _read_compressed(fields: Fields) -> Quantization:
         if weights.string("type", "int") == "int":
             _only(weights, "symmetric", (True,), True)
         _only(weights, "actorder", ("static", "weight", None), None)
-    return Quantization(COMPRESSED, fields.where, frozenset(bits), frozenset(sizes))
+    return Quantization(COMPRESSED, fields.where, frozenset(bits), frozenset(sizes), form=fields.string("format"))
 
 
 def _read_modelopt(fields: Fields) -> Quantization:
     _only(fields, "quant_algo", MODELOPT_ALGORITHMS)
-    return Quantization(MODELOPT, fields.where)
+    return Quantization(MODELOPT, fields.where, form=fields.string("quant_algo"))
 
 
 def _read_gptq(fields: Fields) -> Quantization:

@@ -121,11 +121,10 @@ def prepare(source: Source, options: Options) -> Conversion:
     if "config.json" not in small_files:
         raise FormatError("config.json is missing from the checkpoint")
     config = read_config(small_files["config.json"])
-    quantization = None
-    if source.shards:  # a geometry without weights is one of plain floats, whatever its config says
-        quantization = read_quantization(small_files["config.json"], source.small_file(MODELOPT_FILE))
+    quantization = read_quantization(small_files["config.json"], source.small_file(MODELOPT_FILE))
     plan = make_plan(source.tensors, config, options, quantization)
-    refuse_act_order(source, plan)
+    if source.shards:  # a geometry has no bytes to look into
+        refuse_act_order(source, plan)
     return Conversion(source, plan, small_files, {ORIGINS: plan.origins().to_json()})
 
 

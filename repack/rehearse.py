@@ -3,7 +3,6 @@
 It shows what a model needs and how fast it runs here before anything is downloaded; its text means nothing.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +15,19 @@ import numpy as np
 from formats.budget import human
 from formats.checksum import xxh3_64
 from formats.config import read_config
-from formats.dtypes import AnyArray, Float32, from_float32
-from formats.encodings import Affine, Encoding
+from formats.dtypes import AnyArray, Float32, from_float32, storage_dtype
+from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import FormatError, RequestError
-from formats.fields import parse_json
 from formats.index import REHEARSAL
 from formats.layout import LayerLayout
+from formats.quantization import read_quantization
 from formats.record import RecordLayout
 from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
-from repack.families import FAMILIES
 from repack.family import EMBEDDING
 from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix, Unit
+from repack.published import published_tensors
 from repack.sources.base import Reader, Shard, Source, SourceTensor
 from repack.sources.folder import read_small_file
 from repack.vocabulary import with_templates, with_tokenizer
@@ -36,7 +35,8 @@ from repack.vocabulary import with_templates, with_tokenizer
 POOL_BYTES = 1 << 24
 BLOCK_BYTES = 1 << 22  # of codes, made at a time
 GAIN = 0.1  # of matrices: small, so that what a token is decides where it is routed, in every layer
-_NO_FILE = "made up"
+E2M1_STD, FP8_STD = 2.93, 1.46  # of random FP4 codes, and of the FP8 codes made up here
+E4M3_ONE = 0x38
 
 
 @dataclass(frozen=True)
@@ -86,23 +86,13 @@ def read_geometry(path: Path) -> Geometry:
 
 
 def geometry(files: Mapping[str, bytes], where: str) -> Geometry:
-    """The tensors of a model in bf16, from its small files. Raises as read_config."""
+    """The tensors of a model as they were published, from its small files. Raises as read_config and published."""
     if "config.json" not in files:
         raise FormatError(f"{where}: holds no config.json")
     config = read_config(files["config.json"], where)
-    tensors = {
-        name: SourceTensor(name, _NO_FILE, "BF16", shape, 0, 2 * math.prod(shape))
-        for name, shape in FAMILIES[config.model_type].checkpoint(config)
-    }
-    return Geometry(tensors, {**files, "config.json": _unquantized(files["config.json"], where)})
-
-
-def _unquantized(raw: bytes, where: str) -> bytes:
-    """config.json without what it says of quantized tensors: those of a geometry are bf16."""
-    content = parse_json(raw, where)
-    levels = [level for level in (content, content.get("text_config")) if isinstance(level, dict)]
-    said = [level.pop(key, None) for level in levels for key in ("quantization_config", "quantization")]
-    return json.dumps(content, indent=1).encode() if any(said) else raw
+    said = read_quantization(files["config.json"], where=where)
+    tensors = {tensor.name: tensor for tensor in published_tensors(config, said)}
+    return Geometry(tensors, files)
 
 
 def prepare_rehearsal(source: Geometry, options: Options, seed: int, disk_bytes: int | None = None) -> Rehearsal:
@@ -158,28 +148,27 @@ class MadeUpWeights:
         step = max(1, BLOCK_BYTES // row_bytes)
         for first in range(0, source.rows, step):
             rows = min(step, source.rows - first)
-            if isinstance(encoding, Affine):
-                arrays = self._affine(rng, source, encoding, rows)
-            else:
+            if isinstance(encoding, Plain):
                 arrays = {"weight": from_float32(self._normal(rng, source, rows), encoding.id)}
+            else:
+                arrays = self._codes(rng, source, encoding, rows)
             nbytes = source.bytes_of(first + rows) - source.bytes_of(first)
             yield EncodedRows(first_row + first, arrays, nbytes)
 
-    def _affine(
-        self, rng: np.random.Generator, source: SourceMatrix, encoding: Affine, rows: int
+    def _codes(
+        self, rng: np.random.Generator, source: SourceMatrix, encoding: Encoding, rows: int
     ) -> dict[str, AnyArray]:
-        codes, scales, biases = encoding.arrays(rows, source.columns)
-        start = int(rng.integers(len(self._pool) - codes.nbytes // 8))
-        words = self._pool[start : start + codes.nbytes // 8] ^ rng.integers(2**64, dtype=np.uint64)
-        highest = 2**encoding.bits - 1
-        # The standard deviation of uniform codes 0..highest is highest / sqrt(12).
-        scale = _std(source) * math.sqrt(12) / highest
-        values = np.array([scale, -scale * highest / 2], np.float32)
-        scale_bits, bias_bits = from_float32(values, encoding.scale_dtype)
+        """Random codes, and constants for all other arrays."""
+        codes, *others = encoding.arrays(rows, source.columns)
+        words = -(-codes.nbytes // 8)
+        start = int(rng.integers(len(self._pool) - words))
+        made = (self._pool[start : start + words] ^ rng.integers(2**64, dtype=np.uint64)).view(np.uint8)
+        if isinstance(encoding, FP8):
+            made = made & np.uint8(0x87) | np.uint8(0x38)  # 1 to 1.875 of either sign: never NaN
+        constants = _constants(encoding, _std(source))
         return {
-            "codes": words.view(np.uint32).reshape(codes.shape),
-            "scales": np.full(scales.shape, scale_bits),
-            "biases": np.full(biases.shape, bias_bits),
+            "codes": made[: codes.nbytes].view(storage_dtype(codes.dtype)).reshape(codes.shape),
+            **{spec.name: np.full(spec.shape, constants[spec.name], storage_dtype(spec.dtype)) for spec in others},
         }
 
     def _normal(self, rng: np.random.Generator, source: SourceMatrix, rows: int) -> Float32:
@@ -196,6 +185,29 @@ class MadeUpWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._pool
+
+
+def _constants(encoding: Encoding, std: float) -> dict[str, Any]:
+    """Bits of scales and the like with which random codes have this standard deviation."""
+    match encoding:
+        case Affine(bits, _, dtype):
+            scale = std * math.sqrt(12) / (2**bits - 1)  # that of uniform codes 0..highest is highest / sqrt(12)
+            bias = -scale * (2**bits - 1) / 2
+            return {"scales": _bits(scale, dtype), "biases": _bits(bias, dtype)}
+        case Symmetric(bits, _, dtype) | ZeroPoint(bits, _, dtype):
+            return {"scales": _bits(std * math.sqrt(12) / 2**bits, dtype), "zeros": 1 << (bits - 1)}
+        case MXFP4():
+            return {"scales": 127 + round(math.log2(std / E2M1_STD))}
+        case NVFP4(how):
+            factor = std / E2M1_STD
+            return {"scales": E4M3_ONE, "global": factor if how == "multiply" else 1 / factor}
+        case FP8(_, dtype):
+            return {"scales": _bits(std / FP8_STD, dtype)}
+    raise AssertionError(f"no rehearsal is kept as {encoding.id}")
+
+
+def _bits(value: float, dtype: str) -> Any:
+    return from_float32(np.array([value], np.float32), dtype)[0]
 
 
 _ROUTERS = (".gate.weight", ".router.weight", ".router.layer.weight")

@@ -20,9 +20,10 @@ from repack.verify import verify_container
 from runtime import Engine
 from tests.fixtures.deepseek_tiny import CASES
 from tests.repack.checkpoints import read_tree
+from tests.repack.quantized import CONFIGS
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-CONFIGS = [FIXTURES / "per_expert" / "config.json", FIXTURES / "qwen3_moe" / "config.json"]  # all bf16
+CONFIGS_BF16 = [FIXTURES / "per_expert" / "config.json", FIXTURES / "qwen3_moe" / "config.json"]  # all bf16
 
 
 def rehearse(
@@ -37,7 +38,7 @@ def rehearse(
     return out
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["qwen3_5_moe", "qwen3_moe"])
+@pytest.mark.parametrize("config", CONFIGS_BF16, ids=["qwen3_5_moe", "qwen3_moe"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_its_layout_is_that_of_the_converted_checkpoint(config: Path, bits: int, tmp_path: Path) -> None:
     options = Options(bits=bits, resident_bits=bits)
@@ -45,24 +46,24 @@ def test_its_layout_is_that_of_the_converted_checkpoint(config: Path, bits: int,
     assert open_container(out).index.layout == prepare(FolderSource(config.parent), options).plan.layout
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["qwen3_5_moe", "qwen3_moe"])
+@pytest.mark.parametrize("config", CONFIGS_BF16, ids=["qwen3_5_moe", "qwen3_moe"])
 def test_every_byte_of_it_is_sound(config: Path, tmp_path: Path) -> None:
     assert verify_container(rehearse(config, tmp_path / "out")).sound
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_jobs(tmp_path: Path) -> None:
-    one = read_tree(rehearse(CONFIGS[0], tmp_path / "one", seed=7))
-    assert read_tree(rehearse(CONFIGS[0], tmp_path / "three", seed=7, jobs=3)) == one
-    assert read_tree(rehearse(CONFIGS[0], tmp_path / "other", seed=8)) != one
+    one = read_tree(rehearse(CONFIGS_BF16[0], tmp_path / "one", seed=7))
+    assert read_tree(rehearse(CONFIGS_BF16[0], tmp_path / "three", seed=7, jobs=3)) == one
+    assert read_tree(rehearse(CONFIGS_BF16[0], tmp_path / "other", seed=8)) != one
 
 
 def test_no_two_experts_are_the_same(tmp_path: Path) -> None:
-    index = open_container(rehearse(CONFIGS[0], tmp_path / "out")).index
+    index = open_container(rehearse(CONFIGS_BF16[0], tmp_path / "out")).index
     checksums = [checksum for layer in index.record_checksums.values() for checksum in layer]
     assert len(set(checksums)) == len(checksums)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["qwen3_5_moe", "qwen3_moe"])
+@pytest.mark.parametrize("config", CONFIGS_BF16, ids=["qwen3_5_moe", "qwen3_moe"])
 def test_routing_varies_by_token_in_every_layer(config: Path, tmp_path: Path) -> None:
     with Engine.open(rehearse(config, tmp_path / "out")) as engine:
         chosen: list[np.ndarray] = []
@@ -82,7 +83,7 @@ def test_routing_varies_by_token_in_every_layer(config: Path, tmp_path: Path) ->
 
 
 def test_the_index_and_the_engine_say_that_it_is_a_rehearsal(tmp_path: Path) -> None:
-    out = rehearse(CONFIGS[0], tmp_path / "out", seed=3)
+    out = rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=3)
     assert open_container(out).index.extensions == {REHEARSAL: {"seed": 3}}
     with Engine.open(out) as engine:
         assert [line for line in engine.warnings if "rehearsal" in line]
@@ -93,10 +94,10 @@ def layer_files(out: Path) -> list[os.stat_result]:
 
 
 def test_past_the_allowance_layer_files_are_hard_links_to_earlier_ones(tmp_path: Path) -> None:
-    whole = rehearse(CONFIGS[0], tmp_path / "whole")
+    whole = rehearse(CONFIGS_BF16[0], tmp_path / "whole")
     files = layer_files(whole)
-    room = prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0).output_bytes - files[0].st_size
-    out = rehearse(CONFIGS[0], tmp_path / "out", disk_bytes=room)
+    room = prepare_rehearsal(read_geometry(CONFIGS_BF16[0]), Options(), 0).output_bytes - files[0].st_size
+    out = rehearse(CONFIGS_BF16[0], tmp_path / "out", disk_bytes=room)
     assert len({status.st_ino for status in layer_files(out)}) == len(files) - 1
     index = open_container(out).index
     (repeat,) = index.extensions[REHEARSAL]["links"].items()
@@ -109,26 +110,26 @@ def test_past_the_allowance_layer_files_are_hard_links_to_earlier_ones(tmp_path:
 
 
 def test_a_rehearsal_with_links_takes_no_more_disk_than_allowed(tmp_path: Path) -> None:
-    smallest = prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0)
+    smallest = prepare_rehearsal(read_geometry(CONFIGS_BF16[0]), Options(), 0)
     layers = [layer for _, layer in smallest.plan.layout.moe_layers()]
     room = smallest.output_bytes - sum(layer.nbytes for layer in layers[1:])
-    out = rehearse(CONFIGS[0], tmp_path / "out", disk_bytes=room)
+    out = rehearse(CONFIGS_BF16[0], tmp_path / "out", disk_bytes=room)
     statuses = {path.stat().st_ino: path.stat() for path in out.rglob("*") if path.is_file()}
     assert sum(status.st_size for status in statuses.values()) <= room
     with pytest.raises(RequestError, match=r"--disk is .*, expected at least"):
-        prepare_rehearsal(read_geometry(CONFIGS[0]), Options(), 0, room - 1)
+        prepare_rehearsal(read_geometry(CONFIGS_BF16[0]), Options(), 0, room - 1)
 
 
-@pytest.mark.parametrize("name", {config["model_type"]: name for name, config in KNOWN_MODELS.items()}.values())
-def test_a_well_known_model_of_each_type_can_be_rehearsed(name: str) -> None:
+@pytest.mark.parametrize("name", KNOWN_MODELS)
+def test_a_well_known_model_can_be_rehearsed(name: str) -> None:
     rehearsal = prepare_rehearsal(known_geometry(name), Options(), 0, 64 << 30)
     assert rehearsal.output_bytes <= 64 << 30 or not rehearsal.links
 
 
 def test_another_seed_does_not_go_on_with_the_first_one(tmp_path: Path) -> None:
-    rehearse(CONFIGS[0], tmp_path / "out", seed=1)
+    rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=1)
     with pytest.raises(RequestError, match="extensions rehearsal seed 1, not 2; --force replaces it"):
-        rehearse(CONFIGS[0], tmp_path / "out", seed=2)
+        rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=2)
 
 
 def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
@@ -147,10 +148,39 @@ def test_a_folder_without_a_config_and_a_pipe_are_refused(tmp_path: Path) -> Non
             read_geometry(path)
 
 
-def test_a_config_of_quantized_weights_is_rehearsed_in_bf16(tmp_path: Path) -> None:
-    for name in ("deepseek_v3_fp8", "kimi_k25_int4"):
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(CASES[name].config))
-        rehearsal = prepare_rehearsal(read_geometry(path), Options(4, 32, 8), 0)
-        layer = next(layer for _, layer in rehearsal.plan.layout.moe_layers())
-        assert layer.record.parts[0].encoding.id == "affine"
+@pytest.mark.parametrize(
+    ("name", "arrives", "kept"),
+    [("deepseek_v3_fp8", "fp8, f32 scales per 128", "affine"), ("kimi_k25_int4", "int4", "symmetric")],
+)
+def test_a_config_of_quantized_weights_is_rehearsed_as_published(
+    name: str, arrives: str, kept: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(CASES[name].config))
+    rehearsal = prepare_rehearsal(read_geometry(path), Options(4, 32, 8), 0)
+    layer, found = next(iter(rehearsal.plan.layout.moe_layers()))
+    assert found.record.parts[0].encoding.id == kept
+    assert rehearsal.plan.origins().experts[layer][0].encoding.startswith(arrives)
+
+
+METHODS = [kind for kind in CONFIGS if not kind.startswith("mlx") and kind not in ("fp8_e8m0", "mxfp4_i8")]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_encoding_that_config_json_names_is_that_of_the_rehearsal_and_runs(kind: str, tmp_path: Path) -> None:
+    config = json.loads(CONFIGS_BF16[1].read_text())
+    if CONFIGS[kind] is not None:
+        config["quantization_config"] = CONFIGS[kind]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    out = rehearse(path, tmp_path / "out", Options(4, 32, 8))
+    assert verify_container(out).sound
+    with Engine.open(out) as engine:
+        assert np.isfinite(engine.logits([1, 2, 3])).all()
+
+
+def test_what_only_headers_tell_is_refused_by_name(tmp_path: Path) -> None:
+    config = json.loads(CONFIGS_BF16[1].read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization": CONFIGS["mlx4"]}))
+    with pytest.raises(UnsupportedError, match="mlx checkpoints differ in what only their headers tell"):
+        read_geometry(tmp_path)

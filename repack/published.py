@@ -1,0 +1,137 @@
+"""The tensors of a published checkpoint from config.json alone: as its quantization_config says, else in bf16."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from formats.config import ModelConfig
+from formats.encodings.sources import AWQSource, FP8Source, GPTQSource, MXFP4Source, NVFP4Source, PackedSource
+from formats.encodings.sources.base import SourceEncoding, stored
+from formats.encodings.sources.fp4 import BLOCKS, BYTES
+from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
+from formats.errors import UnsupportedError
+from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MODELOPT, MXFP4, Quantization
+from repack.families import FAMILIES
+from repack.sources.base import SourceTensor
+
+# What no quantizer touches, whether its config says so or not: embedding, head, routers, convolutions.
+_NEVER = ("embed_tokens", "lm_head", ".gate.weight", ".router.", "conv1d", "weights_proj", "shared_expert_gate")
+
+
+class Kept(NamedTuple):
+    """How a matrix [rows, columns] is kept: its encoding, and the name of each plane's tensor."""
+
+    encoding: SourceEncoding
+    names: dict[str, str]  # {base} and {weight} stand for the module's names
+
+
+Keeper = Callable[[int, int], Kept]
+_BESIDE = {"codes": "{weight}_packed", "scales": "{weight}_scale"}
+
+
+def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterator[SourceTensor]:
+    """Every tensor of a whole checkpoint, without a file: in bf16, or as quantization_config says.
+
+    Raises UnsupportedError for a method whose tensors only headers tell, such as MLX.
+    """
+    family = FAMILIES[config.model_type]
+    keep = None if said is None else _keeper(said)
+    left_out = () if said is None else said.left_out
+    transposed = any(rule.transposed for rule in family.expert_layouts[0])
+    for name, shape in family.checkpoint(config):
+        base, suffix = (name.removesuffix(".weight"), ".weight") if name.endswith(".weight") else (name, "")
+        experts = ".experts." in name
+        only_experts = said is not None and said.method == MXFP4
+        if keep is None or not _is_chosen(name, base, shape, left_out) or (only_experts and not experts):
+            yield _tensor(name, "BF16", shape)
+            continue
+        rows, columns = reversed(shape[-2:]) if transposed and experts else shape[-2:]
+        kept = keep(rows, columns)
+        for plane in kept.encoding.planes(rows, columns):
+            stack = shape[:-2]
+            yield _tensor(
+                kept.names[plane.name].format(base=base, weight=base + suffix), plane.dtypes[0], (*stack, *plane.shape)
+            )
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> SourceTensor:
+    storage, held = stored(dtype, shape)
+    nbytes = storage.itemsize
+    for length in held:
+        nbytes *= length
+    return SourceTensor(name, "made up", dtype, shape, 0, nbytes)
+
+
+def _is_chosen(name: str, base: str, shape: Sequence[int], left_out: Iterable[str]) -> bool:
+    """Whether a tensor is a matrix of a linear layer that the config does not leave out."""
+    if len(shape) < 2 or name.endswith("bias") or any(word in name for word in _NEVER):
+        return False
+    return not any(_means(pattern, base) for pattern in left_out)
+
+
+def _means(pattern: str, module: str) -> bool:
+    """Whether an entry of `ignore` or `modules_to_not_convert` means a module: a name, part of one, glob or re:."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], module) is not None
+    if "*" in pattern:
+        return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
+    return module == pattern or module.startswith(f"{pattern}.") or module.endswith(f".{pattern}")
+
+
+def _keeper(said: Quantization) -> Keeper:
+    """How a method keeps matrices. Raises UnsupportedError."""
+    if said.method == FP8:
+        scale = {"weight": "{weight}", "scale": "{weight}_scale_inv"}
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32"), scale)
+    if said.method == MXFP4:
+        return lambda rows, columns: Kept(MXFP4Source(BLOCKS), {"codes": "{base}_blocks", "scales": "{base}_scales"})
+    if said.method == COMPRESSED:
+        return _compressed(said, said.form)
+    if said.method == MODELOPT and said.form == "NVFP4":
+        names = {"codes": "{weight}", "scales": "{weight}_scale", "global": "{weight}_scale_2"}
+        return lambda rows, columns: Kept(NVFP4Source("multiply", BYTES, ()), names)
+    if said.method == MODELOPT and said.form == "FP8":
+        scale = {"weight": "{weight}", "scale": "{weight}_scale"}
+        return lambda rows, columns: Kept(FP8Source(PER_TENSOR, "f32", ()), scale)
+    if said.method in (GPTQ, AWQ) and len(said.bits) == len(said.group_sizes) == 1:
+        return _grouped(said)
+    raise UnsupportedError(
+        f"{said.where}: {said.method} checkpoints differ in what only their headers tell; plan the repository or its "
+        "folder instead"
+    )
+
+
+def _compressed(said: Quantization, form: str) -> Keeper:
+    bits, size = max(said.bits, default=8), max(said.group_sizes, default=-1)
+    if form == "pack-quantized":
+        names = {"packed": "{weight}_packed", "scale": "{weight}_scale", "shape": "{weight}_shape"}
+
+        def packed(rows: int, columns: int) -> Kept:
+            return Kept(PackedSource(bits, columns if size == -1 else size, "bf16", (rows, columns)), names)
+
+        return packed
+    if form == "mxfp4-pack-quantized":
+        return lambda rows, columns: Kept(MXFP4Source(BYTES), _BESIDE)
+    if form == "nvfp4-pack-quantized":
+        names = {**_BESIDE, "global": "{weight}_global_scale"}
+        return lambda rows, columns: Kept(NVFP4Source("divide", BYTES, (1,)), names)
+    if form in ("float-quantized", "naive-quantized"):
+        scale = {"weight": "{weight}", "scale": "{weight}_scale"}
+        return lambda rows, columns: Kept(FP8Source(PER_CHANNEL, "bf16", (rows, 1)), scale)
+    raise UnsupportedError(f"{said.where}: {form} is more than one encoding; plan the repository or its folder instead")
+
+
+def _grouped(said: Quantization) -> Keeper:
+    (bits,), (size,) = said.bits, said.group_sizes
+
+    def grouped(rows: int, columns: int) -> Kept:
+        group_size = columns if size == -1 else size
+        encoding: Any = (
+            AWQSource(group_size, "f16")
+            if said.method == AWQ
+            else GPTQSource(bits, group_size, "f16", said.symmetric, said.version, True)
+        )
+        return Kept(encoding, {plane.name: f"{{base}}.{plane.name}" for plane in encoding.planes(rows, columns)})
+
+    return grouped
