@@ -95,7 +95,7 @@ def _kind(module: Module, tensor: SourceTensor) -> str:
         return "ggml"
     if tensor.dtype in ("F8_E4M3", "U8", "I8", "U32"):
         return tensor.dtype
-    known = ", ".join((*FLOATS, "F8_E4M3", "U8", "I8", "U32"))
+    known = ", ".join((*FLOATS, "F8_E4M3", "U8", "I8", "U32", *GGML_BLOCKS))
     raise UnsupportedError(f"{tensor.file}: {tensor.name} has dtype {tensor.dtype}, expected one of {known}")
 
 

@@ -236,14 +236,18 @@ def write_gguf(
     tensors: Values,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
-    """A file by the gguf package; matrices of experts and projections in `kind`, all else as it is."""
+    """A file by the gguf package; matrices of experts and projections in `kind`, all else as it is.
+
+    Bytes are blocks of `kind`, or of MXFP4.
+    """
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
         if key != "general.architecture":
             _add(writer, key, value)
     for name, value in tensors.items():
         if value.dtype == np.uint8:
-            writer.add_tensor(name, value, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+            blocks = gguf.GGMLQuantizationType.MXFP4 if kind == gguf.GGMLQuantizationType.F32 else kind
+            writer.add_tensor(name, value, raw_dtype=blocks)
         elif kind == gguf.GGMLQuantizationType.F32 or value.ndim < 2 or not _is_quantized(name):
             writer.add_tensor(name, value)
         else:

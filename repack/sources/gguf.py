@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
 from formats.errors import FormatError
 from formats.fields import shown
 from formats.gguf import GGUFHeader, read_gguf_header
 from repack.sources.base import Shard, SourceTensor
 from repack.sources.folder import FolderReader, Stamp, check_stamp, open_file
 from repack.sources.gguf_models import Metadata, architecture_of, published_name
-from repack.vocabulary.gguf import tokenizer_files
+from repack.vocabulary.gguf import stop_ids, tokenizer_files
 
 SUFFIX = ".gguf"
+STORED = (*FLOATS, *GGML_BLOCKS)  # types of ggml that an encoding reads
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -93,12 +95,20 @@ class GGUFCheckpoint:
                 name, adjustment = published_name(tensor.name, architecture, config["num_hidden_layers"])
                 if name in self.tensors:
                     raise FormatError(f"{file}: {shown(name)} stands in {self.tensors[name].file} as well")
+                # I8 here is not that of safetensors.
+                dtype = tensor.type if tensor.type in STORED else f"ggml {tensor.type}"
                 self.tensors[name] = SourceTensor(
-                    name, file, tensor.type, tensor.shape, tensor.offset, tensor.nbytes, adjustment
+                    name, file, dtype, tensor.shape, tensor.offset, tensor.nbytes, adjustment
                 )
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise FormatError(f"{where}: token_embd.weight is missing")
+        tokens = metadata.get("tokenizer.ggml.tokens", [])
+        if len(tokens) > embedding.shape[0]:
+            raise FormatError(
+                f"{where}: tokenizer.ggml.tokens holds {len(tokens)}, expected at most the {embedding.shape[0]} rows "
+                "of token_embd.weight"
+            )
         config |= {
             "vocab_size": embedding.shape[0],
             "tie_word_embeddings": "lm_head.weight" not in self.tensors,
@@ -126,9 +136,7 @@ def check_split(headers: Mapping[str, GGUFHeader], where: str) -> None:
 def _generation_config(metadata: Metadata) -> dict[str, Any]:
     """Stop tokens, and the sampling that the publisher recommends, where the file has it."""
     config: dict[str, Any] = {}
-    stops = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    ids = list(dict.fromkeys(stop for stop in stops if isinstance(stop, int)))
-    if ids:
+    if ids := stop_ids(metadata):
         config["eos_token_id"] = ids
     if isinstance(bos := metadata.get("tokenizer.ggml.bos_token_id"), int):
         config["bos_token_id"] = bos

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from threading import Event
 
+from formats.errors import FormatError
 from formats.gguf import GGUFHeader, read_gguf_header
 from repack.sources.base import Shard, SourceTensor
-from repack.sources.gguf import GGUFCheckpoint, check_split
+from repack.sources.gguf import GGUFCheckpoint, check_split, split_names
 from repack.sources.hub import Access, HubSource
 from repack.sources.hub_api import Listing
 
@@ -24,6 +25,9 @@ class HubGGUFSource(HubSource):
 
     @cached_property
     def _checkpoint(self) -> GGUFCheckpoint:
+        for name in split_names(self._names[0]):
+            if name not in self._names:
+                raise FormatError(f"{self.repository}/{name}: is missing, but {self._names[0]} is a part of it")
         headers = self._read_headers(self._names, self._header)
         check_split(headers, self.repository)
         return GGUFCheckpoint(headers, f"{self.repository}/{self._names[0]}")

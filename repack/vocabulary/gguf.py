@@ -19,6 +19,35 @@ SPACE = "\u2581"  # what stands for a space in SentencePiece
 NAMED_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
+# Tokens that end a turn whatever the file says of eos: it names one, where generation_config.json has several.
+# Source: llama.cpp's special_eog_ids, of the models that are read here.
+STOP_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|return|>",
+    "<|call|>",
+    "[EOS]",
+    "[EOT]",
+    "[e~[",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+
+
+def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """Ids of all tokens that end a generation: those that the file names, then control tokens known to."""
+    named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
+    known = (
+        i
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind == CONTROL and token in STOP_TOKENS
+    )
+    return list(dict.fromkeys([*(stop for stop in named if type(stop) is int), *known]))
+
+
 def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json (names of tokens, chat templates) by file name.
 

@@ -215,6 +215,142 @@ def test_a_decay_that_no_converter_writes_is_refused(tensors: Tensors, tmp_path:
         convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "out", hash_source=False)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        ("blk.1.ffn_up_exps.weight", None, "model.layers.1.mlp.switch_mlp.up_proj.weight is missing"),
+        ("blk.1.ffn_up_exps.weight", 7, "up_proj.weight has shape [7, 64, 64], expected [8, 64, 64]"),
+        (
+            "blk.0.attn_output.weight",
+            np.int8,
+            "o_proj.weight has dtype ggml I8, expected one of BF16, F16, F32, ",
+        ),
+        ("blk.0.attn_output.weight", np.float64, "o_proj.weight has dtype ggml F64, expected one of BF16, F16, F32, "),
+        ("token_embd.weight", None, "token_embd.weight is missing"),
+    ],
+)
+def test_tensors_that_are_missing_or_of_another_kind_are_refused_by_name(
+    tensor: str, change: Any, message: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    changed: dict[str, Any] = dict(tensors("qwen3_moe"))
+    value = changed.pop(tensor)
+    if change is not None:
+        changed[tensor] = value[:change] if isinstance(change, int) else value.astype(change)
+    path = write_gguf(tmp_path / "m.gguf", recorded("qwen3_moe")["metadata"], changed)
+    with pytest.raises(StreamingExpertsError, match=re.escape(message)):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+def test_a_tensor_that_stands_in_two_parts_of_a_split_is_refused(tensors: Tensors, tmp_path: Path) -> None:
+    values, metadata = tensors("qwen3_moe"), recorded("qwen3_moe")["metadata"]
+    first = split(tmp_path / "m", metadata, values, 2)
+    names = sorted(values)
+    own = {"split.no": 1, "split.count": 2, "split.tensors.count": len(names)}
+    chosen = {name: values[name] for name in names[: len(names) - len(names[0::2])]}
+    write_gguf(tmp_path / "m-00002-of-00002.gguf", metadata | own, chosen)
+    with pytest.raises(FormatError, match=r"stands in m-00001-of-00002\.gguf as well"):
+        open_local(str(first))
+
+
+def test_more_tokens_than_the_embedding_has_rows_are_refused(tensors: Tensors, tmp_path: Path) -> None:
+    """Fewer are not: published embeddings are padded."""
+    values = tensors("qwen3_moe")
+    rows = len(values["token_embd.weight"])
+    for count in (rows + 1, rows - 1):
+        vocabulary = {"tokenizer.ggml.tokens": [f"t{i}" for i in range(count)]}
+        path = write_gguf(tmp_path / f"{count}.gguf", recorded("qwen3_moe")["metadata"] | vocabulary, values)
+        if count < rows:
+            open_local(str(path))
+            continue
+        with pytest.raises(FormatError, match=f"tokenizer.ggml.tokens holds {count}, expected at most the {rows} rows"):
+            open_local(str(path))
+
+
+def random_k_blocks(kind: Kind, shape: tuple[int, ...], seed: int) -> AnyArray:
+    """Any codes and scales of a K-quant, its two f16 numbers small and finite."""
+    _, nbytes = gguf.constants.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (*shape[:-1], shape[-1] // 256, nbytes), np.uint8)
+    numbers = np.float16(1 / 256 / shape[-1] ** 0.5) * rng.uniform(0.5, 1.5, (*raw.shape[:-1], 2))
+    if kind == Kind.Q6_K:
+        numbers[..., 1:] /= 16  # of scales up to 127
+        raw[..., 208:] = numbers[..., 1:].astype(np.float16).view(np.uint8)
+    else:
+        raw[..., :4] = numbers.astype(np.float16).view(np.uint8)
+    return raw.reshape(*shape[:-1], -1)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])
+def test_k_quants_run_as_the_values_that_gguf_decodes(kind: Kind, tmp_path: Path) -> None:
+    """A model of rows wide enough for them: blocks are kept to the bit, and its logits are those of the same floats."""
+    metadata = recorded("qwen3_moe")["metadata"] | {
+        "qwen3moe.embedding_length": 256,
+        "qwen3moe.expert_feed_forward_length": 256,
+        "qwen3moe.expert_count": 4,
+        "qwen3moe.block_count": 2,
+        "qwen3moe.attention.head_count": 8,
+    }
+    plain: dict[str, Any] = {}
+    blocks: dict[str, Any] = {}
+    rng = np.random.default_rng(1)
+    for name, shape in qwen3_shapes(metadata).items():
+        if len(shape) == 1 or "gate_inp" in name:
+            plain[name] = blocks[name] = (rng.standard_normal(shape) / 16 + (len(shape) == 1)).astype(np.float32)
+        else:
+            raw = random_k_blocks(kind, shape, len(plain))
+            blocks[name], plain[name] = raw, gguf.quants.dequantize(raw, kind)
+    prompt, found = list(range(3, 40)), {}
+    for what, values in (("blocks", blocks), ("plain", plain)):
+        path = write_gguf(tmp_path / f"{what}.gguf", metadata, values, kind if what == "blocks" else Kind.F32)
+        convert(
+            prepare(open_local(str(path)), Options(4, 64, 8) if what == "blocks" else AS_IT_ARRIVES), tmp_path / what
+        )
+        assert verify_container(tmp_path / what, open_local(str(path))).sound
+        for backend in ("numpy", "native"):
+            with Engine.open(tmp_path / what, ram_bytes=PLENTY, backend=backend) as engine:
+                found[what, backend] = engine.logits(prompt)
+    expected = found["plain", "numpy"]
+    assert expected.std() > 0.2
+    assert np.isfinite(expected).all()
+    for logits in found.values():
+        assert np.abs(logits - expected).max() < 5e-4
+
+
+def qwen3_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, for these metadata."""
+    key = "qwen3moe."
+    hidden, inner, experts, heads, kv_heads, d = (
+        metadata[key + name]
+        for name in (
+            "embedding_length",
+            "expert_feed_forward_length",
+            "expert_count",
+            "attention.head_count",
+            "attention.head_count_kv",
+            "attention.key_length",
+        )
+    )
+    layer = {
+        "attn_norm": (hidden,),
+        "ffn_norm": (hidden,),
+        "attn_q_norm": (d,),
+        "attn_k_norm": (d,),
+        "attn_q": (heads * d, hidden),
+        "attn_k": (kv_heads * d, hidden),
+        "attn_v": (kv_heads * d, hidden),
+        "attn_output": (hidden, heads * d),
+        "ffn_gate_inp": (experts, hidden),
+        "ffn_gate_exps": (experts, inner, hidden),
+        "ffn_up_exps": (experts, inner, hidden),
+        "ffn_down_exps": (experts, hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (256, hidden), "output.weight": (256, hidden)}
+    shapes["output_norm.weight"] = (hidden,)
+    for i in range(metadata["qwen3moe.block_count"]):
+        shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
 def test_stop_tokens_and_recommended_sampling_become_the_generation_config(tensors: Tensors, tmp_path: Path) -> None:
     metadata = recorded("qwen3_moe")["metadata"] | {
         "general.sampling.temp": 0.6,

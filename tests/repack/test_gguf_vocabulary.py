@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from formats.errors import StreamingExpertsError
-from repack.vocabulary.gguf import CONTROL, NORMAL, USER_DEFINED, tokenizer_files
+from repack.vocabulary.gguf import CONTROL, NORMAL, USER_DEFINED, stop_ids, tokenizer_files
 from repack.vocabulary.patterns import PRE_TOKENIZERS
 from runtime.text import Text
 
@@ -87,6 +87,16 @@ def test_named_chat_templates_are_all_kept() -> None:
     config = json.loads(tokenizer_files(metadata, "x.gguf")["tokenizer_config.json"])
     assert [entry["name"] for entry in config["chat_template"]] == ["default", "tool_use"]
     assert (config["bos_token"], config["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+def test_all_tokens_that_end_a_turn_are_stop_tokens() -> None:
+    """A file names one, publishers have several; a word that only looks like one is none."""
+    metadata = byte_level()
+    end, text = (metadata[f"{KEY}tokens"].index(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    assert stop_ids(metadata) == [end, text]
+    metadata[f"{KEY}token_type"] = [NORMAL] * len(metadata[f"{KEY}tokens"])
+    assert stop_ids(metadata | {f"{KEY}eot_token_id": 5}) == [end, 5]
+    assert stop_ids({}) == []
 
 
 CUTS = {

@@ -327,3 +327,24 @@ def test_a_gguf_file_of_a_repository_is_chosen_and_streamed(client: Client, tmp_
     source = open_container(client.out).index.source
     assert [(file.name, file.proof) for file in source.files] == [("tiny-F32.gguf", "ranges")]
     assert client.run("convert", "org/tiny", str(client.out), "--file", "*F32*").returncode == 0
+
+
+def test_a_split_gguf_file_of_a_repository_is_streamed_and_a_missing_part_named(client: Client, tmp_path: Path) -> None:
+    for path in client.hub.folder.iterdir():
+        path.unlink()
+    metadata, tensors = recorded("qwen3_moe")["metadata"], converted(FIXTURES / "qwen3_moe", "qwen3moe")
+    names = sorted(tensors)
+    for nth in range(3):
+        own = {"split.no": nth, "split.count": 3, "split.tensors.count": len(names)}
+        part = {name: tensors[name] for name in names[nth::3]}
+        write_gguf(client.hub.folder / f"tiny-Q4_K_M-0000{nth + 1}-of-00003.gguf", metadata | own, part)
+    result = client.run("convert", "org/tiny:Q4_K_M", str(client.out))
+    assert result.returncode == 0, result.stderr
+    local = tmp_path / "local"
+    convert(prepare(open_local(str(client.hub.folder / "tiny-Q4_K_M-00001-of-00003.gguf")), Options()), local)
+    assert data_files(client.out) == data_files(local)
+    assert len({name for name, _, _ in client.hub.ranges}) == 3
+    (client.hub.folder / "tiny-Q4_K_M-00002-of-00003.gguf").unlink()
+    result = client.run("convert", "org/tiny:Q4_K_M", str(client.out), "--force")
+    assert result.returncode == 1
+    assert "org/tiny/tiny-Q4_K_M-00002-of-00003.gguf: is missing, but tiny-Q4_K_M-00001" in result.stderr
