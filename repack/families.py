@@ -150,10 +150,14 @@ ROUTER = Tensor("mlp.gate", "E D", keep=True)
 CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="")
 
 
+NOTHING: Mapping[str, str] = {}
+
+
 def _decoder(
     moe: tuple[Tensor, ...],
     expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP),
     extra_layers: str = "",
+    skipped: Mapping[str, str] = NOTHING,
 ) -> Family:
     return Family(
         prefixes=("model.",),
@@ -164,7 +168,7 @@ def _decoder(
         moe=moe,
         dense=DENSE_MLP,
         expert_layouts=expert_layouts,
-        skipped={},
+        skipped=skipped,
         extra_layers=extra_layers,
     )
 
@@ -177,16 +181,23 @@ W1_W3_W2 = (
     Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
     Experts("block_sparse_moe.experts.{expert}.w2", "D I", ("down",)),
 )
-GLM4_MOE = _decoder(
+SHARED_EXPERTS = (
+    Tensor("mlp.shared_expert.gate_proj", "S D", source="mlp.shared_experts.gate_proj"),
+    Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
+    Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
+)
+ERNIE4_5_MOE = _decoder(
     (
         ROUTER,
-        CORRECTION_BIAS,
-        Tensor("mlp.shared_expert.gate_proj", "S D", source="mlp.shared_experts.gate_proj"),
-        Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
-        Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
+        CORRECTION_BIAS._replace(shape="1 E", keep=True, source="mlp.moe_statics.e_score_correction_bias"),
+        *(
+            tensor._replace(when=lambda config: config.shared_expert_intermediate_size is not None)
+            for tensor in SHARED_EXPERTS
+        ),
     ),
-    extra_layers="multi-token prediction",
+    skipped={"model.mtp_": "multi-token prediction"},
 )
+GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
 GRANITEMOE = _decoder(
     (ROUTER._replace(source="block_sparse_moe.router.layer"),),
     (
@@ -307,6 +318,7 @@ DEEPSEEK_V3 = Family(
 
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,
+    "ernie4_5_moe": ERNIE4_5_MOE,
     "glm4_moe": GLM4_MOE,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,

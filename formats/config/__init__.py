@@ -21,6 +21,7 @@ from formats.config.base import (
 )
 from formats.config.decoder import HEAD_NORM, SIGMOID, SOFTMAX, WHOLE_NORM, DecoderConfig
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
+from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
@@ -64,6 +65,7 @@ __all__ = [
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
+    "ernie4_5_moe": read_ernie4_5_moe,
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm_moe_dsa": DeepseekV3Config.read,
@@ -83,6 +85,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
+    "ernie4_5_moe": DecoderConfig,
     "glm4_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,

@@ -137,10 +137,11 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
         "rope_interleave": config.boolean("rope_interleave", default=False),
-        "top_k": config.integer("num_experts_per_tok", 1, 2**20),
         "attention_multiplier": 1 / math.sqrt(head_dim),
         "mlp_layer_types": (SPARSE,) * num_layers,
     }
+    if "top_k" not in facts:
+        common["top_k"] = config.integer("num_experts_per_tok", 1, 2**20)
     return DecoderConfig(**(common | facts))
 
 

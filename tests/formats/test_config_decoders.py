@@ -37,6 +37,15 @@ FACTS: dict[str, dict[str, Any]] = {
         "logits_scaling": 6.0,
         "tie_word_embeddings": True,
     },
+    "ernie4_5_moe": {
+        "rotary_dim": 128,
+        "rope_interleave": True,
+        "mlp_layer_types": ("dense",) + ("sparse",) * 27,
+        "intermediate_size": 12288,
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 3072,
+        "tie_word_embeddings": True,
+    },
     "glm4_moe": {
         "rotary_dim": 64,
         "attention_bias": True,
