@@ -14,7 +14,6 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, LOGITS_ROWS, MemoryTerms, human, memory_terms
-from formats.config import DeepseekV3Config
 from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import FormatError, RequestError
@@ -119,8 +118,6 @@ class Engine:
         self._stats.hot_loaded = hot_loaded
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
-        if backend == "native" and isinstance(self.config, DeepseekV3Config):
-            self.warnings.append("latent attention: NumPy computes its products with kv_b, slower")
         if REHEARSAL in container.index.extensions:
             self.warnings.append(_rehearsal_warning(container.index.extensions[REHEARSAL]))
         if self.generation.ignored:

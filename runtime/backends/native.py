@@ -71,6 +71,12 @@ class Turn(ctypes.Structure):
     )
 
 
+class Heads(ctypes.Structure):
+    """se_heads: which rows of a matrix each head has."""
+
+    _fields_ = (("count", c_int64), ("stride", c_int64), ("first", c_int64), ("rows", c_int64))
+
+
 class DeltaShape(ctypes.Structure):
     """se_delta_shape: heads and widths of a gated DeltaNet."""
 
@@ -194,6 +200,9 @@ def declare(library: ctypes.CDLL) -> None:
                 context, POINTER(KVCache), c_int64, floats, floats, floats,
                 c_int64, c_int64, c_float, c_int64, floats, c_void_p, POINTER(Turn), floats,
             ),
+        ),
+        "se_heads_product": (
+            c_int32, (context, POINTER(Matrix), c_void_p, POINTER(Heads), c_int32, floats, c_int64, floats),
         ),
         "se_causal_conv1d": (
             c_int32, (context, floats, floats, floats, c_int64, c_int64, c_int64, floats, floats),

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from formats.budget import SCORES_BYTES
 from formats.config import GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
+from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
@@ -18,7 +20,7 @@ from formats.window import first_kept, forgets, room
 from runtime.backends import native
 from runtime.backends.base import Routing, State, Turn
 from runtime.backends.native import address
-from runtime.backends.numpy_latent import Bool, keys_matrix, values_matrix
+from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
@@ -307,30 +309,56 @@ class NativeOps(NumpyOps):
         scale: float,
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
-        tokens, heads, n = q.shape
-        rank = latent.shape[1]
-        absorbed = np.empty((tokens, heads, rank + q_rope.shape[2]), np.float32)
-        absorbed[..., rank:] = q_rope
-        mixed = np.empty((tokens, heads, rank), np.float32)
-        value_width = kv_b[-1].rows // heads - (n if len(kv_b) == 1 else 0)
-        output = np.empty((tokens, heads, value_width), np.float32)
-
-        # Token by token (stacked products of one row), so that no token's sums depend on the others.
-        def absorb(h: int) -> None:
-            absorbed[:, h, :rank] = (q[:, h, None] @ keys_matrix(kv_b, h, heads, n))[:, 0]
-
-        def project(h: int) -> None:
-            output[:, h] = (mixed[:, h, None] @ values_matrix(kv_b, h, heads, n).T)[:, 0]
-
-        list(self._pool.map(absorb, range(heads)))
-        keys = np.concatenate([latent, k_rope], axis=1)
+        heads, n = q.shape[1:]
+        if len(kv_b) == 1:
+            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, n), transposed=True)
+            values = slice(n, kv_b[0].rows // heads)
+        else:  # W_k transposed and W_v, each a matrix of its own
+            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, kv_b[0].rows // heads))
+            values = slice(0, kv_b[1].rows // heads)
+        queries = np.concatenate([absorbed, q_rope], axis=2)
+        keys, mixed = np.concatenate([latent, k_rope], axis=1), np.empty_like(absorbed)
         self._call(
-            "se_attention", cache.memory, cache.length, address(absorbed), address(keys), None, tokens, heads,
+            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, len(q), heads,
             scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
             None, address(mixed),
         )  # fmt: skip
-        list(self._pool.map(project, range(heads)))
-        return output, cache._replace(length=cache.length + tokens)
+        return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + len(q))
+
+    def heads_product(
+        self, x: Float32, weight: Weight, heads: int, rows: slice, *, transposed: bool = False
+    ) -> Float32:
+        """Rows of each head of a matrix [heads * (rows per head), columns] times its own input [T, heads, ...]."""
+        x = np.ascontiguousarray(x, np.float32)
+        number = rows.stop - rows.start
+        y = np.empty((len(x), heads, weight.columns if transposed else number), np.float32)
+        which = native.Heads(heads, weight.rows // heads, rows.start, number)
+        matrix = _native(weight).matrix
+        self._call("se_heads_product", matrix, self._base, which, transposed, address(x), len(x), address(y))
+        return y
+
+    def select_tokens(
+        self, q: Float32, k: Float32, weights: Float32, cache: IndexCache, top_k: int
+    ) -> tuple[Bool, IndexCache]:
+        """The keys are a matrix of float32, its rows the tokens so far."""
+        cache = cache.extended(k)
+        tokens, heads, d = q.shape
+        seen = cache.length
+        keys = matrix_of(Plain("f32"), seen, d, {"weight": 0})
+        selection = np.zeros((tokens, seen), np.bool_)
+        block = max(1, SCORES_BYTES // (4 * heads * seen))
+        for first in range(0, tokens, block):
+            part = np.ascontiguousarray(q[first : first + block])
+            dots = np.empty((len(part), heads, seen), np.float32)
+            self._call(
+                "se_heads_product", keys, cache.keys.ctypes.data, native.Heads(1, seen, 0, seen), 0,
+                address(part), len(part) * heads, address(dots),
+            )  # fmt: skip
+            np.maximum(dots, 0, out=dots)
+            rows = slice(first, first + len(part))
+            scores = np.add.reduce(dots * weights[rows, :, None], axis=1)  # [n, seen], head after head
+            choose_tokens(scores, rows, seen - tokens, top_k, selection)
+        return selection, cache
 
     # ---- gated DeltaNet
 

@@ -98,10 +98,15 @@ def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int) -
         scores = np.zeros((rows.stop - first, seen), np.float32)
         for h in range(heads):
             scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:seen].T, 0)
-        scores[later(rows, start, seen)] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        np.put_along_axis(selection[rows], best, True, axis=1)
+        choose_tokens(scores, rows, start, top_k, selection)
     return selection
+
+
+def choose_tokens(scores: Float32, rows: slice, start: int, top_k: int, selection: Bool) -> None:
+    """Mark the best of what each of the new tokens `rows` may see in its row of selection [T, length]."""
+    scores[later(rows, start, scores.shape[1])] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    np.put_along_axis(selection[rows], best, True, axis=1)
 
 
 def later(rows: slice, start: int, seen: int) -> Bool:

@@ -18,7 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = (
-    "context", "pool", "product", "linear", "experts", "reader", "xxh3", "rows", "route", "attention", "delta",
+    "context", "pool", "product", "linear", "experts", "reader", "xxh3", "rows", "route", "attention", "heads", "delta",
     "ceiling", "encode_affine", "transcode", "kernels_portable", "loops_portable",
 )  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")

@@ -14,6 +14,19 @@
 #include <arm_neon.h>
 #endif
 
+/* Codes first..first + n of a row. */
+static inline void unpack_codes(int code, const uint8_t *packed, int64_t first, int64_t n, uint8_t *codes) {
+    static const uint8_t fp4[16] = {FP4_CODES};
+    const int width = code_width(code);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t bit = (first + i) * width, shift = bit % 8;
+        uint32_t bits = packed[bit / 8];
+        if (shift + width > 8) bits |= (uint32_t)packed[bit / 8 + 1] << 8;
+        codes[i] = (uint8_t)(bits >> shift & ((1u << width) - 1));
+        if (code == CODE_FP4) codes[i] = fp4[codes[i]];
+    }
+}
+
 /* n floats from values of a dtype. */
 static void to_floats(int32_t dtype, const uint8_t *values, int64_t n, float *floats) {
     int64_t i = 0;

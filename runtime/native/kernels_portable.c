@@ -10,19 +10,6 @@ static float add_lanes(const float *lane) {
     return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-/* Codes first..first + n of a row. */
-static void unpack(int code, const uint8_t *packed, int64_t first, int64_t n, uint8_t *codes) {
-    static const uint8_t fp4[16] = {FP4_CODES};
-    const int width = code_width(code);
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t bit = (first + i) * width, shift = bit % 8;
-        uint32_t bits = packed[bit / 8];
-        if (shift + width > 8) bits |= (uint32_t)packed[bit / 8 + 1] << 8;
-        codes[i] = (uint8_t)(bits >> shift & ((1u << width) - 1));
-        if (code == CODE_FP4) codes[i] = fp4[codes[i]];
-    }
-}
-
 /* Where the digit of column j of a block stands in its plane. */
 static inline int64_t place(const struct shape *shape, int64_t j) {
     if (shape->order == ORDER_PAIRS) return j / 2 + j % 2 * (BLOCK_GROUPS / 2 * shape->group_size);
@@ -52,7 +39,7 @@ static float coded_dot(const struct weights *w, int64_t row, const uint8_t *byte
     for (int64_t g = 0; g < groups; g++) {
         const int64_t chunk = g / CHUNK_GROUPS * CHUNK_GROUPS, left = groups - chunk;
         if (g == chunk) load_groups(w, row, g, left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales, biases);
-        unpack(shape->code, w->weight + row * w->weight_stride, g * n, n, codes);
+        unpack_codes(shape->code, w->weight + row * w->weight_stride, g * n, n, codes);
         const int8_t *block = x.digits + g / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
         const float v = group_dot(shape, codes, block, g % BLOCK_GROUPS * n);
         float *l = &lane[g % BLOCK_GROUPS];

@@ -7,6 +7,7 @@
 #ifndef SE_LOOPS_H
 #define SE_LOOPS_H
 
+#include "kernels.h"
 #include "lanes.h"
 
 enum {
@@ -71,6 +72,11 @@ struct loops {
     /* total becomes total and partial together. */
     void (*merge)(const struct queries *queries, const struct partial *total, const struct partial *partial);
     void (*delta)(const struct delta_panel *panel);
+    /* Rows of a matrix as floats [rows, columns]. */
+    void (*decode_rows)(const struct weights *weights, int64_t first, int64_t rows, float *values);
+    /* y [columns] += sum over rows of x[row] * values[row]; y [rows] = values . x. */
+    void (*add_rows)(const float *values, int64_t rows, int64_t columns, const float *x, float *y);
+    void (*dot_rows)(const float *values, int64_t rows, int64_t columns, const float *x, float *y);
 };
 
 extern const struct loops loops_portable; /* on aarch64 this is NEON, which every one has */

@@ -265,6 +265,22 @@ SE_API int32_t se_attention(se_context *context, const se_kv_cache *cache, int64
                             const float *k, const float *v, int64_t tokens, int64_t heads, float scale, int64_t window,
                             const float *sinks, const uint8_t *selection, const se_turn *turn, float *y);
 
+/* ---- a matrix in heads (heads.c) */
+
+/* `count` heads of `stride` rows each, of which those from `first` on are meant, `rows` of them. */
+typedef struct {
+    int64_t count;
+    int64_t stride;
+    int64_t first;
+    int64_t rows;
+} se_heads;
+static_assert(sizeof(se_heads) == 32, "mirrored in runtime/backends/native.py");
+
+/* Each head's rows W times its own input: y [T, count, rows] = W x, x [T, count, columns]; or transposed,
+ * y [T, count, columns] = x W, x [T, count, rows]. In float32, the weights decoded. */
+SE_API int32_t se_heads_product(se_context *context, const se_matrix *matrix, const uint8_t *base, const se_heads *heads,
+                                int32_t transposed, const float *x, int64_t tokens, float *y);
+
 /* ---- gated DeltaNet (delta.c) */
 
 /* Depthwise convolution of x [T, channels] with taps [kernel, channels] after state [kernel - 1, channels]:
