@@ -7,7 +7,8 @@ row block by row block.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from formats.dtypes import AnyArray, Float32, storage_dtype
 from formats.errors import FormatError
@@ -66,6 +67,23 @@ def one_of(fields: Fields, key: str, known: tuple[Any, ...]) -> Any:
     if value not in known:
         raise fields.wrong(key, f"one of {', '.join(map(str, known))}")
     return value
+
+
+_Kind = TypeVar("_Kind", bound="Parameterless")
+
+
+@dataclass(frozen=True)
+class Parameterless:
+    """An encoding of which the id says everything."""
+
+    id: str
+
+    @classmethod
+    def read(cls: type[_Kind], fields: Fields) -> _Kind:
+        return cls(fields.string("id"))
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
 
 
 def read_group_size(fields: Fields) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from formats.dtypes import AnyArray, Float32
-from formats.encodings.base import ArraySpec, codes_spec, num_groups, one_of
+from formats.encodings.base import ArraySpec, Parameterless, codes_spec, num_groups, one_of
 from formats.encodings.minifloat import E2M1, E4M3FN, E8M0
 from formats.encodings.packing import unpack_codes
 from formats.fields import Fields
@@ -17,21 +17,14 @@ NV_GROUP_SIZE = 16
 
 
 @dataclass(frozen=True)
-class MXFP4:
+class MXFP4(Parameterless):
     """Encoding id `mxfp4` (FORMAT.md, Encodings): value = E2M1[code] * 2 ** (scale - 127)."""
 
     id: str = "mxfp4"
 
-    @classmethod
-    def read(cls, fields: Fields) -> "MXFP4":
-        return cls(fields.string("id"))
-
     @property
     def bits(self) -> int:
         return 4
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
         groups = num_groups(columns, MX_GROUP_SIZE)

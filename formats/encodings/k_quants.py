@@ -2,35 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from formats.dtypes import AnyArray, Float32
-from formats.encodings.base import ArraySpec, codes_spec, num_groups
+from formats.encodings.base import ArraySpec, Parameterless, codes_spec, num_groups
 from formats.encodings.packing import unpack_codes
-from formats.fields import Fields
 
 SUPERBLOCK = 256
 _LOW_48 = np.uint64((1 << 48) - 1)
 
 
 @dataclass(frozen=True)
-class Q4K:
+class Q4K(Parameterless):
     """Encoding id `q4_k` (FORMAT.md, Encodings): value = (d * scale) * code - dmin * min, groups of 32."""
 
     id: str = "q4_k"
 
-    @classmethod
-    def read(cls, fields: Fields) -> "Q4K":
-        return cls(fields.string("id"))
-
     @property
     def bits(self) -> int:
         return 4
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
         blocks = num_groups(columns, SUPERBLOCK)
@@ -52,21 +43,14 @@ class Q4K:
 
 
 @dataclass(frozen=True)
-class Q6K:
+class Q6K(Parameterless):
     """Encoding id `q6_k` (FORMAT.md, Encodings): value = (d * scale) * (code - 32), groups of 16."""
 
     id: str = "q6_k"
 
-    @classmethod
-    def read(cls, fields: Fields) -> "Q6K":
-        return cls(fields.string("id"))
-
     @property
     def bits(self) -> int:
         return 6
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
         blocks = num_groups(columns, SUPERBLOCK)
