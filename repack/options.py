@@ -52,7 +52,7 @@ _HUB = (
     click.option(
         "--patience",
         type=click.FloatRange(min=0),
-        default=60,
+        default=120,
         show_default=True,
         help="Minutes without a byte from the hub before it is given up.",
     ),
@@ -109,11 +109,15 @@ def open_source(
     if is_repository(source):
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-        from repack.sources.hub import Access, open_repository  # slow to import
+        if bundle := os.environ.get("REQUESTS_CA_BUNDLE"):  # which older clients read
+            os.environ.setdefault("SSL_CERT_FILE", bundle)
+        from repack.sources.hub import Access, HubSource, open_repository  # slow to import
 
         name, choice = split_choice(source)
         access = Access(connections, 60.0 * patience, jobs, vocabulary)
         opened = open_repository(name, revision, access, choice, pattern)
+        if isinstance(opened, HubSource):
+            opened.remote.tell(say)
         if opened.repository != name:
             say(f"{name} is called {opened.repository} now")
         return opened

@@ -39,8 +39,9 @@ class Bar:
 
 
 def say(line: str) -> None:
-    """One line to stderr."""
-    click.echo(line, err=True)
+    """One line to stderr, above a bar that is there."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        click.echo(line, err=True)
 
 
 def warn_of_page_cache(path: Path, done: str, direct: bool) -> None:

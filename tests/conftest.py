@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
@@ -23,6 +24,15 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if IN_CI else "local")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Processes that are started heed Ctrl-C, even if the tests run in the background of a script, told not to."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 SKIPS = pytest.StashKey[set[tuple[str, str]]]()
 

@@ -29,7 +29,7 @@ class Access(NamedTuple):
     """How a repository is read."""
 
     connections: int = 8
-    patience_s: float = 3600.0  # without a byte, before it is given up
+    patience_s: float = 7200.0  # without a byte, before it is given up
     jobs: int = 4  # tasks that read at a time
     vocabulary: bool = True  # False, for a plan: zeros of the right number stand for long files of a tokenizer
 

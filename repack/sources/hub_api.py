@@ -173,9 +173,9 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
             ) from None
         raise StorageError(f"{name}: {endpoint} answers {_first_line(error)}; the same command tries again") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, _TRANSPORT_ERROR, OSError) as error:
+        how = "SSL_CERT_FILE names other certificates" if "CERTIFICATE" in str(error) else "the same command goes on"
         raise StorageError(
-            f"{name}: cannot be fetched from {endpoint} ({_first_line(error)}); the same command goes on, "
-            "or give a folder with the files"
+            f"{name}: cannot be fetched from {endpoint} ({_first_line(error)}); {how}, or give a folder with the files"
         ) from None
 
 

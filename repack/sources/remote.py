@@ -6,6 +6,7 @@ the byte where it broke. What cannot be mended by asking again is raised.
 
 import email.utils
 import http.client
+import math
 import random
 import ssl
 import threading
@@ -20,6 +21,7 @@ from formats.errors import StorageError
 from repack.sources.connection import Connection
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0  # between attempts: doubled each time, and at random down to a half
+TELL_AFTER_S, TELL_EVERY_S = 30.0, 300.0  # of trouble without a byte, what is the matter is said
 STALL_S, STALL_BYTES = 30.0, 1 << 16  # a connection that brings less than this in that time is dropped
 READ_BYTES = 1 << 18
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -77,6 +79,10 @@ def _ignore(done: int) -> None:
     pass
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
 class Remote:
     """Fetches byte ranges; for any number of threads, each with a connection of its own. Picklable."""
 
@@ -96,6 +102,8 @@ class Remote:
         self._locations: dict[str, Location] = {}
         self._etags: dict[tuple[str, str], str] = {}  # by file and host
         self._local = threading.local()
+        self._tell: Callable[[str], None] = _say_nothing
+        self._told = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -103,6 +111,19 @@ class Remote:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._begin()
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Whom to tell, now and then, that nothing comes and why."""
+        self._tell = say
+
+    def _complain(self, line: str) -> None:
+        """Of all connections one, every few minutes."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._told < TELL_EVERY_S:
+                return
+            self._told = now
+        self._tell(line)
 
     def read(self, name: str, offset: int, nbytes: int, stopped: threading.Event | None = None) -> bytes:
         """Bytes of a file, fewer only at its end, as a header is read. Raises as fetch."""
@@ -136,6 +157,9 @@ class Remote:
             except FaultError as fault:  # noqa: PERF203  # the loop is there for it
                 with self._lock:
                     self.faults[fault.kind] += 1
+                if trouble.lasts_s() >= TELL_AFTER_S:
+                    left = (self.patience_s - trouble.lasts_s()) / 60
+                    self._complain(f"{name}: {fault}; trying again for up to {left:.0f} minutes")
                 trouble.wait(fault, stopped)
 
     def _receive(self, file: RemoteFile, offset: int, buffer: memoryview, stopped: threading.Event) -> Iterator[int]:
@@ -255,6 +279,10 @@ class _Trouble:
         """A byte came."""
         self._kinds.clear()
         self._since = time.monotonic()
+
+    def lasts_s(self) -> float:
+        """Seconds without a byte."""
+        return time.monotonic() - self._since
 
     def wait(self, fault: FaultError, stopped: threading.Event) -> None:
         """Raises StorageError when it has been too long or too often, StoppedError when it is not wanted any more."""

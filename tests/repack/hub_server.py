@@ -13,6 +13,7 @@ import os
 import random
 import re
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -61,6 +62,7 @@ class Hub:
 
     folder: Path
     address: str = ""
+    scheme: str = "http"
     requests: list[str] = field(default_factory=list)
     ranges: list[tuple[str, int, int]] = field(default_factory=list)  # of weights: file, first byte, length
     leaks: list[str] = field(default_factory=list)  # requests that took the token to the other host
@@ -190,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path.suffix in WEIGHTS:
             port = self.hub.address.rpartition(":")[2]
             linked = {"X-Linked-Etag": f'"{self.hub.sha256(path)}"', "X-Linked-Size": str(path.stat().st_size)}
-            location = f"http://localhost:{port}/signed/{path.name}?signature={self.hub.signature}"
+            location = f"{self.hub.scheme}://localhost:{port}/signed/{path.name}?signature={self.hub.signature}"
             self.answer(302, b"", {**commit, **linked, "Location": location})
             return
         raw = path.read_bytes()
@@ -236,7 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The bytes: all at once, or as the fault wants it."""
         self.wfile.flush()
         with open(path, "rb") as file:
-            if kind in ("none", "expired", "longer", "changed etag", "changed size", "ignored range"):
+            whole = kind in ("none", "expired", "longer", "changed etag", "changed size", "ignored range")
+            if whole and self.hub.scheme == "http":
                 self.send_range(file.fileno(), first, nbytes)
                 return
             file.seek(first)
@@ -298,12 +301,15 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(folder: Path, port: int = 0) -> Iterator[Hub]:
+def serve(folder: Path, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Hub]:
     """A hub with this folder as org/tiny."""
     hub = Hub(folder)
     handler = type("FolderHandler", (_Handler,), {"hub": hub})
     with _Server(("127.0.0.1", port), handler) as server:
-        hub.address = f"http://127.0.0.1:{server.server_port}"
+        if tls is not None:
+            hub.scheme = "https"
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        hub.address = f"{hub.scheme}://127.0.0.1:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

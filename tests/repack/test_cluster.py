@@ -27,7 +27,9 @@ from repack.sources.folder import FolderSource
 from repack.workers import write_on_worker
 from repack.writer import FileTask, write_file
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
+from tests.repack.hub_server import serve
 from tests.repack.slow_folder import SlowFolder
+from tests.repack.test_hub import Client
 
 LAYERS = 4
 MODEL = SMALL | {"num_hidden_layers": LAYERS, "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
@@ -112,6 +114,26 @@ def test_the_command_works_on_a_cluster(
     assert "2 workers with 2 threads" in done.stderr
     assert json.loads(done.stdout)["read_bytes"] > 0
     assert read_tree(tmp_path / "out") == local
+
+
+def test_workers_fetch_from_a_hub_themselves(
+    folder: Path, tmp_path: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed: Any = import_module("distributed")
+    with serve(folder) as hub:
+        client = Client(hub, tmp_path / "cache", tmp_path / "out")
+        for name, value in (("HF_ENDPOINT", hub.address), ("HF_HOME", str(client.cache)), ("NO_PROXY", "*")):
+            monkeypatch.setenv(name, value)  # workers inherit it
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+        ) as running:
+            result = client.convert("--scheduler", running.scheduler_address, "--json")
+        assert result.returncode == 0, result.stderr
+        assert "2 workers with 2 threads" in result.stderr
+        headers = min(65536, (folder / "model.safetensors").stat().st_size)
+        assert hub.sent_bytes == client.needed() + headers
+    data = {name: raw for name, raw in read_tree(client.out).items() if name.endswith(".bin")}
+    assert data == {name: raw for name, raw in local.items() if name.endswith(".bin")}
 
 
 def test_a_conversion_on_a_cluster_that_is_interrupted_goes_on(

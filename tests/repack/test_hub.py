@@ -48,6 +48,7 @@ class Client(NamedTuple):
             "NO_PROXY": "127.0.0.1,localhost",
             **environment,
         }
+        own = {name: value for name, value in own.items() if value}
         command = [sys.executable, "-c", PROGRAM, *args]
         return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
 

@@ -306,6 +306,7 @@ def test_kills_at_random_moments_are_survived(tmp_path: Path) -> None:
     assert read_tree(out) == read_tree(tmp_path / "undisturbed")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_exits_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "out"), "--jobs", "2", "--json")
     with subprocess.Popen(

@@ -379,9 +379,15 @@ def test_bench_as_json_is_its_last_line_alone(command: Command, demo4: Path, mon
 # ---- a process of its own
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_with_status_130_and_keeps_what_was_said(demo4: Path) -> None:
     words = [*STREAM_RUN, str(demo4), "-p", PROMPT, "--raw", "-n", "100000", "--ignore-eos", "--seed", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
