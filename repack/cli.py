@@ -212,7 +212,8 @@ def _print_outcome(
         return
     if outcome.already_there:
         click.echo(f"{out} is already there, converted with these options from files of these names and sizes")
-        click.echo(f"compare the weights: repack verify {out} --source FOLDER")
+        source = f"{outcome.index.source.repository} --sample 100" if outcome.index.source.repository else "FOLDER"
+        click.echo(f"compare the weights: repack verify {out} --source {source}")
     else:
         click.echo(
             f"{out}: {human(layout.total_bytes)}: experts {human(layout.expert_bytes)}, resident "

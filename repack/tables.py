@@ -155,7 +155,9 @@ def _predictions_text(report: Mapping[str, Any]) -> str:
         lines.append(
             (
                 f"predicted, --ram {human(report['ram_bytes'])}",
-                f"{low} to {high} tokens/s, from routing that spreads evenly to routing as skewed as published",
+                f"{low} tokens/s, all experts in memory"
+                if low == high
+                else f"{low} to {high} tokens/s, from routing that spreads evenly to routing as skewed as published",
             )
         )
     return _columns(lines)
@@ -292,7 +294,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
 def fetched_text(fetched: Mapping[str, Any]) -> str:
     """What went over the network, the two rates, and what was survived."""
     link, encoder = fetched["link_bytes_per_s"] / 1e9, fetched["encoder_bytes_per_s"] / 1e9
-    faults = ", ".join(f"{count} {kind}" for kind, count in sorted(fetched["faults"].items()))
+    faults = ", ".join(f"{kind} × {count}" for kind, count in sorted(fetched["faults"].items()))
     return (
         f"fetched {human(fetched['bytes'])} in {fetched['requests']} requests, link {three_digits(link)} GB/s, "
         f"encoder {three_digits(encoder)} GB/s while it had bytes"
