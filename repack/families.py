@@ -29,6 +29,8 @@ SWITCH_MLP = (
     Experts("mlp.switch_mlp.up_proj", "I D", ("up",)),
     Experts("mlp.switch_mlp.down_proj", "D I", ("down",)),
 )
+# As llama.cpp's converter stacks them with --fuse-gate-up-exps.
+SWITCH_GATE_UP = (Experts("mlp.switch_mlp.gate_up_proj", "2I D", ("gate", "up")), SWITCH_MLP[2])
 
 
 def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
@@ -98,6 +100,7 @@ QWEN3_5_MOE = Family(
         ),
         PER_EXPERT,
         SWITCH_MLP,
+        SWITCH_GATE_UP,
     ),
     skipped={
         "model.visual.": "the vision tower",
@@ -107,7 +110,7 @@ QWEN3_5_MOE = Family(
 )
 
 
-QWEN3_NEXT = replace(QWEN3_5_MOE, prefixes=("model.",), expert_layouts=(PER_EXPERT, SWITCH_MLP))
+QWEN3_NEXT = replace(QWEN3_5_MOE, prefixes=("model.",), expert_layouts=(PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP))
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
@@ -155,7 +158,7 @@ NOTHING: Mapping[str, str] = {}
 
 def _decoder(
     moe: tuple[Tensor, ...],
-    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP),
+    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
     extra_layers: str = "",
     skipped: Mapping[str, str] = NOTHING,
 ) -> Family:
@@ -207,6 +210,7 @@ GRANITEMOE = _decoder(
         ),
         SPARSE_SWITCH_MLP,
         SWITCH_MLP,
+        SWITCH_GATE_UP,
     ),
 )
 GPT_OSS = _decoder(
@@ -229,10 +233,12 @@ MINIMAX_M2 = _decoder(
         ROUTER._replace(source="block_sparse_moe.gate"),
         CORRECTION_BIAS._replace(source="block_sparse_moe.e_score_correction_bias"),
     ),
-    (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP),
+    (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP),
     extra_layers="multi-token prediction",
 )
-MIXTRAL = _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP))
+MIXTRAL = _decoder(
+    (ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP)
+)
 OLMOE = _decoder((ROUTER,))
 QWEN2_MOE = _decoder(
     (
@@ -253,6 +259,7 @@ def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
         "V": config.vocab_size,
         "E": config.num_experts,
         "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
         "F": config.intermediate_size,
         "S": config.shared_expert_intermediate_size,
         "q": config.q_lora_rank or 0,
@@ -311,7 +318,7 @@ DEEPSEEK_V3 = Family(
         Tensor("mlp.shared_experts.up_proj", "S D"),
         Tensor("mlp.shared_experts.down_proj", "D S"),
     ),
-    expert_layouts=(PER_EXPERT, SWITCH_MLP),
+    expert_layouts=(PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
     skipped={"vision_tower.": "the vision tower", "mm_projector.": "the projector of the vision tower"},
     extra_layers="multi-token prediction",
 )

@@ -81,7 +81,7 @@ _ATTENTION = {
 _DENSE = {f"ffn_{part}.weight": f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
 _EXPERTS = {
     f"ffn_{part}_exps.{kind}": f"mlp.switch_mlp.{part}_proj.{kind}"
-    for part in ("gate", "up", "down")
+    for part in ("gate", "up", "gate_up", "down")
     for kind in ("weight", "bias")
 }
 _COMMON = {
@@ -282,7 +282,7 @@ def _gpt_oss(keys: Keys) -> Config:
 
 
 def _deepseek_v3(keys: Keys) -> Config:
-    """DeepSeek-V3, Kimi K2 and GLM-4.7-Flash. Files from before April 2025 have kv_b whole and no lengths for "mla"."""
+    """DeepSeek-V3, Kimi K2 and GLM-4.7-Flash. Older files have kv_b whole and no lengths for "mla"."""
     dense = keys.get("leading_dense_block_count", 0)
     if not keys.has("exp_probs_b.bias", layer=dense):
         raise UnsupportedError(f"{keys.where}: deepseek2 without exp_probs_b (DeepSeek-V2) is not implemented")

@@ -45,7 +45,7 @@ def test_shapes_of_both_kinds_of_layers_are_the_published_ones() -> None:
 
 
 def test_shapes_of_experts_and_embedding_are_the_published_ones() -> None:
-    fused, separate, _ = QWEN3_5_MOE.expert_layouts
+    fused, separate, *_ = QWEN3_5_MOE.expert_layouts
     assert [(rule.name, QWEN3_5_MOE.shape(rule.shape, CONFIG)) for rule in fused] == [
         ("mlp.experts.gate_up_proj", (2048, 4096)),
         ("mlp.experts.down_proj", (4096, 1024)),

@@ -194,6 +194,22 @@ def test_files_of_older_converters_give_the_same_logits(name: str, tensors: Tens
     assert np.abs(logits - expected["logits"]).max() < 5e-4
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe", "minimax_m2", "qwen3_5_moe", "deepseek_v3_gguf"])
+def test_gate_and_up_in_one_tensor_give_the_same_container(name: str, tensors: Tensors, tmp_path: Path) -> None:
+    """As the converter writes them with --fuse-gate-up-exps."""
+    values = dict(tensors(name))
+    for key in [key for key in values if "ffn_gate_exps" in key]:
+        parts = [values.pop(key.replace("gate_exps", f"{part}_exps")) for part in ("gate", "up")]
+        values[key.replace("gate_exps", "gate_up_exps")] = np.concatenate(parts, axis=1)
+    path = write_gguf(tmp_path / "fused.gguf", recorded(name)["metadata"], values)
+    convert(prepare(open_local(str(path)), AS_IT_ARRIVES), tmp_path / "fused", hash_source=False)
+    apart = container_of(tmp_path, name, tensors)
+    files = [file.relative_to(apart) for file in apart.glob("experts/*")]
+    assert files
+    for file in files:
+        assert (tmp_path / "fused" / file).read_bytes() == (apart / file).read_bytes()
+
+
 def test_deepseek_v2_is_refused_by_its_name(tensors: Tensors, tmp_path: Path) -> None:
     values = {key: value for key, value in tensors("kimi_k2").items() if "exp_probs_b" not in key}
     path = write_gguf(tmp_path / "m.gguf", recorded("kimi_k2")["metadata"], values)
