@@ -98,14 +98,26 @@ static inline void q4_k_groups(const uint8_t *words, float d, float dmin, float 
     }
 }
 
-/* Scales and biases of groups first..first + n of a row, n at most CHUNK_GROUPS; zeros up to a whole block. Once per row
- * or so, and long: every kernel calls the same copy. first and, but for the last groups of a row, n are whole blocks. */
+/* Groups of one row of NVFP4: its global scale, and half of it, for codes are twice the value. */
+static inline void nvfp4_groups(int32_t encoding, const uint8_t *global, int64_t n, float *scales, float *biases) {
+    const float by = dtype_float(SE_F32, global, 0);
+    if (encoding == SE_NVFP4_DIVIDE) {
+        for (int64_t i = 0; i < n; i++) scales[i] = scales[i] / by * 0.5f;
+    } else {
+        for (int64_t i = 0; i < n; i++) scales[i] = scales[i] * by * 0.5f;
+    }
+    for (int64_t i = 0; i < n; i++) biases[i] = -12.0f * scales[i];
+}
+
+/* Scales and biases of groups first..first + n of a row, n at most CHUNK_GROUPS; zeros up to a whole block. From first 0
+ * on they may run into the rows behind it, whose groups follow at once in every array. Once per row or so, and long: every
+ * kernel calls the same copy. first and, but for the last groups of a row, n are whole blocks. */
 __attribute__((noinline)) static void load_groups(const struct weights *w, int64_t row, int64_t first, int64_t n,
                                                   float *scales, float *biases) {
     const uint8_t *s = w->scales + row * w->scales_stride, *b = w->biases + row * w->biases_stride;
     const uint8_t *b2 = b + round_up(w->rows * w->biases_stride, ALIGNMENT); /* FORMAT.md: arrays follow one another */
     const float middle = (float)((largest_code(w->shape.code) + 1) / 2);
-    float global = 1.0f;
+    const int64_t row_groups = w->shape.columns / w->shape.group_size;
     switch (w->encoding) {
     case SE_AFFINE:
         to_floats(w->dtype, s + first * (w->dtype == SE_F32 ? 4 : 2), n, scales);
@@ -126,14 +138,10 @@ __attribute__((noinline)) static void load_groups(const struct weights *w, int64
         break;
     case SE_NVFP4_MULTIPLY:
     case SE_NVFP4_DIVIDE:
-        memcpy(&global, b, sizeof global);
         for (int64_t i = 0; i < n; i++) scales[i] = e4m3_float(s[first + i]);
-        if (w->encoding == SE_NVFP4_DIVIDE) {
-            for (int64_t i = 0; i < n; i++) scales[i] = scales[i] / global * 0.5f;
-        } else {
-            for (int64_t i = 0; i < n; i++) scales[i] = scales[i] * global * 0.5f;
+        for (int64_t i = 0; i < n; i += row_groups, b += sizeof(float)) {
+            nvfp4_groups(w->encoding, b, n - i < row_groups ? n - i : row_groups, scales + i, biases + i);
         }
-        for (int64_t i = 0; i < n; i++) biases[i] = -12.0f * scales[i];
         break;
     case SE_Q4_K:
         for (int64_t i = 0; i < n; i += 8) {

@@ -124,7 +124,7 @@ struct weights {
 };
 
 /* Groups whose scales and biases become floats together. */
-enum { CHUNK_GROUPS = 8 * BLOCK_GROUPS };
+enum { CHUNK_GROUPS = 16 * BLOCK_GROUPS };
 
 /* Rows of one or two matrices of the same shape times `tokens` operands: row r of
  * stream s, first[s] <= r < first[s] + rows, goes to y[s][t][r].

@@ -241,8 +241,9 @@ INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t 
     return opaque(copy);
 }
 
-/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. */
-INLINE void row_by_one(const struct tile *tile, int64_t row, struct kind kind) {
+/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. Several rows, whose scales are
+ * converted together, only if their groups are whole blocks and fit one chunk. */
+INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, struct kind kind) {
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
@@ -251,27 +252,34 @@ INLINE void row_by_one(const struct tile *tile, int64_t row, struct kind kind) {
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256 lanes[MAX_STREAMS][2] = {0};
-    for (int64_t chunk = 0; chunk < groups; chunk += CHUNK_GROUPS) {
-        const int64_t n = groups - chunk < CHUNK_GROUPS ? groups - chunk : CHUNK_GROUPS;
+    for (int64_t chunk = 0; chunk < rows * groups; chunk += CHUNK_GROUPS) {
+        const int64_t n = rows * groups - chunk < CHUNK_GROUPS ? rows * groups - chunk : CHUNK_GROUPS;
         for (int s = 0; s < tile->streams; s++) {
             load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
         }
+        int64_t r = row, block = chunk / BLOCK_GROUPS;
         for (int64_t g = 0; g < n; g += BLOCK_GROUPS) {
-            const int64_t block = (chunk + g) / BLOCK_GROUPS;
+            const float *x_scale = x.scale + BLOCK_GROUPS * block, *x_sum = x.sum + BLOCK_GROUPS * block;
             for (int s = 0; s < tile->streams; s++) {
-                const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + row, block, n - g, copy, kind);
+                const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + r, block, n - g, copy, kind);
                 UNROLL
                 for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
                     const struct half half = {packed + h * half_bytes, NULL};
-                    const int64_t at = g + h * HALF_GROUPS;
-                    lanes[s][h] = multiply(lanes[s][h], &half, scales[s] + at, biases[s] + at, x.scale + chunk + at,
-                                           x.sum + chunk + at, x.digits + block * block_digits + h * half_digits, kind);
+                    const int64_t at = h * HALF_GROUPS;
+                    lanes[s][h] = multiply(lanes[s][h], &half, scales[s] + g + at, biases[s] + g + at, x_scale + at,
+                                           x_sum + at, x.digits + block * block_digits + h * half_digits, kind);
                 }
             }
+            if (++block * BLOCK_GROUPS < groups) continue;
+            for (int s = 0; s < tile->streams; s++) {
+                tile->y[s][0][tile->first[s] + r] = add_lanes(lanes[s][0], lanes[s][1]);
+                lanes[s][0] = lanes[s][1] = _mm256_setzero_ps();
+            }
+            block = 0;
+            r++;
         }
     }
-    for (int s = 0; s < tile->streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s][0], lanes[s][1]);
 }
 
 /* Tokens of a pass over the rows: their digits of one block stay in the first-level cache. */
@@ -323,7 +331,11 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
 
 INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     if (tile->tokens == 1) {
-        for (int64_t row = 0; row < tile->rows; row++) row_by_one(tile, row, kind);
+        const int64_t groups = tile->weights[0]->shape.columns / kind.group_size;
+        const int64_t step = groups % BLOCK_GROUPS == 0 && groups <= CHUNK_GROUPS ? CHUNK_GROUPS / groups : 1;
+        for (int64_t row = 0; row < tile->rows; row += step) {
+            rows_by_one(tile, row, tile->rows - row < step ? tile->rows - row : step, kind);
+        }
         return;
     }
     for (int s = 0; s < tile->streams; s++) {
