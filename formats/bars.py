@@ -13,7 +13,7 @@ from formats import __version__
 
 @dataclass(frozen=True)
 class Bar:
-    """The median of some runs, and the least that is asked for."""
+    """The median of some runs, and what is asked for."""
 
     name: str
     value: float
@@ -27,10 +27,11 @@ class Bar:
         return f"{self.name:50} {self.value:6.2f} of {self.bar:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-def bar(name: str, ratios: Sequence[float], least: float) -> Bar:
-    """A bar over the ratios of all runs."""
+def bar(name: str, ratios: Sequence[float], wanted: float, *, at_most: bool = False) -> Bar:
+    """A bar over all runs: their median against the least, or the most, that is asked for."""
     value = statistics.median(ratios)
-    return Bar(name, value, least, value >= least, len(ratios), min(ratios), max(ratios))
+    ok = value <= wanted if at_most else value >= wanted
+    return Bar(name, value, wanted, ok, len(ratios), min(ratios), max(ratios))
 
 
 def report(bars: Sequence[Bar], settings: Mapping[str, Any]) -> str:

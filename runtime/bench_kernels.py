@@ -6,20 +6,17 @@ median over the runs. The last line is one JSON object.
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from formats import __version__
+from formats.bars import Bar, bar, report
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint, encoding_label
 from formats.kernels import PRECISIONS
@@ -40,26 +37,6 @@ PREFILL_BARS = {"exact": 0.60, "fast": 1.20}
 NUMPY_BAR = 50.0
 DISPATCH_US = 5.0
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_VERBOSE", "OMP_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A ratio that was measured several times, and what it should reach."""
-
-    name: str
-    value: float
-    bar: float
-    ok: bool
-    runs: int
-    low: float
-    high: float
-
-
-def bar(name: str, ratios: Sequence[float], wanted: float, *, at_most: bool = False) -> Bar:
-    """The median of the runs against the least (or the most) that is asked for."""
-    value = statistics.median(ratios)
-    ok = value <= wanted if at_most else value >= wanted
-    return Bar(name, value, wanted, ok, len(ratios), min(ratios), max(ratios))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -241,8 +218,9 @@ def all_bars(total_bytes: int, runs: int, level: str | None) -> Iterator[Bar]:
         yield from numpy_bars(model, experts, runs, level)
         del experts
     for encoding in OTHER_ENCODINGS:
-        experts = Experts(SHAPES["Qwen3.5-397B"], total_bytes // 4, encoding)
-        yield from decode_bars(encoding_label(encoding), experts, 1, runs, level)
+        experts = Experts(SHAPES["Qwen3.5-397B"], total_bytes // 8, encoding)
+        for threads in (1, 2):
+            yield from decode_bars(encoding_label(encoding), experts, threads, runs, level)
         del experts
 
 
@@ -257,27 +235,17 @@ def main() -> None:
     for found in all_bars(int(options.gib * (1 << 30)), options.runs, options.level):
         bars.append(found)
         mark = "" if found.ok else "  (missed)"
-        sys.stderr.write(
-            f"{found.name:64} {found.value:7.2f} of {found.bar:5.2f} ({found.low:.2f}-{found.high:.2f}){mark}\n"
-        )
-    result = {
-        "version": __version__,
-        "machine": {
-            "processors": os.cpu_count(),
-            "architecture": platform.machine(),
-            "levels": native.levels(),
-            "blas": [info.get("architecture") for info in threadpool_info()],
-        },
-        "settings": {
-            **vars(options),
-            "encoding": encoding_label(ENCODING),
-            "experts_per_call": EXPERTS_PER_CALL,
-            "prefill_tokens": PREFILL_TOKENS,
-            "blas_variables": {name: os.environ.get(name) for name in BLAS_VARIABLES},
-        },
-        "bars": [asdict(found) for found in bars],
+        sys.stderr.write(f"{found}{mark}\n")
+    settings = {
+        **vars(options),
+        "levels": native.levels(),
+        "blas": [info.get("architecture") for info in threadpool_info()],
+        "encoding": encoding_label(ENCODING),
+        "experts_per_call": EXPERTS_PER_CALL,
+        "prefill_tokens": PREFILL_TOKENS,
+        "blas_variables": {name: os.environ.get(name) for name in BLAS_VARIABLES},
     }
-    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.write(report(bars, {"settings": settings}) + "\n")
 
 
 if __name__ == "__main__":

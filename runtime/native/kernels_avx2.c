@@ -241,6 +241,13 @@ INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t 
     return opaque(copy);
 }
 
+/* Asks the scales and biases of the rows that come next into the second-level cache. */
+INLINE void ask_scales(const struct weights *w, int64_t row, int64_t rows) {
+    const uint8_t *scales = w->scales + row * w->scales_stride, *biases = w->biases + row * w->biases_stride;
+    for (int64_t i = 0; i < rows * w->scales_stride; i += 64) _mm_prefetch(scales + i, _MM_HINT_T1);
+    for (int64_t i = 0; i < rows * w->biases_stride; i += 64) _mm_prefetch(biases + i, _MM_HINT_T1);
+}
+
 /* One operand: each stream from its first byte to its last, which is how DRAM is fastest. Several rows, whose scales are
  * converted together, only if their groups are whole blocks and fit one chunk. */
 INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, struct kind kind) {
@@ -256,6 +263,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
         const int64_t n = rows * groups - chunk < CHUNK_GROUPS ? rows * groups - chunk : CHUNK_GROUPS;
         for (int s = 0; s < tile->streams; s++) {
             load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
+            if (chunk == 0) ask_scales(tile->weights[s], tile->first[s] + row + rows, rows);
         }
         int64_t r = row, block = chunk / BLOCK_GROUPS;
         for (int64_t g = 0; g < n; g += BLOCK_GROUPS) {
