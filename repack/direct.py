@@ -9,8 +9,12 @@ import fcntl
 import mmap
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
 READ_BYTES = 4 << 20
@@ -57,12 +61,18 @@ class RangeFile:
         self._buffer = aligned_buffer(READ_BYTES + 2 * ALIGNMENT)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Read up to len(buffer) bytes, at most READ_BYTES of them; 0 only at the end of the file. Raises OSError."""
+        """Read up to len(buffer) bytes, at most READ_BYTES of them; 0 only at the end of the file. Raises OSError.
+
+        Whole pages go straight into a buffer that lies in memory as the range does in the file, modulo ALIGNMENT.
+        """
         first = offset - offset % ALIGNMENT
         wanted = min(len(buffer), READ_BYTES)
         length = -(-(offset + wanted - first) // ALIGNMENT) * ALIGNMENT
+        skipped, whole = self._in_place(offset, buffer[:wanted])
+        head = -(-skipped // ALIGNMENT) * ALIGNMENT
+        pieces = [self._buffer[:head], buffer[skipped : skipped + whole], self._buffer[head : length - whole]]
         try:
-            done = os.preadv(self.fd, [self._buffer[:length]], first)
+            done = os.preadv(self.fd, [piece for piece in pieces if piece], first)
         except OSError as error:
             if error.errno != errno.EINVAL or not self.direct:
                 raise
@@ -72,20 +82,36 @@ class RangeFile:
         if not self.direct:
             drop_from_cache(self.fd, first, done)
         count = max(0, min(wanted, first + done - offset))
-        buffer[:count] = self._buffer[offset - first : offset - first + count]
+        before, after = min(skipped, count), max(0, count - skipped - whole)
+        buffer[:before] = self._buffer[head - skipped : head - skipped + before]
+        rest = head if whole else offset - first
+        buffer[count - after : count] = self._buffer[rest : rest + after]
         return count
+
+    def _in_place(self, offset: int, buffer: memoryview) -> tuple[int, int]:
+        """(bytes before its first whole page, bytes of its whole pages), 0 of these in a buffer that lies otherwise."""
+        skipped = -offset % ALIGNMENT
+        whole = (len(buffer) - skipped) // ALIGNMENT * ALIGNMENT
+        if whole <= 0 or (np.frombuffer(buffer, np.uint8).ctypes.data + skipped) % ALIGNMENT:
+            return 0, 0
+        return skipped, whole
 
     def close(self) -> None:
         os.close(self.fd)
 
 
 class SequentialFile:
-    """A file written from front to back in whole pages; `direct` says whether past the page cache."""
+    """A file written from front to back in whole pages; `direct` says whether past the page cache.
+
+    A thread of its own writes one buffer while the caller fills the other.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises OSError."""
         self._fd, self.direct = open_direct(path, os.O_RDWR | os.O_CREAT)
-        self._buffer = aligned_buffer(BUFFER_BYTES)
+        self._buffer, self._other = aligned_buffer(BUFFER_BYTES), aligned_buffer(BUFFER_BYTES)
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._writing: Future[None] | None = None
         self._filled = 0
         self._end = 0  # of what was written
 
@@ -103,16 +129,36 @@ class SequentialFile:
         """Append; it stays here until the buffer is full or flushed. Raises OSError."""
         while data:
             piece = data[: BUFFER_BYTES - self._filled]
-            self._buffer[self._filled : self._filled + len(piece)] = piece
+            room = np.frombuffer(self._buffer, np.uint8)[self._filled : self._filled + len(piece)]
+            np.copyto(room, np.frombuffer(piece, np.uint8))  # which lets other threads run
             self._filled += len(piece)
             data = data[len(piece) :]
             if self._filled == BUFFER_BYTES:
                 self.flush()
 
-    def flush(self) -> None:
-        """Hand everything to the disk, a multiple of ALIGNMENT by now. Raises OSError."""
-        left, self._filled = self._buffer[: self._filled], 0
-        assert len(left) % ALIGNMENT == 0
+    def flush(self, then: Callable[[], None] | None = None) -> None:
+        """Begin to hand everything to the disk, a multiple of ALIGNMENT by now, and then call `then`.
+
+        Raises OSError of this write or of the one before, sooner or later: sync at the latest.
+        """
+        full, self._filled = self._buffer[: self._filled], 0
+        assert len(full) % ALIGNMENT == 0
+        self._wait()
+        self._writing = self._thread.submit(self._write, full, then)
+        self._buffer, self._other = self._other, self._buffer
+
+    def sync(self) -> None:
+        """Everything is durable. Raises OSError."""
+        self.flush()
+        self._wait()
+        os.fsync(self._fd)
+
+    def _wait(self) -> None:
+        """Until nothing is being written; after a write that failed there is no other."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, left: memoryview, then: Callable[[], None] | None) -> None:
         while left:
             try:
                 done = os.pwrite(self._fd, left, self._end)
@@ -126,11 +172,8 @@ class SequentialFile:
                 self._write_behind(self._end + done)
             self._end += done
             left = left[done:]
-
-    def sync(self) -> None:
-        """Everything is durable. Raises OSError."""
-        self.flush()
-        os.fsync(self._fd)
+        if then is not None:
+            then()
 
     def _write_behind(self, end: int) -> None:
         """Give the disk what was written, as often as WRITE_BEHIND_BYTES are full, and drop what it has taken."""
@@ -145,4 +188,5 @@ class SequentialFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._thread.shutdown()
         os.close(self._fd)

@@ -41,7 +41,7 @@ class Weights(Protocol):
     """Where encoded rows come from. Picklable; one thread at a time."""
 
     def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
-        """The units one after another, each when the one before is in the output; for spool see Reader.expect."""
+        """The units one after another, each when the last but one is in the output; for spool see Reader.expect."""
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         """All rows of a matrix in row blocks; `first_row` is the number of its first one, `unit` is for messages.
@@ -120,7 +120,7 @@ class SourceWeights:
         self._reader.expect([unit.ranges() for unit in units], spool, waiting)
         for number, unit in enumerate(units):
             yield unit
-            self._reader.finished(number + 1)
+            self._reader.finished(number)
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         exact = encoding == source.encoding.exact(source.columns)

@@ -6,6 +6,7 @@ from formats.dtypes import AnyArray
 from formats.encodings.sources import GPTQSource, stored
 from formats.encodings.sources.base import ALL_ROWS, PACKED_ROWS
 from formats.errors import FormatError
+from repack.direct import ALIGNMENT, aligned_buffer
 from repack.plan import Plan, SourceMatrix, SourcePlane
 from repack.sources.base import Reader, Source
 
@@ -48,10 +49,13 @@ class RowReader:
         dtype, (_, *shape) = stored(plane.dtype, plane.spec.shape)
         row_bytes = int(np.prod(shape)) * dtype.itemsize
         buffer = self._buffers.get(plane.spec.name)
-        if buffer is None or buffer.nbytes < rows * row_bytes:
-            buffer = self._buffers[plane.spec.name] = np.empty(rows * row_bytes, np.uint8)
-        raw = buffer[: rows * row_bytes]
-        self._reader.read_into(plane.file, plane.offset + start * row_bytes, raw.data)
+        if buffer is None or buffer.nbytes < rows * row_bytes + ALIGNMENT:
+            buffer = np.frombuffer(aligned_buffer(rows * row_bytes + ALIGNMENT), np.uint8)
+            self._buffers[plane.spec.name] = buffer
+        offset = plane.offset + start * row_bytes
+        phase = offset % ALIGNMENT if offset % 8 == 0 else 0  # as in the file: whole pages are read without a copy
+        raw = buffer[phase : phase + rows * row_bytes]
+        self._reader.read_into(plane.file, offset, raw.data)
         return raw.view(dtype).reshape(rows, *shape)
 
     def _whole(self, plane: SourcePlane) -> AnyArray:

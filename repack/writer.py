@@ -91,8 +91,7 @@ def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progr
         spool = add_suffix(path, FETCHED)
         for unit in weights.each(plan.units[kept:], spool, partial(progress, 0, "waiting for the hub")):
             checksums = _write_unit(file, unit, weights, digest, progress)
-            file.flush()
-            journal.append({"checksums": checksums})
+            file.flush(partial(journal.append, {"checksums": checksums}))
         file.sync()
     return digest.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
 

@@ -16,7 +16,7 @@ import pytest
 
 from repack import direct
 from repack.convert import Outcome, convert, prepare
-from repack.direct import ALIGNMENT, BUFFER_BYTES, RangeFile, SequentialFile
+from repack.direct import ALIGNMENT, BUFFER_BYTES, RangeFile, SequentialFile, aligned_buffer
 from repack.plan import Options
 from repack.sources.folder import FolderSource
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
@@ -170,6 +170,45 @@ def test_any_range_is_read_as_it_is(
         assert file.read_into(offset, memoryview(buffer)) == len(expected)
         assert buffer[: len(expected)] == expected
         assert file.read_into(10_000, memoryview(buffer)) == 0
+
+
+@pytest.mark.parametrize("direct_files", [True, False])
+@pytest.mark.parametrize("phase", [0, 8, 4088])
+@pytest.mark.parametrize(("page", "nbytes"), [(0, 4096), (0, 9_000), (1, 8_192), (1, 12_000), (2, 5), (2, 20_000)])
+def test_whole_pages_are_read_in_place_and_the_rest_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: int, nbytes: int, phase: int, direct_files: bool
+) -> None:
+    content = np.random.default_rng(0).bytes(21_000)
+    (tmp_path / "file").write_bytes(content)
+    if not direct_files:
+        monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    memory = aligned_buffer(8 * ALIGNMENT)
+    memory[:] = b"-" * len(memory)
+    with closing(RangeFile(tmp_path / "file")) as file:
+        offset = page * ALIGNMENT + phase
+        expected = content[offset : offset + nbytes]
+        assert file.read_into(offset, memory[phase : phase + nbytes]) == len(expected)
+    assert bytes(memory[phase : phase + len(expected)]) == expected
+    assert set(memory[:phase]) | set(memory[phase + nbytes :]) == set(b"-")
+
+
+def test_a_write_that_failed_is_told_and_what_should_follow_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    done: list[str] = []
+    monkeypatch.setattr(os, "pwrite", full)
+    with SequentialFile(tmp_path / "file") as file:
+        file.cut(0)
+        file.write(memoryview(b"a" * ALIGNMENT))
+        file.flush(lambda: done.append("first"))
+        with pytest.raises(OSError, match="No space"):
+            file.flush(lambda: done.append("second"))
+        with pytest.raises(OSError, match="No space"):
+            file.sync()
+    assert done == []
 
 
 @pytest.mark.parametrize("sizes", [[ALIGNMENT], [100, 3996], [BUFFER_BYTES + 5, ALIGNMENT - 5], [3 * BUFFER_BYTES]])
