@@ -15,7 +15,7 @@ from formats.errors import FormatError
 from formats.record import LINEAR_BIAS, PlacedArray
 from formats.transcode import transcode
 from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
-from repack.rows import RowReader
+from repack.rows import RowBlock, RowReader
 from repack.sources.base import Reader
 
 ROW_BLOCK_BYTES = 4 << 20  # of source: one read, long enough for the disk (LEARNED 15)
@@ -54,6 +54,17 @@ class Weights(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def row_blocks(units: Sequence[Unit]) -> Iterator[RowBlock]:
+    """What is read for the units, in the order in which they are encoded."""
+    for unit in units:
+        sources = [unit.source] if isinstance(unit, EmbeddingUnit) else [matrix.source for matrix in unit.matrices]
+        for source in sources:
+            for matrix in (source.linear_bias, source):
+                if matrix is not None:
+                    for first, rows in matrix.blocks(ROW_BLOCK_BYTES):
+                        yield RowBlock(matrix, first, rows)
 
 
 def unit_blocks(weights: Weights, unit: Unit) -> Iterator[Block]:
@@ -117,7 +128,8 @@ class SourceWeights:
         self._reader = reader
 
     def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
-        self._reader.expect([unit.ranges() for unit in units], spool, waiting)
+        if not self._reader.expect([unit.ranges() for unit in units], spool, waiting):
+            self._rows.expect(row_blocks(units))
         for number, unit in enumerate(units):
             yield unit
             self._reader.finished(number)
@@ -156,7 +168,7 @@ class SourceWeights:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._rows
+        self._rows.close()
         self._reader.__exit__(kind, error, trace)
 
 

@@ -1,5 +1,9 @@
 """Rows of source matrices: planes of a row block, rows first, whatever order the files have."""
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
 import numpy as np
 
 from formats.dtypes import AnyArray
@@ -11,25 +15,66 @@ from repack.plan import Plan, SourceMatrix, SourcePlane
 from repack.sources.base import Reader, Source
 
 
-class RowReader:
-    """Reads row blocks. What is read alone is read into buffers that the next block overwrites.
+class RowBlock(NamedTuple):
+    """Some rows of a matrix, which are read at once."""
 
-    A plane whose rows do not follow each other in the file (stored columns first, gate and up in turns, one scale
-    for many rows) is read whole and held while matrices that follow each other share it: of one expert, at most.
+    matrix: SourceMatrix
+    first: int
+    rows: int
+
+
+class RowReader:
+    """Reads row blocks, the next one on a thread of its own if it was told what comes.
+
+    What is read alone is read into buffers, two in turns: planes are valid until the next block is asked for. A plane
+    whose rows do not follow each other in the file (stored columns first, gate and up in turns, one scale for many
+    rows) is read whole and held while matrices that follow each other share it: of one expert, at most.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._buffers: dict[str, AnyArray] = {}
+        self._others: dict[str, AnyArray] = {}  # hold the planes that are in use
         self._held: dict[tuple[str, int], AnyArray] = {}  # by file and offset
+        self._thread = ThreadPoolExecutor(1, "read")
+        self._coming: Iterator[RowBlock] = iter(())
+        self._ahead: tuple[RowBlock, Future[dict[str, AnyArray]]] | None = None
+
+    def expect(self, blocks: Iterator[RowBlock]) -> None:
+        """What will be read; what is asked for otherwise is read then, and no more is read ahead."""
+        self._coming = blocks
+        self._read_ahead()
 
     def read(self, matrix: SourceMatrix, first: int, rows: int) -> dict[str, AnyArray]:
         """The planes of rows `first` and up of a matrix, by name. Raises StorageError."""
-        used = {(plane.file, plane.offset) for plane in matrix.planes}
-        self._held = {key: array for key, array in self._held.items() if key in used}
-        return {plane.spec.name: self._plane(matrix, plane, first, rows) for plane in matrix.planes}
+        block = RowBlock(matrix, first, rows)
+        expected, reading = self._ahead or (None, None)
+        self._ahead = None
+        if reading is not None:
+            wait([reading])
+        if reading is None or expected != block:
+            return self._read(block)
+        planes = reading.result()
+        self._read_ahead()
+        return planes
 
-    def _plane(self, matrix: SourceMatrix, plane: SourcePlane, first: int, rows: int) -> AnyArray:
+    def close(self) -> None:
+        """Wait for what is being read."""
+        self._thread.shutdown()
+
+    def _read_ahead(self) -> None:
+        coming = next(self._coming, None)
+        if coming is not None:
+            self._ahead = coming, self._thread.submit(self._read, coming)
+
+    def _read(self, block: RowBlock) -> dict[str, AnyArray]:
+        self._buffers, self._others = self._others, self._buffers
+        used = {(plane.file, plane.offset) for plane in block.matrix.planes}
+        self._held = {key: array for key, array in self._held.items() if key in used}
+        return {plane.spec.name: self._plane(block, plane) for plane in block.matrix.planes}
+
+    def _plane(self, block: RowBlock, plane: SourcePlane) -> AnyArray:
+        matrix, first, rows = block
         start, spec = matrix.first + first * matrix.step, plane.spec
         if plane.is_streamed and matrix.step == 1:
             return self._read_rows(plane, start, rows)

@@ -157,7 +157,7 @@ class RemoteReader:
         units: Sequence[Sequence[Range]],
         spool: Path | None = None,
         waiting: Callable[[], None] | None = None,
-    ) -> None:
+    ) -> bool:
         """Begin to fetch what the units will read, in this order."""
         self._waiting = waiting or _nothing
         segments = cut_segments(units)
@@ -178,6 +178,7 @@ class RemoteReader:
         self._planned = deque(segments)
         with self._lock:
             self._fill_window()
+        return True
 
     def finished(self, units: int) -> None:
         """The first `units` units are in the output: what only they need may be forgotten."""

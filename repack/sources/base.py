@@ -52,8 +52,8 @@ class Reader(Protocol):
         units: Sequence[Sequence[Range]],
         spool: Path | None = None,
         waiting: Callable[[], None] | None = None,
-    ) -> None:
-        """What will be read, unit by unit, so that it can be fetched ahead.
+    ) -> bool:
+        """What will be read, unit by unit, so that it can be fetched ahead; whether it will be.
 
         `spool` is a file that may hold what was fetched until `finished` says that it is in the output. `waiting` is
         called now and then while nothing comes, and may raise to stop the work.

@@ -43,8 +43,9 @@ class FolderReader:
         units: Sequence[Sequence[Range]],
         spool: Path | None = None,
         waiting: Callable[[], None] | None = None,
-    ) -> None:
+    ) -> bool:
         """Files are read when they are asked for."""
+        return False
 
     def finished(self, units: int) -> None:
         """Nothing is kept."""

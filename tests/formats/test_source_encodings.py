@@ -15,7 +15,7 @@ from formats.encodings import encoding_label
 from formats.encodings.sources import GGMLSource, GPTQSource, SourceEncoding, find_flaw
 from formats.encodings.sources.base import GGML_BLOCKS
 from repack.plan import SourceMatrix, SourcePlane
-from repack.rows import RowReader
+from repack.rows import RowBlock, RowReader
 from repack.sources.base import Reader
 from tests.repack.quantized import KINDS, source_encoding
 
@@ -32,7 +32,8 @@ class Planes:
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.raw[file][offset : offset + len(buffer)]
 
-    def expect(self, *_: object) -> None: ...
+    def expect(self, *_: object) -> bool:
+        return False
 
     def finished(self, units: int) -> None: ...
 
@@ -103,3 +104,20 @@ def test_act_order_is_refused_by_name(fixture: Mapping[str, AnyArray]) -> None:
     flaw = find_flaw(encoding, encoding.planes(matrix.rows, matrix.columns), planes)
     assert flaw is not None
     assert (flaw.plane, flaw.found, flaw.expected) == ("g_idx", "group 1", "0: act-order (desc_act) is not supported")
+
+
+@pytest.mark.parametrize("expected_rows", [32, 16])
+def test_blocks_that_are_read_ahead_are_those_asked_for_in_whatever_order(
+    fixture: Mapping[str, AnyArray], expected_rows: int
+) -> None:
+    _, matrix, reader, _ = of_kind(fixture, "fp8_block")
+    starts = range(0, matrix.rows - matrix.rows % 32, 32)
+    ahead = RowReader(reader)
+    ahead.expect(RowBlock(matrix, first, expected_rows) for first in starts)
+    for first in starts:
+        planes = ahead.read(matrix, first, 32)
+        alone = RowReader(reader).read(matrix, first, 32)
+        assert {name: plane.tobytes() for name, plane in planes.items()} == {
+            name: plane.tobytes() for name, plane in alone.items()
+        }
+    ahead.close()
