@@ -54,8 +54,8 @@ def record_layout(hidden_size: int, intermediate_size: int, encoding: Encoding) 
 
 
 def random_records(layout: RecordLayout, total_bytes: int) -> AnyArray:
-    """Distinct records with random codes and small scales: uint8 [n, record_bytes], at least total_bytes in all."""
-    count = -(-total_bytes // layout.record_bytes)
+    """Distinct records of random codes and small scales, total_bytes or more and enough for one call."""
+    count = max(EXPERTS_PER_CALL, -(-total_bytes // layout.record_bytes))
     records = np.empty((count, layout.record_bytes), np.uint8)
     rng = np.random.default_rng(0)
     noise = np.frombuffer(rng.bytes(layout.record_bytes), np.uint8)
