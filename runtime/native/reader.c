@@ -29,7 +29,8 @@ struct se_reader {
     pthread_cond_t work, ended;
     struct queue queues[2]; /* wanted, early */
     struct request *requests; /* [num_slots] */
-    int64_t under_way, early_under_way, bytes_under_way, began_ns;
+    int64_t queued; /* that are wanted */
+    int64_t under_way, bytes_under_way, began_ns;
     se_reader_counters counters;
     _Atomic int32_t stopping;
     bool closing;
@@ -55,6 +56,7 @@ static void enqueue(se_reader *reader, int64_t slot) {
     struct request *request = &reader->requests[slot];
     struct queue *queue = queue_of(reader, request);
     request->state = SE_SLOT_QUEUED;
+    reader->queued += (request->fetch.flags & SE_FETCH_EARLY) == 0;
     request->next = NONE;
     request->previous = queue->last;
     *(queue->last == NONE ? &queue->first : &reader->requests[queue->last].next) = slot;
@@ -64,16 +66,22 @@ static void enqueue(se_reader *reader, int64_t slot) {
 static void dequeue(se_reader *reader, int64_t slot) {
     struct request *request = &reader->requests[slot];
     struct queue *queue = queue_of(reader, request);
+    reader->queued -= (request->fetch.flags & SE_FETCH_EARLY) == 0;
     *(request->previous == NONE ? &queue->first : &reader->requests[request->previous].next) = request->next;
     *(request->next == NONE ? &queue->last : &reader->requests[request->next].previous) = request->previous;
 }
 
-/* The next read that may begin, or NONE: two at once always may, so that the disk never waits for us, more within
- * bytes_in_flight. A guess begins only alone: it must not be in the way of what comes. */
+/* Where so many wait, reads are what all waits for: a sweep of a prompt, not the misses of one token. */
+enum { MANY_QUEUED = 8 };
+
+/* The next read that may begin, or NONE: two at once always may, so that the disk never waits for us. More, within
+ * bytes_in_flight, only where many are queued: fewer at once arrive one after another, and the first is computed while
+ * the next is read. A guess begins only alone: it must not be in the way of what comes. */
 static int64_t eligible(const se_reader *reader) {
     int64_t slot = reader->queues[0].first;
     if (slot == NONE && reader->under_way == 0) slot = reader->queues[1].first;
     if (slot == NONE || reader->under_way < 2) return slot;
+    if (reader->queued < MANY_QUEUED) return NONE;
     return reader->bytes_under_way + reader->requests[slot].fetch.nbytes <= reader->bytes_in_flight ? slot : NONE;
 }
 

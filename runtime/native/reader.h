@@ -45,7 +45,7 @@ typedef struct {
 static_assert(sizeof(se_reader_counters) == 24, "mirrored in runtime/native_reader.py");
 
 /* slots: num_slots pieces of slot_bytes each, on multiples of 4096. At most `threads` reads and bytes_in_flight bytes
- * are under way at once, two reads whatever their size. NULL without memory or threads. */
+ * are under way at once where many are queued, and two otherwise, whatever their size. NULL without memory or threads. */
 SE_API se_reader *se_reader_open(uint8_t *slots, int64_t slot_bytes, int64_t num_slots, int64_t threads,
                                  int64_t bytes_in_flight);
 /* Cancels what is queued and waits for what is under way. */
