@@ -3,19 +3,9 @@
  * Codes up to 6 bits meet 8-bit digits by maddubs, whose 16-bit sums are exact as long as few enough are added (room),
  * and are widened only when they must be: that instruction runs on one of four ports and is what decode waits for.
  * 8-bit codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
-#include "elementwise.h"
-
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
+#include "groups_avx2.h"
 
 enum {
-    HALF_GROUPS = 8,
     AHEAD_BYTES = 4096, /* how far ahead codes are asked for: past the caches, which others need (docs/LEARNED.md 38) */
 };
 
@@ -25,13 +15,6 @@ INLINE const void *opaque(const void *pointer) {
     __asm__("" : "+r"(pointer));
     return pointer;
 }
-
-/* What the compiler must know of an encoding and a precision to make straight code. */
-struct kind {
-    int code;
-    int group_size;
-    int planes;
-};
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
@@ -92,27 +75,31 @@ INLINE __m256i add(__m256i a, __m256i b, int narrow) {
     return narrow ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
 }
 
-/* The sums of a, b, c and d over each 128-bit lane. The first `stages` of two additions are of 16-bit numbers. */
-INLINE __m256i quads(const __m256i *v, int stages) {
-    __m256i s[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) s[i] = stages == 0 ? widen(v[i]) : v[i];
-    __m256i ab = add(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]), stages > 0);
-    __m256i cd = add(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]), stages > 0);
-    if (stages == 1) ab = widen(ab), cd = widen(cd);
+/* The sums of a and b over each 64-bit lane, in order a0 b0 a1 b1 of each 128-bit lane. stages: how many additions of
+ * two such sums, from this one on, are of 16-bit numbers. */
+INLINE __m256i join(__m256i a, __m256i b, int stages) {
+    if (stages == 0) a = widen(a), b = widen(b);
+    const __m256i sum = add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b), stages > 0);
+    return stages == 1 ? widen(sum) : sum;
+}
+
+/* The sums of a, b, c and d over each 128-bit lane, of those of a and b and those of c and d. */
+INLINE __m256i join_again(__m256i ab, __m256i cd, int stages) {
     const __m256i sum = add(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd), stages > 1);
     return stages == 2 ? widen(sum) : sum;
 }
 
-/* The sums of a and b over each 64-bit lane, in order a0 a1 b0 b1 of each 128-bit lane. */
-INLINE __m256i pairs(const __m256i *v, int stages) {
-    const __m256 a = _mm256_castsi256_ps(stages == 0 ? widen(v[0]) : v[0]);
-    const __m256 b = _mm256_castsi256_ps(stages == 0 ? widen(v[1]) : v[1]);
-    const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
-    const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+/* The same in order a0 a1 b0 b1 of each 128-bit lane: nothing is to be joined again. */
+INLINE __m256i join_last(__m256i a, __m256i b, int stages) {
+    if (stages == 0) a = widen(a), b = widen(b);
+    const __m256 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88));
+    const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd));
     const __m256i sum = add(even, odd, stages > 0);
     return stages > 0 ? widen(sum) : sum;
 }
+
+/* ---- products */
 
 /* Half a block of codes, packed or as vectors of bytes. */
 struct half {
@@ -155,17 +142,16 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
     const int group_bytes = kind.group_size / parts;                 /* of a group in a vector of codes */
     const int joined = group_bytes > 32 ? group_bytes / 32 : 1;      /* vectors of a group */
     const int vectors = HALF_GROUPS * group_bytes / 32 / joined;     /* 8, 4 or 2 */
-    const int together = vectors < 4 ? 2 : 4;
     const int most = room_of(kind) / (joined * parts), stages = wide || most < 1 ? -1 : most >= 4 ? 2 : most / 2;
     const int plane = BLOCK_GROUPS * kind.group_size * (wide ? 2 : 1);
-    __m256i quad[3][2];
+    __m256i quad[3][2], first[3];
     UNROLL
-    for (int q = 0; q < vectors / together; q++) {
-        __m256i codes[4][8];
+    for (int i = 0; i < vectors / 2; i++) { /* two groups, or two vectors of groups, at a time */
+        __m256i codes[2][8];
         UNROLL
-        for (int i = 0; i < together * joined; i++) {
-            const int v = q * together * joined + i;
-            __m256i *to = codes[i / joined] + i % joined * parts;
+        for (int j = 0; j < 2 * joined; j++) {
+            const int v = 2 * i * joined + j;
+            __m256i *to = codes[j / joined] + j % joined * parts;
             if (half->codes == NULL) {
                 unpack(to, half->packed, v, kind);
             } else {
@@ -175,14 +161,19 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
         }
         UNROLL
         for (int p = 0; p < kind.planes; p++) {
-            __m256i v[4];
-            UNROLL
-            for (int i = 0; i < together; i++) {
-                const int8_t *x = digits + p * plane + (q * together + i) * joined * (wide ? 64 : 32);
-                v[i] = wide ? dot_wide(codes[i], x, p == 1, joined) : dot_narrow(codes[i], x, kind, joined);
+            const int bytes = joined * (wide ? 64 : 32);
+            const int8_t *x = digits + p * plane + 2 * i * bytes, *y = x + bytes;
+            const __m256i a = wide ? dot_wide(codes[0], x, p == 1, joined) : dot_narrow(codes[0], x, kind, joined);
+            const __m256i b = wide ? dot_wide(codes[1], y, p == 1, joined) : dot_narrow(codes[1], y, kind, joined);
+            if (vectors == 2) {
+                quad[p][0] = join_last(a, b, stages);
+            } else if (i % 2 == 0) {
+                first[p] = join(a, b, stages);
+            } else {
+                quad[p][i / 2] = join_again(first[p], join(a, b, stages), stages);
             }
-            quad[p][q] = together == 4 ? quads(v, stages) : pairs(v, stages);
         }
+        __asm__("" ::: "memory"); /* or a compiler loads all codes at once and has no registers left */
     }
     UNROLL
     for (int p = 0; p < kind.planes; p++) {
@@ -198,7 +189,7 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
 }
 
 /* lanes += half a block of a row times the same half of an operand. */
-INLINE __m256 multiply(__m256 lanes, const struct half *half, const float *scales, const float *biases,
+INLINE __m256 multiply(__m256 lanes, const struct half *half, const struct groups *groups, int64_t at,
                        const float *x_scales, const float *x_sums, const int8_t *digits, struct kind kind) {
     __m256i sums[3];
     dot_planes(sums, half, opaque(digits), kind);
@@ -211,8 +202,10 @@ INLINE __m256 multiply(__m256 lanes, const struct half *half, const float *scale
         for (int p = 1; p < kind.planes; p++) D = _mm256_add_epi32(_mm256_slli_epi32(D, 8), sums[p]);
         v = _mm256_cvtepi32_ps(D);
     }
-    lanes = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(scales), _mm256_loadu_ps(x_scales)), v, lanes);
-    return _mm256_fmadd_ps(_mm256_loadu_ps(biases), _mm256_loadu_ps(x_sums), lanes);
+    __m256 scale, bias;
+    eight_groups(&scale, &bias, groups, at, kind);
+    lanes = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_loadu_ps(x_scales)), v, lanes);
+    return _mm256_fmadd_ps(bias, _mm256_loadu_ps(x_sums), lanes);
 }
 
 /* The tree of kernels.h: lanes 0..7 and 8..15. */
@@ -256,27 +249,31 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
     const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
     const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts_of(kind);
+    const int stored = taken_as_stored(tile, kind);
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256 lanes[MAX_STREAMS][2] = {0};
     for (int64_t chunk = 0; chunk < rows * groups; chunk += CHUNK_GROUPS) {
         const int64_t n = rows * groups - chunk < CHUNK_GROUPS ? rows * groups - chunk : CHUNK_GROUPS;
         for (int s = 0; s < tile->streams; s++) {
-            load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
+            if (!stored) load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
             if (chunk == 0) ask_scales(tile->weights[s], tile->first[s] + row + rows, rows);
         }
         int64_t r = row, block = chunk / BLOCK_GROUPS;
         for (int64_t g = 0; g < n; g += BLOCK_GROUPS) {
             const float *x_scale = x.scale + BLOCK_GROUPS * block, *x_sum = x.sum + BLOCK_GROUPS * block;
             for (int s = 0; s < tile->streams; s++) {
-                const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + r, block, n - g, copy, kind);
+                const struct weights *w = tile->weights[s];
+                const struct groups from =
+                    stored ? stored_groups(w, tile->first[s] + r) : float_groups(scales[s] + g, biases[s] + g);
+                const uint8_t *packed = block_codes(w, tile->first[s] + r, block, n - g, copy, kind);
                 UNROLL
                 for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
                     const struct half half = {packed + h * half_bytes, NULL};
-                    const int64_t at = h * HALF_GROUPS;
-                    lanes[s][h] = multiply(lanes[s][h], &half, scales[s] + g + at, biases[s] + g + at, x_scale + at,
-                                           x_sum + at, x.digits + block * block_digits + h * half_digits, kind);
+                    const int64_t at = h * HALF_GROUPS, place = stored ? BLOCK_GROUPS * block + at : at;
+                    lanes[s][h] = multiply(lanes[s][h], &half, &from, place, x_scale + at, x_sum + at,
+                                           x.digits + block * block_digits + h * half_digits, kind);
                 }
             }
             if (++block * BLOCK_GROUPS < groups) continue;
@@ -305,6 +302,7 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     const int parts = parts_of(kind), vectors = BLOCK_GROUPS * kind.group_size / parts / 32;
     const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts;
     float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
+    const struct groups from = float_groups(scales, biases);
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256i codes[MAX_BLOCK_BYTES / 32];
     __m256 lanes[MAX_TILE_TOKENS][TILE_ROWS][2];
@@ -324,8 +322,7 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n; h++) {
                     const struct half half = {NULL, codes + h * vectors * parts / 2};
                     const int64_t at = g + h * HALF_GROUPS;
-                    lanes[t][r][h] = multiply(lanes[t][r][h], &half, scales + h * HALF_GROUPS, biases + h * HALF_GROUPS,
-                                              x[t].scale + at, x[t].sum + at,
+                    lanes[t][r][h] = multiply(lanes[t][r][h], &half, &from, h * HALF_GROUPS, x[t].scale + at, x[t].sum + at,
                                               x[t].digits + block * block_digits + h * half_digits, kind);
                 }
             }
@@ -358,21 +355,6 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
 }
 
 /* ---- plain weights */
-
-/* Eight values; of FP8 a 256th of them, by way of f16, whose subnormals cost nothing. All ones is no number. */
-INLINE __m256 load_values(const uint8_t *values, int value) {
-    if (value == SE_F32) return _mm256_loadu_ps((const float *)(const void *)values);
-    if (value == VALUE_FP8) {
-        const __m128i bits = _mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)values));
-        const __m128i rest = _mm_and_si128(bits, _mm_set1_epi16(0x7f));
-        const __m128i sign = _mm_slli_epi16(_mm_and_si128(bits, _mm_set1_epi16(0x80)), 8);
-        const __m128i none = _mm_cmpeq_epi16(rest, _mm_set1_epi16(0x7f));
-        return _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(_mm_slli_epi16(rest, 7), sign), none));
-    }
-    const __m128i halves = _mm_loadu_si128((const void *)values);
-    if (value == SE_F16) return _mm256_cvtph_ps(halves);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-}
 
 /* One row of each stream times `tokens` operands; streams * tokens is 1 or 2: four vectors of lanes each. */
 INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
