@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for model and container; kept for the next time")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--quantization", choices=list(BLOCKS), default="q4_0")
-    parser.add_argument("--runs", type=int, default=3, help="in memory; within a limit one less")
+    parser.add_argument("--runs", type=int, default=2, help="in memory; within a limit one less")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     folder = options.folder / f"{options.quantization}-{options.layers}"
