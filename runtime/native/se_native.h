@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 1
+#define SE_ABI_VERSION 2
 
 enum se_status {
     SE_OK = 0,
