@@ -115,7 +115,6 @@ def measure(folder: Path, work: Path, kills: int) -> None:
     bars.append(bar("disk allowance / used", [SPOOL_ALLOWANCE_BYTES / max(beyond, 1)], 1.0))
     settings |= {
         "kills": killed.kills,
-        "peak_rss_bytes": killed.peak_rss_bytes,
         "disk_beyond_output_bytes_with_kills": beyond,
     }
     for found in bars:

@@ -7,7 +7,6 @@ line is one JSON object. `kill_and_complete` is what a test does with a small on
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -33,7 +32,6 @@ class Survived(NamedTuple):
     needed_bytes: int
     peak_disk_bytes: int  # of the folder that is written
     output_bytes: int
-    peak_rss_bytes: int
 
 
 def disk_bytes(folder: Path) -> int:
@@ -90,9 +88,7 @@ def kill_and_complete(
     last = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     watch.ended.set()
-    unit = 1 if sys.platform == "darwin" else 1024
-    rss = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    return Survived(killed, hub.sent_bytes, needed, watch.peak_bytes, disk_bytes(out), rss)
+    return Survived(killed, hub.sent_bytes, needed, watch.peak_bytes, disk_bytes(out))
 
 
 def main() -> None:
