@@ -20,7 +20,7 @@ from formats.config.base import LINEAR_ATTENTION
 from formats.encodings import Encoding
 from formats.kernels import product_rate
 from formats.layout import LayerLayout, Layout, matrix_shape
-from formats.probe import Probe, in_flight, probe
+from formats.probe import READS_IN_FLIGHT, Probe, probe
 from formats.record import Part
 
 # What Python does between kernels, in small NumPy operations of the probe (docs/LEARNED.md 48).
@@ -91,7 +91,7 @@ def _experts_s(layer: LayerLayout, k: int, machine: Machine, hit_rate: float) ->
     misses = k * (1 - hit_rate)
     some = 1 - hit_rate**k  # how often a layer misses at all
     reading_s = some * disk.read_wait_s + misses * record.record_bytes / disk.disk_bytes_per_s
-    last_s = min(misses, in_flight(record.record_bytes)) * one_s  # those that arrive together, at the end
+    last_s = min(misses, READS_IN_FLIGHT) * one_s  # those that arrive together, at the end
     return max(k * one_s, reading_s + last_s) + misses * READ_CALLS * disk.call_s
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-READS_IN_FLIGHT = 4  # of the engine: one is enough for a virtio disk, an NVMe wants 4 to 8
-BYTES_IN_FLIGHT = 100 << 20  # four reads of the largest experts (docs/LEARNED.md 39); beyond it two
+READS_IN_FLIGHT = 2  # of the engine's decode step (docs/LEARNED.md 39)
 DISK_S, MEMORY_S = 2.0, 0.5  # that each is measured for
 FILE_BYTES = 1 << 29  # of the file that is written to be read, at least one burst
 SLOT_BYTES = 1 << 30  # of buffers: the rate of a virtual disk depends on the pages it writes to
@@ -55,11 +54,6 @@ def probe(folder: Path, record_bytes: int, reads_at_once: int, threads: int) -> 
     return Probe(record_bytes, rate, wait_s, direct, _memory_rate(threads), _call_s(), threads)
 
 
-def in_flight(record_bytes: int) -> int:
-    """How many records the engine reads at a time."""
-    return max(2, min(READS_IN_FLIGHT, BYTES_IN_FLIGHT // max(1, record_bytes)))
-
-
 def _disk(folder: Path, record_bytes: int, burst: int) -> tuple[float, float, bool]:
     """(bytes per second, seconds that a burst of reads takes besides, whether past the page cache).
 
@@ -82,7 +76,7 @@ def _disk(folder: Path, record_bytes: int, burst: int) -> tuple[float, float, bo
             assert os.preadv(fd, [slots[slot].data], record * record_bytes) == record_bytes
 
         try:
-            with ThreadPoolExecutor(in_flight(record_bytes)) as threads:
+            with ThreadPoolExecutor(READS_IN_FLIGHT) as threads:
                 end = time.perf_counter() + DISK_S
                 while time.perf_counter() < end or len(spent) < 2 * burst:
                     size = 1 + len(spent) % burst

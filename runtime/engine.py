@@ -20,7 +20,6 @@ from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
 from formats.kernels import PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
-from formats.probe import READS_IN_FLIGHT
 from runtime.backends.native import levels
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
@@ -38,7 +37,7 @@ from runtime.text import Text
 from runtime.trace import TraceWriter
 
 BACKENDS = ("native", "numpy")  # the first that is there is `auto`
-READERS = READS_IN_FLIGHT
+READERS = 4  # reads in flight where many are queued; one is enough for a virtio disk, an NVMe wants 4 to 8
 
 
 class Engine:

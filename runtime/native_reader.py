@@ -10,7 +10,6 @@ import numpy as np
 
 from formats.dtypes import AnyArray
 from formats.errors import UnsupportedError
-from formats.probe import BYTES_IN_FLIGHT
 from runtime.backends.native import load_library
 from runtime.cache import ExpertKey, Held
 from runtime.store import ExpertStore
@@ -18,6 +17,7 @@ from runtime.store import ExpertStore
 FULL, FAILED, SHORT, WRONG = 3, 4, 5, 6  # enum se_slot_state
 CHECK, BUFFERED, EARLY = 1, 2, 4  # enum se_fetch_flags
 PENDING = (1, 2)
+BYTES_IN_FLIGHT = 100 << 20  # four reads of the largest experts (docs/LEARNED.md 39); beyond it two
 
 
 class Fetch(ctypes.Structure):
