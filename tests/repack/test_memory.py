@@ -18,12 +18,12 @@ from tests.repack.hub_server import serve
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_BYTES = 400 << 20
 CLIENT_BYTES = 128 << 20  # huggingface_hub with all that it imports, and threads of connections
-# Runs the command; the peak of the process goes to stderr (ru_maxrss: KiB on Linux, bytes on macOS).
+# Runs the command; the peak of the process goes to stderr (getrusage would tell of the parent too, if that was larger).
 PROGRAM = """
-import atexit, resource, sys
+import atexit, sys
+from formats.memory import peak_memory_bytes
 from repack.cli import main
-unit = 1 if sys.platform == "darwin" else 1024
-atexit.register(lambda: sys.stderr.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}\\n"))
+atexit.register(lambda: sys.stderr.write(f"{peak_memory_bytes()}\\n"))
 main()
 """
 
