@@ -46,6 +46,8 @@ class Matrix(ctypes.Structure):
         other.weight_offset += nbytes
         other.scales_offset += nbytes
         other.biases_offset += nbytes
+        if other.linear_bias_offset >= 0:
+            other.linear_bias_offset += nbytes
         return other
 
 

@@ -4,15 +4,9 @@
 #define SE_GROUPS_AVX2_H
 
 #include "elementwise.h"
+#include "straight.h"
 
 #include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
 
 enum { HALF_GROUPS = 8 };
 

@@ -9,13 +9,6 @@ enum {
     AHEAD_BYTES = 4096, /* how far ahead codes are asked for: past the caches, which others need (docs/LEARNED.md 38) */
 };
 
-/* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
- * stack, for every constant offset from it. */
-INLINE const void *opaque(const void *pointer) {
-    __asm__("" : "+r"(pointer));
-    return pointer;
-}
-
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
     return code_width(kind.code) == 4 ? 2 : 1;

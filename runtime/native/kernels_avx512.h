@@ -4,26 +4,9 @@
  * Decoded codes and digits are bytes in the same order; dot4 adds four products into each 32-bit lane. What is left per
  * group is a few lanes of one vector, and add_lanes of 16 groups at once makes them one vector, a group per lane. */
 #include "elementwise.h"
+#include "straight.h"
 
 #include <immintrin.h>
-
-#if defined(SE_EMULATED) /* by functions, where constants are worth nothing (tests/native) */
-#define INLINE static
-#define UNROLL
-#elif defined(__clang__)
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("unroll")
-#else
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
-
-/* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
- * stack, for every constant offset from it. */
-INLINE const void *opaque(const void *pointer) {
-    __asm__("" : "+r"(pointer));
-    return pointer;
-}
 
 /* ---- sixteen sums at once. Each step adds halves of two vectors: 16 vectors of 16 lanes become one. */
 

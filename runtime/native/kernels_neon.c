@@ -4,15 +4,9 @@
  * Four products at a time go to each 32-bit lane of a group's vector; pairwise sums of four groups' vectors are one
  * vector, a group per lane. */
 #include "elementwise.h"
+#include "straight.h"
 
 #include <arm_neon.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
 
 enum {
     QUADS = BLOCK_GROUPS / 4,
