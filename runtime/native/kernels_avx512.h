@@ -3,10 +3,7 @@
  *
  * Decoded codes and digits are bytes in the same order; dot4 adds four products into each 32-bit lane. What is left per
  * group is a few lanes of one vector, and add_lanes of 16 groups at once makes them one vector, a group per lane. */
-#include "elementwise.h"
-#include "straight.h"
-
-#include <immintrin.h>
+#include "groups_avx512.h"
 
 /* ---- sixteen sums at once. Each step adds halves of two vectors: 16 vectors of 16 lanes become one. */
 
@@ -86,13 +83,6 @@ INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int code) {
     return _mm512_add_epi32(sum, _mm512_add_epi32(high, low));
 #endif
 }
-
-/* What the compiler must know of an encoding and a precision to make straight code. */
-struct kind {
-    int code;
-    int group_size;
-    int planes; /* of digits */
-};
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
@@ -229,24 +219,16 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, const struc
 
 enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP, OVERREAD = 16 };
 
-INLINE __m512 load_halves(const uint8_t *p, __mmask16 mask, int dtype, int whole) {
-    const __m256i halves = whole ? _mm256_loadu_si256((const void *)p) : _mm256_maskz_loadu_epi16(mask, p);
-    if (dtype == SE_F16) return _mm512_cvtph_ps(halves);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
 /* Whether masked loads read a block that is not whole: for the commonest codes, as only they are worth twice the code. */
 INLINE int masked(struct kind kind) {
     return kind.code == CODE_4 || kind.code == CODE_8;
 }
 
-/* scales, biases: of the block's groups. `copy` takes codes that are no whole block and that no masked load reads. */
-INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, const float *scales,
-                       const float *biases, uint8_t *copy, struct kind kind, int whole) {
+/* A block but for its scales. `copy` takes codes that are no whole block and that no masked load reads. */
+INLINE void load_block(struct block *b, const struct weights *w, int64_t row, int64_t block, uint8_t *copy,
+                       struct kind kind, int whole) {
     const int width = code_width(kind.code);
     const int64_t group_bytes = kind.group_size * width / 8, first = block * BLOCK_GROUPS;
-    b->scale = _mm512_loadu_ps(scales);
-    b->bias = _mm512_loadu_ps(biases);
     b->packed = opaque(w->weight + row * w->weight_stride + first * group_bytes);
     b->bytes = (w->shape.columns / kind.group_size - first) * group_bytes;
     b->decoded = NULL;
@@ -265,6 +247,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size, whole = groups / BLOCK_GROUPS, blocks = shape_blocks(shape);
     const int64_t per_chunk = CHUNK_GROUPS / BLOCK_GROUPS;
+    const int stored = taken_as_stored(tile);
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_STREAMS][MAX_BLOCK_BYTES + OVERREAD];
     for (int64_t row = first; row < first + rows; row++) {
@@ -272,14 +255,18 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
         struct block b[MAX_STREAMS];
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t at = block % per_chunk * BLOCK_GROUPS, left = groups - block * BLOCK_GROUPS;
-            for (int s = 0; s <= last && at == 0; s++) {
+            for (int s = 0; s <= last && at == 0 && !stored; s++) {
                 load_groups(tile->weights[s], tile->first[s] + row, block * BLOCK_GROUPS,
                             left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales[s], biases[s]);
             }
+            UNROLL
             for (int s = 0; s < streams; s++) {
                 const int i = s < last ? s : last;
-                load_block(&b[s], tile->weights[i], tile->first[i] + row, block, scales[i] + at, biases[i] + at, copy[s],
-                           kind, block < whole);
+                const struct weights *w = tile->weights[i];
+                const struct groups from = stored ? stored_groups(w, tile->first[i] + row, present(left))
+                                                  : float_groups(scales[i], biases[i]);
+                load_block(&b[s], w, tile->first[i] + row, block, copy[s], kind, block < whole);
+                sixteen_groups(&b[s].scale, &b[s].bias, &from, stored ? block * BLOCK_GROUPS : at, kind);
             }
             if (block < whole || !masked(kind)) {
                 multiply(sum, b, streams, &x, block, kind, 1);
@@ -310,7 +297,9 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
             __m512i codes[32];
             load_groups(w, tile->first[stream] + first + row, block * BLOCK_GROUPS,
                         left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scales, biases);
-            load_block(&b, w, tile->first[stream] + first + row, block, scales, biases, copy, kind, block < whole);
+            load_block(&b, w, tile->first[stream] + first + row, block, copy, kind, block < whole);
+            b.scale = _mm512_loadu_ps(scales);
+            b.bias = _mm512_loadu_ps(biases);
             UNROLL
             for (int i = 0; i < vectors; i++) decode(codes + halves * i, &b, i, kind, block < whole || !masked(kind));
             b.decoded = codes;
@@ -367,23 +356,6 @@ INLINE float add_lanes(__m512 v) {
     return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
 }
 
-/* Sixteen values from column k on; `left` of them exist. Of FP8 a 256th of them, by way of f16, whose subnormals cost
- * nothing; all ones is no number. */
-INLINE __m512 load_values(const uint8_t *row, int64_t k, int64_t left, int value) {
-    const int whole = left >= 16;
-    const __mmask16 mask = (__mmask16)(whole ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
-    if (value == VALUE_FP8) {
-        const __m128i bytes = whole ? _mm_loadu_si128((const void *)(row + k)) : _mm_maskz_loadu_epi8(mask, row + k);
-        const __m256i bits = _mm256_cvtepu8_epi16(bytes);
-        const __m256i rest = _mm256_and_si256(bits, _mm256_set1_epi16(0x7f));
-        const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(bits, _mm256_set1_epi16(0x80)), 8);
-        const __m256i none = _mm256_cmpeq_epi16(rest, _mm256_set1_epi16(0x7f));
-        return _mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(rest, 7), sign), none));
-    }
-    if (value != SE_F32) return load_halves(row + 2 * k, mask, value, whole);
-    return whole ? _mm512_loadu_ps(row + 4 * k) : _mm512_maskz_loadu_ps(mask, row + 4 * k);
-}
-
 /* One row of each stream times `tokens` operands. */
 INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
@@ -412,7 +384,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
             UNROLL
             for (int half = 0; half < 2; half++) {
                 const int64_t at = k + 16 * half;
-                __m512 v = load_values(w[s], at, columns - at, value);
+                __m512 v = load_values(w[s] + at * size, present(columns - at), value);
                 if (value == VALUE_FP8) v = _mm512_mul_ps(v, scale);
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
