@@ -20,6 +20,7 @@ from formats.config.base import LINEAR_ATTENTION
 from formats.encodings import Encoding
 from formats.kernels import product_rate
 from formats.layout import LayerLayout, Layout, matrix_shape
+from formats.memory import default_ram_bytes
 from formats.probe import READS_IN_FLIGHT, Probe, probe
 from formats.record import Part
 
@@ -66,8 +67,9 @@ def measure(layout: Layout, folder: Path, threads: int) -> Machine:
         rows, columns = matrix_shape(tensor.shape)
         shapes[tensor.encoding] = (min(rows, max(1, MOST_WEIGHTS // columns)), columns)
     specs = {part_spec(part) for _, layer in layout.moe_layers() for part in layer.record.parts}
+    record_bytes = max(1, largest_record_bytes(layout))
     return Machine(
-        probe(folder, max(1, largest_record_bytes(layout)), layout.model.top_k, threads),
+        probe(folder, record_bytes, layout.model.top_k, threads, default_ram_bytes() // 2),
         {encoding: product_rate(encoding, *shape, threads) for encoding, shape in shapes.items()},
         {spec: product_rate(*spec, threads) for spec in specs},
     )

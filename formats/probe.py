@@ -1,6 +1,6 @@
 """A short look at this machine: how fast its disk gives records, its memory is read, and Python gets on.
 
-Imports nothing of ours, so that both commands may ask it. Takes about three seconds.
+Imports nothing of ours, so that both commands may ask it. Takes about five seconds.
 """
 
 import fcntl
@@ -20,9 +20,10 @@ import numpy.typing as npt
 READS_IN_FLIGHT = 2  # of the engine's decode step (docs/LEARNED.md 39)
 DISK_S, MEMORY_S = 2.0, 0.5  # that each is measured for
 FILE_BYTES = 1 << 29  # of the file that is written to be read, at least one burst
-SLOT_BYTES = 1 << 30  # of buffers: the rate of a virtual disk depends on the pages it writes to
+SLOT_BYTES = 3 << 30  # of buffers at most: the rate of a virtual disk depends on the pages it writes to
 MEMORY_BYTES = 1 << 28  # read over and over, far more than any cache
 CALLS = 2000
+TOUCH_BYTES = 1 << 26  # that a thread touches at a time
 _ALIGNMENT = 4096
 _F_NOCACHE = 48  # macOS fcntl.h
 
@@ -42,25 +43,28 @@ class Probe:
     threads: int
 
 
-def probe(folder: Path, record_bytes: int, reads_at_once: int, threads: int) -> Probe:
+def probe(folder: Path, record_bytes: int, reads_at_once: int, threads: int, slot_bytes: int = SLOT_BYTES) -> Probe:
     """Measure the disk of a folder as the engine reads it, and the memory with so many threads.
 
-    The engine asks for up to reads_at_once records, waits for all, and computes. Writes a file of half a GiB into the
-    folder (or its nearest parent that is there) and removes it. Raises OSError.
+    The engine asks for up to reads_at_once records, waits for all, and computes. Reads into slot_bytes of memory, up to
+    SLOT_BYTES. Writes a file of half a GiB into the folder (or its nearest parent that is there) and removes it. Raises
+    OSError.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     record_bytes = -(-record_bytes // _ALIGNMENT) * _ALIGNMENT
-    rate, wait_s, direct = _disk(there, record_bytes, max(2, reads_at_once))
+    burst = max(2, reads_at_once)
+    num_slots = max(burst, min(slot_bytes, SLOT_BYTES) // record_bytes)
+    rate, wait_s, direct = _disk(there, record_bytes, burst, num_slots)
     return Probe(record_bytes, rate, wait_s, direct, _memory_rate(threads), _call_s(), threads)
 
 
-def _disk(folder: Path, record_bytes: int, burst: int) -> tuple[float, float, bool]:
+def _disk(folder: Path, record_bytes: int, burst: int, num_slots: int) -> tuple[float, float, bool]:
     """(bytes per second, seconds that a burst of reads takes besides, whether past the page cache).
 
     Bursts of all sizes up to `burst` in turn, from random places into slots in random order; a line through them.
     """
     count = max(burst, FILE_BYTES // record_bytes)
-    slots = _pages(max(burst, SLOT_BYTES // record_bytes) * record_bytes).reshape(-1, record_bytes)
+    slots = _pages(num_slots * record_bytes).reshape(-1, record_bytes)
     rng = np.random.default_rng(0)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
         block = os.urandom(1 << 20)
@@ -162,5 +166,10 @@ def _call_s() -> float:
 def _pages(nbytes: int) -> Bytes:
     """Touched anonymous memory that begins on a page: uint8 [nbytes]."""
     memory = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    memory[::_ALIGNMENT] = 1
+
+    def touch(begin: int) -> None:
+        memory[begin : begin + TOUCH_BYTES : _ALIGNMENT].fill(1)
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(touch, range(0, nbytes, TOUCH_BYTES)))
     return memory

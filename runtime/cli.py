@@ -98,7 +98,7 @@ def engine_options(command: Command) -> Command:
                 "--precision", default="exact", show_default=True, help="Of the native backend: exact or fast."
             ),
             click.option(
-                "--lookahead", default="auto", show_default=True, help="Read experts on a guess: auto, on or off."
+                "--lookahead", default="auto", show_default=True, help="Read on a guess: auto, on, off or prompts."
             ),
             click.option("--hot", is_flag=True, help="Begin with the experts used most before, kept in OUT.hot.json."),
             click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),

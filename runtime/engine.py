@@ -63,6 +63,9 @@ class Engine:
     ) -> None:
         layout = container.index.layout
         num_slots = terms.slots(layout, ram_bytes)
+        rehearsal = container.index.extensions.get(REHEARSAL)
+        if rehearsal is not None and lookahead == "auto":
+            lookahead = "prompts"  # of made-up weights nearly every guess is right, which flatters decoding
         self.container = container
         self.terms = terms
         self.config = layout.model
@@ -117,8 +120,8 @@ class Engine:
         self._stats.hot_loaded = hot_loaded
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
-        if REHEARSAL in container.index.extensions:
-            self.warnings.append(_rehearsal_warning(container.index.extensions[REHEARSAL]))
+        if rehearsal is not None:
+            self.warnings.append(_rehearsal_warning(rehearsal))
         if self.generation.ignored:
             keys = ", ".join(self.generation.ignored)
             self.warnings.append(f"generation_config.json: {keys}: not implemented, ignored")
@@ -144,7 +147,8 @@ class Engine:
         ram_bytes is a ceiling on all memory of this process; by default a share of what the machine and its memory
         groups grant. backend auto is native where its kernels were built; its precision is exact (float32) or fast
         (activations rounded to 8 bits). `trace` names a file for the routing of every step (runtime/trace.py).
-        lookahead: whether experts are read on a guess before their layer asks for them; auto measures if that pays.
+        lookahead: whether experts are read on a guess before their layer asks for them; auto measures if that pays,
+        and leaves it to prompts for a rehearsal.
         hot: read the experts that earlier runs used most at once (OUT.hot.json beside the container), and save them.
         Raises FormatError, ChecksumError or UnsupportedError for a container that cannot be trusted or run,
         RequestError for a value that cannot be met (too little memory names the floor and its terms).

@@ -7,7 +7,7 @@ import statistics
 
 from formats.errors import RequestError
 
-MODES = ("auto", "on", "off")
+MODES = ("auto", "on", "off", "prompts")  # prompts: only for their chunks
 TRIALS = 16  # pairs of decode steps, one with guesses and one without
 LEAST_GAIN = 1.02  # below it a guess is not worth the slots that it takes
 
@@ -36,7 +36,7 @@ class Lookahead:
     def guesses(self, tokens: int, share: float) -> bool:
         """Whether to guess now, in a step of so many tokens that would choose that share of the layer's experts."""
         if tokens > 1:
-            return self.mode == "on" or (self.mode == "auto" and share >= 0.5)
+            return self.mode == "on" or (self.mode in ("auto", "prompts") and share >= 0.5)
         return len(self._steps) % 2 == 1 if self.decided is None else self.decided
 
     def ended(self, tokens: int, seconds: float, nbytes_read: int) -> None:

@@ -87,6 +87,9 @@ def test_the_index_and_the_engine_say_that_it_is_a_rehearsal(tmp_path: Path) -> 
     assert open_container(out).index.extensions == {REHEARSAL: {"seed": 3}}
     with Engine.open(out) as engine:
         assert [line for line in engine.warnings if "rehearsal" in line]
+        assert engine.stats.lookahead == "prompts"  # no guess would be wrong, which no real model offers
+    with Engine.open(out, lookahead="on") as engine:
+        assert engine.stats.lookahead == "on"
 
 
 def layer_files(out: Path) -> list[os.stat_result]:

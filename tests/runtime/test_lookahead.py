@@ -41,13 +41,21 @@ def test_steps_that_read_nothing_and_prompts_are_not_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "share", "expected"), [("off", 1.0, False), ("on", 0.1, True), ("auto", 0.4, False), ("auto", 0.6, True)]
+    ("mode", "share", "expected"),
+    [
+        ("off", 1.0, False),
+        ("on", 0.1, True),
+        ("auto", 0.4, False),
+        ("auto", 0.6, True),
+        ("prompts", 0.4, False),
+        ("prompts", 0.6, True),
+    ],
 )
 def test_a_chunk_guesses_where_most_of_a_layer_will_be_read(mode: str, share: float, expected: bool) -> None:
     assert Lookahead(mode).guesses(64, share) == expected
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("on", True), ("off", False)])
+@pytest.mark.parametrize(("mode", "expected"), [("on", True), ("off", False), ("prompts", False)])
 def test_a_given_mode_is_never_measured(mode: str, expected: bool) -> None:
     lookahead = after(1.0, 2.0, mode)
     assert lookahead.guesses(1, 0.1) == expected
@@ -55,5 +63,5 @@ def test_a_given_mode_is_never_measured(mode: str, expected: bool) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(RequestError, match="--lookahead is maybe, expected auto, on, off"):
+    with pytest.raises(RequestError, match="--lookahead is maybe, expected auto, on, off, prompts"):
         Lookahead("maybe")
