@@ -1,9 +1,10 @@
 """How near predicted tokens/s come to measured ones: two geometries at two budgets each.
 
 `make bench-convert` runs it last. Rehearsals of true geometry are made in FOLDER and removed afterwards (20 GiB; fewer
-with --disk). Their routing is even, so the prediction for even routing is the one compared. Each round measures the
-machine anew and decodes at every budget; a value is the median over rounds of the smaller of the two speeds over the
-larger. The last line is one JSON object.
+with --disk). Their routing is even, so the prediction for even routing is the one compared. As a user has it, the plan
+comes before the run: the machine is measured so many times, then the model is opened and decodes as often. (A probe
+beside an engine gets the pages that the engine did not take, and the rate of a virtual disk depends on them.) A value
+is the median over rounds of the smaller of the two speeds over the larger. The last line is one JSON object.
 """
 
 import argparse
@@ -59,11 +60,11 @@ def compare(folder: Path, model: str, budgets: Sequence[int], rounds: int) -> tu
     bars, facts = [], []
     for gib in budgets:
         ram = gib * UNIT_BYTES["GiB"]
+        machines = [measure(layout, folder.parent, threads) for _ in range(rounds)]
         ratios, speeds = [], []
         with Engine.open(folder, ram_bytes=ram) as engine:
             fill(engine)
-            for _ in range(rounds):
-                machine = measure(layout, folder.parent, threads)
+            for machine in machines:
                 predicted = outlook(layout, machine, terms, ram)
                 measured = decode(engine)
                 even = predicted.tokens_per_s[0]
