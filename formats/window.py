@@ -1,4 +1,7 @@
-"""What a cache of keys and values keeps of a layer with a window: its tokens, in whole blocks, and room for more."""
+"""What a cache of keys and values keeps of a layer with a window: its tokens, in whole blocks, and room for more.
+
+A layer that attends in chunks keeps one chunk.
+"""
 
 BLOCK = 128  # kernels take keys in blocks from multiples of this, so tokens are forgotten in such
 
@@ -27,3 +30,8 @@ def held_tokens(window: int, ctx_size: int, chunk_size: int) -> int:
     if not forgets(window, ctx_size):
         return ctx_size
     return max(_worth_it(window), min(2 * room(window, chunk_size), 2 * ctx_size))
+
+
+def chunked_tokens(chunk: int, ctx_size: int, chunk_size: int) -> int:
+    """As `held_tokens`, of a layer whose attention begins anew every `chunk` tokens."""
+    return min(ctx_size, chunk + min(chunk, chunk_size))

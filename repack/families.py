@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from formats.config import (
+    CHUNKED_ATTENTION,
     FULL_ATTENTION,
     HEAD_NORM,
     INDEXED_ATTENTION,
@@ -161,15 +162,17 @@ def _decoder(
     expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
     extra_layers: str = "",
     skipped: Mapping[str, str] = NOTHING,
+    prefixes: tuple[str, ...] = ("model.",),
+    dense: tuple[Tensor, ...] = DENSE_MLP,
 ) -> Family:
     return Family(
-        prefixes=("model.",),
+        prefixes=prefixes,
         dims=_decoder_dims,
         before_mixer=(Tensor("input_layernorm", "D"),),
-        mixers={FULL_ATTENTION: ATTENTION, SLIDING_ATTENTION: ATTENTION},
+        mixers=dict.fromkeys((FULL_ATTENTION, SLIDING_ATTENTION, CHUNKED_ATTENTION), ATTENTION),
         after_mixer=(Tensor("post_attention_layernorm", "D"),),
         moe=moe,
-        dense=DENSE_MLP,
+        dense=dense,
         expert_layouts=expert_layouts,
         skipped=skipped,
         extra_layers=extra_layers,
@@ -183,6 +186,11 @@ W1_W3_W2 = (
     Experts("block_sparse_moe.experts.{expert}.w1", "I D", ("gate",)),
     Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
     Experts("block_sparse_moe.experts.{expert}.w2", "D I", ("down",)),
+)
+SHARED_EXPERT = (
+    Tensor("mlp.shared_expert.gate_proj", "S D"),
+    Tensor("mlp.shared_expert.up_proj", "S D"),
+    Tensor("mlp.shared_expert.down_proj", "D S"),
 )
 SHARED_EXPERTS = (
     Tensor("mlp.shared_expert.gate_proj", "S D", source="mlp.shared_experts.gate_proj"),
@@ -228,6 +236,30 @@ GPT_OSS = _decoder(
         tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts"), bias=".bias") for rule in SWITCH_MLP),
     ),
 )
+
+
+def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As Llama 4 calls what others call mlp."""
+    return tuple(tensor._replace(source=tensor.name.replace("mlp.", "feed_forward.")) for tensor in tensors)
+
+
+LLAMA4 = _decoder(
+    (ROUTER._replace(source="feed_forward.router"), *_in_feed_forward(SHARED_EXPERT)),
+    (
+        (
+            Experts("feed_forward.experts.gate_up_proj", "2I D", ("gate", "up"), "", transposed=True),
+            Experts("feed_forward.experts.down_proj", "D I", ("down",), "", transposed=True),
+        ),
+        tuple(rule._replace(name=rule.name.replace("mlp", "feed_forward")) for rule in PER_EXPERT),
+        tuple(rule._replace(name=rule.name.replace("mlp.switch_mlp", "feed_forward.experts")) for rule in SWITCH_MLP),
+    ),
+    dense=_in_feed_forward(DENSE_MLP),
+    prefixes=("language_model.model.", "model."),
+    skipped={
+        "vision_model.": "the vision tower",
+        "multi_modal_projector.": "the projector of the vision tower",
+    },
+)
 MINIMAX_M2 = _decoder(
     (
         ROUTER._replace(source="block_sparse_moe.gate"),
@@ -240,15 +272,7 @@ MIXTRAL = _decoder(
     (ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP)
 )
 OLMOE = _decoder((ROUTER,))
-QWEN2_MOE = _decoder(
-    (
-        ROUTER,
-        Tensor("mlp.shared_expert.gate_proj", "S D"),
-        Tensor("mlp.shared_expert.up_proj", "S D"),
-        Tensor("mlp.shared_expert.down_proj", "D S"),
-        Tensor("mlp.shared_expert_gate", "1 D", keep=True),
-    )
-)
+QWEN2_MOE = _decoder((ROUTER, *SHARED_EXPERT, Tensor("mlp.shared_expert_gate", "1 D", keep=True)))
 QWEN3_MOE = _decoder((ROUTER,))
 
 
@@ -329,6 +353,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe": GLM4_MOE,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
+    "llama4": LLAMA4,
     "minimax_m2": MINIMAX_M2,
     "mixtral": MIXTRAL,
     "olmoe": OLMOE,

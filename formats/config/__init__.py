@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from formats.config.base import (
+    CHUNKED_ATTENTION,
     FULL_ATTENTION,
     GELU_TANH,
     INDEXED_ATTENTION,
@@ -19,22 +20,34 @@ from formats.config.base import (
     Activation,
     ModelConfig,
 )
-from formats.config.decoder import HEAD_NORM, SIGMOID, SOFTMAX, WHOLE_NORM, DecoderConfig
+from formats.config.decoder import (
+    CHOSEN_SIGMOID,
+    HEAD_NORM,
+    SIGMOID,
+    SOFTMAX,
+    UNIT_NORM,
+    WHOLE_NORM,
+    DecoderConfig,
+    Temperature,
+)
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
+from formats.config.llama4 import read_llama4
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe
-from formats.config.rope import Rope, Yarn
+from formats.config.rope import Llama3, Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
 
 __all__ = [
+    "CHOSEN_SIGMOID",
+    "CHUNKED_ATTENTION",
     "CONFIG_CLASSES",
     "FULL_ATTENTION",
     "GELU_TANH",
@@ -48,14 +61,17 @@ __all__ = [
     "SLIDING_ATTENTION",
     "SOFTMAX",
     "SWIGLU_CLAMPED",
+    "UNIT_NORM",
     "WHOLE_NORM",
     "Activation",
     "DecoderConfig",
     "DeepseekV3Config",
     "Indexer",
+    "Llama3",
     "ModelConfig",
     "Qwen3_5MoeConfig",
     "Rope",
+    "Temperature",
     "Yarn",
     "model_facts",
     "read_config",
@@ -73,6 +89,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
+    "llama4": read_llama4,
+    "llama4_text": read_llama4,  # the language model saved alone
     "minimax_m2": read_minimax_m2,
     "mixtral": read_mixtral,
     "olmoe": read_olmoe,
@@ -89,6 +107,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm4_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "llama4": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "mixtral": DecoderConfig,
     "olmoe": DecoderConfig,
@@ -145,8 +164,16 @@ def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
         return tuple(facts.strings(key))
     if is_dataclass(hint):
         return _read_dataclass(hint, facts.object(key))  # type: ignore[arg-type]  # a class, not an object
-    (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
-    return facts.nullable(key, lambda key: _read_fact(inner, facts, key))
+    kinds = [arg for arg in get_args(hint) if arg is not type(None)]
+    return facts.nullable(key, lambda key: _read_fact(_kind_that_fits(kinds, facts, key), facts, key))
+
+
+def _kind_that_fits(kinds: list[Any], facts: Fields, key: str) -> Any:
+    """Of several dataclasses the one whose fields the object has; the first if none fits, to say what is wrong."""
+    if len(kinds) == 1:
+        return kinds[0]
+    found = facts.mapping(key).keys()
+    return next((kind for kind in kinds if {field.name for field in fields(kind)} == found), kinds[0])
 
 
 def _of_model_type(table: Mapping[str, Any], source: Fields) -> Any:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from formats.config.rope import Rope, Yarn
+from formats.config.rope import Llama3, Rope, Yarn
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
 LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
+CHUNKED_ATTENTION = "chunked_attention"  # to the tokens since the last multiple of attention_chunk_size
 INDEXED_ATTENTION = "indexed_attention"  # to the tokens that an indexer chooses
 SHARED_INDEX_ATTENTION = "shared_index_attention"  # to those that the layer before chose
 DENSE, SPARSE = "dense", "sparse"
@@ -48,7 +49,7 @@ class ModelConfig(ABC):
     head_dim: int
     rotary_dim: int
     rope_theta: float
-    rope_scaling: Yarn | None
+    rope_scaling: Yarn | Llama3 | None
     num_experts: int
     top_k: int
     moe_intermediate_size: int

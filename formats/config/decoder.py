@@ -6,8 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from formats.config.base import (
+    CHUNKED_ATTENTION,
     DENSE,
     FULL_ATTENTION,
+    SILU,
     SLIDING_ATTENTION,
     SPARSE,
     SWIGLU_CLAMPED,
@@ -17,11 +19,29 @@ from formats.config.base import (
 )
 from formats.config.rope import Rope, read_rope
 from formats.fields import Fields
-from formats.window import held_tokens
+from formats.window import chunked_tokens, held_tokens
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
+CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
+UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned
 SWIGLU_ALPHA = 1.702  # gpt-oss
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position: times 1 + attn_scale * log(1 + floor((position + 1) / floor_scale))."""
+
+    floor_scale: int
+    attn_scale: float
+
+    def at(self, position: int) -> float:
+        """What a query at this position is multiplied by."""
+        return 1 + self.attn_scale * math.log1p((position + 1) // self.floor_scale)
+
+    def next_change(self, position: int) -> int:
+        """The first later position with another factor."""
+        return ((position + 1) // self.floor_scale + 1) * self.floor_scale - 1
 
 
 @dataclass(frozen=True)
@@ -34,13 +54,16 @@ class DecoderConfig(ModelConfig):
     rope_interleave: bool = False  # pairs (2i, 2i + 1) turn together, as some GGUF files order queries and keys
     # attention
     sliding_window: int | None = None  # of layers with sliding_attention: tokens that a token sees, itself included
+    attention_chunk_size: int | None = None  # of layers with chunked_attention
+    full_attention_rope: bool = True  # whether layers with full_attention know positions
+    attention_temperature: Temperature | None = None  # of layers that know no positions
     attention_sinks: bool = False
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
-    qk_norm: str = NO_NORM  # of queries and keys: none, each head, or the whole projection
+    qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, or unit
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
     # router and experts
-    scoring_func: str = SOFTMAX  # or sigmoid
+    scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
@@ -48,6 +71,7 @@ class DecoderConfig(ModelConfig):
     router_bias: bool = False  # of its logits
     e_score_correction_bias: bool = False  # added to scores where they are compared
     swiglu_limit: float | None = None  # experts are clamped, as gpt-oss's
+    scale_expert_input: bool = False  # routing weights multiply what experts read, not what they give
     shared_expert_intermediate_size: int | None = None  # of all shared experts together
     shared_expert_gate: bool = False
     # scales
@@ -58,8 +82,8 @@ class DecoderConfig(ModelConfig):
     @property
     def expert_activation(self) -> Activation:
         if self.swiglu_limit is None:
-            return Activation()
-        return Activation(SWIGLU_CLAMPED, SWIGLU_ALPHA, self.swiglu_limit)
+            return Activation(SILU, scale_input=self.scale_expert_input)
+        return Activation(SWIGLU_CLAMPED, SWIGLU_ALPHA, self.swiglu_limit, self.scale_expert_input)
 
     @cached_property
     def rope(self) -> Rope:
@@ -72,14 +96,45 @@ class DecoderConfig(ModelConfig):
         """Tokens that a token of this layer sees, itself included; None for all before it."""
         return self.sliding_window if self.layer_types[layer] == SLIDING_ATTENTION else None
 
+    def chunk(self, layer: int) -> int | None:
+        """Tokens after which attention of this layer begins anew; None where it never does."""
+        return self.attention_chunk_size if self.layer_types[layer] == CHUNKED_ATTENTION else None
+
+    def attention_scale(self, layer: int, position: int) -> float:
+        """What multiplies the scores of a query at this position."""
+        temperature = self._temperature(layer)
+        return self.attention_multiplier * (temperature.at(position) if temperature else 1.0)
+
+    def run_length(self, layer: int, position: int, tokens: int) -> int:
+        """How many of the tokens from this position on share a chunk and an attention_scale."""
+        chunk, temperature = self.chunk(layer), self._temperature(layer)
+        if chunk is not None:
+            tokens = min(tokens, chunk - position % chunk)
+        if temperature is not None:
+            tokens = min(tokens, temperature.next_change(position) - position)
+        return tokens
+
+    def _temperature(self, layer: int) -> Temperature | None:
+        return None if self.turns(layer) else self.attention_temperature
+
+    def turns(self, layer: int) -> bool:
+        """Whether queries and keys of this layer know their positions."""
+        return self.full_attention_rope or self.layer_types[layer] != FULL_ATTENTION
+
     @property
     def cache_values_per_token(self) -> int:
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
-        windows = [self.window(layer) for layer in range(self.num_hidden_layers)]
-        tokens = sum(ctx_size if w is None else held_tokens(w, ctx_size, chunk_size) for w in windows)
+        tokens = sum(self._held_tokens(layer, ctx_size, chunk_size) for layer in range(self.num_hidden_layers))
         return tokens * 2 * self.num_key_value_heads * self.head_dim
+
+    def _held_tokens(self, layer: int, ctx_size: int, chunk_size: int) -> int:
+        if (window := self.window(layer)) is not None:
+            return held_tokens(window, ctx_size, chunk_size)
+        if (chunk := self.chunk(layer)) is not None:
+            return chunked_tokens(chunk, ctx_size, chunk_size)
+        return ctx_size
 
     @property
     def state_values(self) -> int:
@@ -93,15 +148,16 @@ class DecoderConfig(ModelConfig):
     def check(self, where: str) -> None:
         super().check(where)
         layers, entries = self.num_hidden_layers, f"{self.num_hidden_layers} entries"
-        self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION))
+        chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)
+        self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION, *chunked))
         self.require(where, len(self.mlp_layer_types) == layers, "mlp_layer_types", entries)
         self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
         if DENSE in self.mlp_layer_types:
             self.require(where, self.intermediate_size is not None, "intermediate_size", "a width, for dense layers")
         if SLIDING_ATTENTION in self.layer_types:
             self.require(where, self.sliding_window is not None, "sliding_window", "a number, for sliding_attention")
-        self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM))
-        self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID))
+        self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, UNIT_NORM))
+        self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)
             self.require(where, value is None or value > 0, key, "a number above 0")
@@ -121,7 +177,6 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
     if heads > hidden_size:
         raise config.wrong("num_attention_heads", f"at most hidden_size {hidden_size}")
     head_dim = config.integer("head_dim", 1, 2**16, default=hidden_size // heads)
-    rope_theta, rope_scaling = read_rope(config)
     common: dict[str, Any] = {
         "vocab_size": config.integer("vocab_size", 1, 2**31),
         "hidden_size": hidden_size,
@@ -134,12 +189,12 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         "num_key_value_heads": config.integer("num_key_value_heads", 1, 2**16, default=heads),
         "head_dim": head_dim,
         "rotary_dim": head_dim,
-        "rope_theta": rope_theta,
-        "rope_scaling": rope_scaling,
         "rope_interleave": config.boolean("rope_interleave", default=False),
         "attention_multiplier": 1 / math.sqrt(head_dim),
         "mlp_layer_types": (SPARSE,) * num_layers,
     }
+    if "rope_theta" not in facts:
+        common["rope_theta"], common["rope_scaling"] = read_rope(config)
     if "top_k" not in facts:
         common["top_k"] = config.integer("num_experts_per_tok", 1, 2**20)
     return DecoderConfig(**(common | facts))

@@ -11,7 +11,7 @@ from formats.config.base import (
     ModelConfig,
     only,
 )
-from formats.config.rope import Rope, mscale, read_rope
+from formats.config.rope import Rope, Yarn, mscale, read_rope
 from formats.fields import Fields
 
 
@@ -42,6 +42,7 @@ class DeepseekV3Config(ModelConfig):
     head_dim is the width of a query head, qk_nope_head_dim + qk_rope_head_dim; only the latter is turned.
     """
 
+    rope_scaling: Yarn | None
     mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
     intermediate_size: int  # of dense layers
     shared_expert_intermediate_size: int  # of all shared experts together

@@ -40,13 +40,36 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Llama3:
+    """Slow turns made slower by `factor`, fast ones kept, those between in part (transformers' rope type llama3)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    high_freq_factor: float
+
+    @property
+    def attention_factor(self) -> float:
+        return 1.0
+
+    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
+        """Angle per position of each pair: [rotary_dim / 2]."""
+        kept = _inv_freq(theta, rotary_dim)
+        turns = self.original_max_position_embeddings * kept / (2 * math.pi)  # within the original context
+        between = (turns - self.low_freq_factor) / ((self.high_freq_factor - self.low_freq_factor) or 1)
+        blended = (1 - between) * kept / self.factor + between * kept
+        slow, fast = turns < self.low_freq_factor, turns > self.high_freq_factor
+        return np.where(slow, kept / self.factor, np.where(fast, kept, blended))
+
+
+@dataclass(frozen=True)
 class Rope:
     """What turns queries and keys: pairs (i, i + dim/2) of the first `dim` values, or interleaved (2i, 2i + 1)."""
 
     theta: float
     dim: int
     interleaved: bool = False
-    scaling: Yarn | None = None
+    scaling: Yarn | Llama3 | None = None
 
     @cached_property
     def inv_freq(self) -> Float64:
@@ -65,10 +88,25 @@ def mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def read_rope(config: Fields) -> tuple[float, Yarn | None]:
-    """(rope_theta, rope_scaling) of a config.json, in either of its forms.
+    """(rope_theta, rope_scaling) of a config.json, in either of its forms, scaled by YaRN or not at all.
+
+    Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    """
+    theta, kind, parameters = _rope_parameters(config, "yarn")
+    return theta, _read_yarn(parameters, config) if kind == "yarn" else None
+
+
+def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | None]:
+    """As `read_rope`, for models that are scaled as Llama 3 or not at all."""
+    theta, kind, parameters = _rope_parameters(config, "llama3")
+    return theta, _read_llama3(parameters) if kind == "llama3" else None
+
+
+def _rope_parameters(config: Fields, scaled: str) -> tuple[float, str, Fields]:
+    """(rope_theta, kind of scaling, where its parameters stand).
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
-    rope_parameters. Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    rope_parameters.
     """
     parameters = config.object("rope_parameters") if "rope_parameters" in config else config
     theta = parameters.number("rope_theta")
@@ -76,9 +114,9 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
         parameters = config.object("rope_scaling")
     key = "rope_type" if "rope_type" in parameters or parameters is config else "type"
     kind = parameters.string(key, "default")
-    if kind not in ("default", "yarn"):
-        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only default and yarn are implemented")
-    return theta, _read_yarn(parameters, config) if kind == "yarn" else None
+    if kind not in ("default", scaled):
+        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only default and {scaled} are implemented")
+    return theta, kind, parameters
 
 
 def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int:
@@ -109,6 +147,20 @@ def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
         if getattr(yarn, key) <= 0:
             raise scaling.wrong(key, "a number above 0")
     return yarn
+
+
+def _read_llama3(scaling: Fields) -> Llama3:
+    llama3 = Llama3(
+        factor=scaling.number("factor"),
+        original_max_position_embeddings=scaling.integer("original_max_position_embeddings", 1, 2**31),
+        low_freq_factor=scaling.number("low_freq_factor"),
+        high_freq_factor=scaling.number("high_freq_factor"),
+    )
+    if llama3.factor <= 0:
+        raise scaling.wrong("factor", "a number above 0")
+    if llama3.high_freq_factor < llama3.low_freq_factor:
+        raise scaling.wrong("high_freq_factor", f"low_freq_factor {llama3.low_freq_factor} or more")
+    return llama3
 
 
 def _inv_freq(theta: float, dim: int) -> Float64:

@@ -19,12 +19,13 @@ class Routing(NamedTuple):
     """How a router chooses, in the names of config.json (source: transformers' DeepseekV3TopkRouter).
 
     Scores are the softmax or sigmoid of the logits, and those of the chosen ones are the weights. What is compared is
-    score + correction bias; with groups only experts of the topk_group best groups, by the sum of their two best.
+    score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups only experts of the
+    topk_group best groups, by the sum of their two best.
     The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
     """
 
     top_k: int
-    scoring_func: str = SOFTMAX  # or sigmoid
+    scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
@@ -98,8 +99,13 @@ class Ops(Protocol):
         grows by rope.attention_factor. Values stay in their places.
         """
 
-    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
-        """An empty cache of keys and values; with a window it may forget what no later token sees."""
+    def new_kv_cache(
+        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+    ) -> State:
+        """An empty cache of keys and values of the whole context, or of max_tokens if those are fewer.
+
+        With a window it may forget what no later token sees.
+        """
 
     def attention(
         self,

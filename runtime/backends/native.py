@@ -100,7 +100,7 @@ class Routing(ctypes.Structure):
 
 LANES = 16  # keys, and columns of a state, that lie side by side
 MAP_SIGMOID, MAP_SILU = 0, 1  # enum se_map_kind
-SCORE_SOFTMAX, SCORE_SIGMOID = 0, 1  # enum se_scoring
+SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_CHOSEN_SIGMOID = 0, 1, 2  # enum se_scoring
 _ADDRESS = ctypes.c_char * 0
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.budget import SCORES_BYTES
-from formats.config import GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
+from formats.config import CHOSEN_SIGMOID, GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
@@ -25,7 +25,11 @@ from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
-SCORING = {SOFTMAX: native.SCORE_SOFTMAX, SIGMOID: native.SCORE_SIGMOID}
+SCORING = {
+    SOFTMAX: native.SCORE_SOFTMAX,
+    SIGMOID: native.SCORE_SIGMOID,
+    CHOSEN_SIGMOID: native.SCORE_CHOSEN_SIGMOID,
+}
 SILU_ACTIVATION = native.Activation(native.SILU, 0.0, 0.0, 0)
 ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
 
@@ -251,10 +255,13 @@ class NativeOps(NumpyOps):
 
     # ---- attention
 
-    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
+    def new_kv_cache(
+        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+    ) -> State:
         if window is not None and forgets(window, self._ctx_size):
             return _kv_cache(num_heads, head_dim, room(window, 0))._replace(window=window)
-        return _kv_cache(num_heads, head_dim, -(-self._ctx_size // native.LANES) * native.LANES)
+        tokens = min(max_tokens or self._ctx_size, self._ctx_size)
+        return _kv_cache(num_heads, head_dim, -(-tokens // native.LANES) * native.LANES)
 
     def attention(
         self,

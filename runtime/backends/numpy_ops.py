@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import GELU_TANH, SILU, SOFTMAX, SWIGLU_CLAMPED, Activation, Rope
+from formats.config import CHOSEN_SIGMOID, GELU_TANH, SILU, SOFTMAX, SWIGLU_CLAMPED, Activation, Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
@@ -197,7 +197,9 @@ class NumpyOps:
         self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
     ) -> tuple[AnyArray, Float32]:
         scores = softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
-        compared = scores if correction_bias is None else scores + correction_bias.vector()
+        compared = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
+        if correction_bias is not None:
+            compared = compared + correction_bias.vector()
         if routing.n_group > 1:
             groups = compared.reshape(len(logits), routing.n_group, -1).copy()
             best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)  # [T, n_group]
@@ -260,10 +262,12 @@ class NumpyOps:
         y[..., second] = x[..., second] * cos + x[..., first] * sin
         return y
 
-    def new_kv_cache(self, num_heads: int, head_dim: int, window: int | None = None) -> State:
+    def new_kv_cache(
+        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+    ) -> State:
         if window is not None and not forgets(window, self._ctx_size):
             window = None
-        capacity = self._ctx_size if window is None else room(window, 0)
+        capacity = min(max_tokens or self._ctx_size, self._ctx_size) if window is None else room(window, 0)
         shape = (capacity, num_heads, head_dim)  # memory becomes resident only as tokens come
         return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0, window=window)
 

@@ -1,13 +1,14 @@
 """The plain decoder: attention over keys and values, then routed experts, each added to the stream.
 
-Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2 and gpt-oss are this model with other facts.
+Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2, gpt-oss and Llama 4 are this model with other facts.
 Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D hidden_size, d width of a head.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from formats.config import HEAD_NORM, WHOLE_NORM, DecoderConfig
+from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
 from runtime.backends.base import Array, Ops, Routing, State, Turn
 from runtime.session import Sequence
 
@@ -19,9 +20,11 @@ class Decoder:
 
     def new_states(self) -> list[State]:
         """An empty cache of keys and values per layer."""
+        return [self._new_kv_cache(layer) for layer in range(self.config.num_hidden_layers)]
+
+    def _new_kv_cache(self, layer: int) -> State:
         c = self.config
-        shape = c.num_key_value_heads, c.head_dim
-        return [self.ops.new_kv_cache(*shape, c.window(layer)) for layer in range(c.num_hidden_layers)]
+        return self.ops.new_kv_cache(c.num_key_value_heads, c.head_dim, c.window(layer), c.chunk(layer))
 
     def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
@@ -59,24 +62,43 @@ class Decoder:
         q = self._heads(q, f"{name}.q_norm", c.num_attention_heads)  # [T, heads, d]
         k = self._heads(k, f"{name}.k_norm", c.num_key_value_heads)
         v = self._heads(v, None, c.num_key_value_heads)
-        window = c.window(layer)
+        if c.qk_norm == UNIT_NORM and c.turns(layer):
+            q, k = self._unit(q), self._unit(k)  # a rotation, which follows here and comes first there, keeps lengths
+        window, chunk = c.window(layer), c.chunk(layer)
         sinks = ops.weight(f"{name}.sinks") if c.attention_sinks else None
         q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") if c.qk_norm == HEAD_NORM else None for part in "qk")
         outputs = []
         for s in sequences:
-            output, s.states[layer] = ops.attention(
-                q[s.rows],
-                k[s.rows],
-                v[s.rows],
-                s.states[layer],
-                c.attention_multiplier,
-                window=window,
-                sinks=sinks,
-                turn=Turn(c.rope, s.position, q_norm, k_norm, c.rms_norm_eps),
-            )
-            outputs.append(output)  # [tokens, heads, d]
+            for rows, position in self._runs(layer, s):
+                if chunk is not None and position % chunk == 0:
+                    s.states[layer] = self._new_kv_cache(layer)
+                output, s.states[layer] = ops.attention(
+                    q[rows],
+                    k[rows],
+                    v[rows],
+                    s.states[layer],
+                    c.attention_scale(layer, position),
+                    window=window,
+                    sinks=sinks,
+                    turn=Turn(c.rope, position, q_norm, k_norm, c.rms_norm_eps) if c.turns(layer) else None,
+                )
+                outputs.append(output)  # [tokens, heads, d]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.head_dim)
         return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
+
+    def _runs(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int]]:
+        """(rows, position) of a sequence's tokens, cut where a chunk begins and where the scale of scores changes."""
+        begin, stop = s.rows.start, s.rows.stop
+        while begin < stop:
+            position = s.position + begin - s.rows.start
+            end = begin + self.config.run_length(layer, position, stop - begin)
+            yield slice(begin, end), position
+            begin = end
+
+    def _unit(self, x: Array) -> Array:
+        """x / sqrt(mean(x^2) + eps) over the last axis."""
+        d = self.config.head_dim
+        return self.ops.l2_norm(x, d * self.config.rms_norm_eps) * d**0.5
 
     def _heads(self, y: Array, norm: str | None, heads: int) -> Array:
         """Queries, keys or values as projected: [T, heads, d]."""

@@ -47,15 +47,17 @@ static void route_token(const struct route_job *job, int64_t t) {
     const int64_t E = routing->num_experts, k = routing->top_k;
     float *scores = job->scratch + t * 2 * E, *compared = scores + E, *weights = job->weights + t * k;
     int64_t *ids = job->ids + t * k;
-    if (routing->scoring == SE_SCORE_SIGMOID) {
-        job->loops->map(SE_MAP_SIGMOID, job->logits + t * E, E, scores);
+    const float *logits = job->logits + t * E;
+    const float *ranked = routing->scoring == SE_SCORE_CHOSEN_SIGMOID ? logits : scores;
+    if (routing->scoring != SE_SCORE_SOFTMAX) {
+        job->loops->map(SE_MAP_SIGMOID, logits, E, scores);
     } else {
-        memcpy(scores, job->logits + t * E, (size_t)E * sizeof *scores);
+        memcpy(scores, logits, (size_t)E * sizeof *scores);
         const float sum = job->loops->exponents(scores, job->loops->largest(scores, E), E);
         for (int64_t e = 0; e < E; e++) scores[e] /= sum;
     }
     for (int64_t e = 0; e < E; e++) {
-        compared[e] = job->correction_bias == NULL ? scores[e] : scores[e] + job->correction_bias[e];
+        compared[e] = job->correction_bias == NULL ? ranked[e] : ranked[e] + job->correction_bias[e];
     }
     if (routing->n_group > 1) drop_groups(routing, compared);
     choose(compared, E, k, ids);

@@ -210,7 +210,7 @@ SE_API int32_t se_rope(se_context *context, const float *x, int64_t tokens, int6
                        int32_t interleaved, const float *cosine, const float *sine, float *y);
 
 /* How a router chooses: runtime/backends/base.py, Routing. */
-enum se_scoring { SE_SCORE_SOFTMAX = 0, SE_SCORE_SIGMOID = 1 };
+enum se_scoring { SE_SCORE_SOFTMAX = 0, SE_SCORE_SIGMOID = 1, SE_SCORE_CHOSEN_SIGMOID = 2 };
 
 typedef struct {
     int64_t num_experts;

@@ -210,6 +210,35 @@ GPT_OSS_20B: dict[str, Any] = {
     "tie_word_embeddings": False,
     "vocab_size": 201088,
 }
+LLAMA_4_SCOUT_TEXT: dict[str, Any] = {
+    "model_type": "llama4_text",
+    "attention_bias": False,
+    "attention_chunk_size": 8192,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "interleave_moe_layer_step": 1,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "max_position_embeddings": 10485760,
+    "num_attention_heads": 40,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 16.0,
+        "high_freq_factor": 1.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "use_qk_norm": True,
+    "vocab_size": 202048,
+}
+LLAMA_4_SCOUT: dict[str, Any] = {"model_type": "llama4", "text_config": LLAMA_4_SCOUT_TEXT}
 DECODERS: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -222,5 +251,6 @@ DECODERS: dict[str, dict[str, Any]] = {
         GLM_4_5_AIR,
         MINIMAX_M2_5,
         GPT_OSS_20B,
+        LLAMA_4_SCOUT,
     )
 }

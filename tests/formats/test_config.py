@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from formats.config import (
     ModelConfig,
     Qwen3_5MoeConfig,
+    Yarn,
     model_facts,
     read_config,
     read_model_facts,
@@ -111,7 +112,7 @@ def test_yarn_stretches_qwen3_5_too(config: dict[str, Any]) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}
     config["text_config"]["rope_parameters"] |= scaling
     yarn = read(config).rope_scaling
-    assert yarn is not None
+    assert isinstance(yarn, Yarn)
     assert (yarn.factor, yarn.truncate) == (4.0, True)
 
 

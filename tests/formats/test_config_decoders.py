@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 
-from formats.config import DecoderConfig, ModelConfig, Yarn, model_facts, read_config, read_model_facts
+from formats.config import (
+    DecoderConfig,
+    Llama3,
+    ModelConfig,
+    Temperature,
+    Yarn,
+    model_facts,
+    read_config,
+    read_model_facts,
+)
 from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from tests.containers import MODEL
-from tests.formats.published import DECODERS, QWEN3_30B
+from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B
 
 
 def read(config: dict[str, Any]) -> ModelConfig:
@@ -72,6 +81,21 @@ FACTS: dict[str, dict[str, Any]] = {
         "router_bias": True,
         "swiglu_limit": 7.0,
     },
+    "llama4": {
+        "rotary_dim": 128,
+        "rope_scaling": Llama3(16.0, 8192, 1.0, 1.0),
+        "rope_interleave": True,
+        "layer_types": (*("chunked_attention",) * 3, "full_attention") * 12,
+        "attention_chunk_size": 8192,
+        "full_attention_rope": False,
+        "attention_temperature": Temperature(8192, 0.1),
+        "qk_norm": "unit",
+        "intermediate_size": 16384,
+        "shared_expert_intermediate_size": 8192,
+        "scoring_func": "sigmoid_of_chosen",
+        "norm_topk_prob": False,
+        "scale_expert_input": True,
+    },
 }
 
 
@@ -128,6 +152,99 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     assert isinstance(model, DecoderConfig)
     assert [model.window(layer) for layer in range(4)] == [128, None, 128, None]
     assert model == read(DECODERS["gpt_oss"])
+
+
+def llama4(**changes: Any) -> DecoderConfig:
+    model = read({**LLAMA_4_SCOUT_TEXT, **changes})
+    assert isinstance(model, DecoderConfig)
+    return model
+
+
+def test_the_text_of_llama_4_is_the_same_alone() -> None:
+    assert llama4() == read(DECODERS["llama4"])
+
+
+def test_llama_4_says_in_two_ways_which_layers_have_experts_and_which_know_positions() -> None:
+    changes = {"num_hidden_layers": 6, "interleave_moe_layer_step": 2, "no_rope_layer_interval": 3}
+    model = llama4(**changes)
+    assert [model.has_experts(layer) for layer in range(6)] == [False, True] * 3
+    assert [model.turns(layer) for layer in range(6)] == [True, True, False] * 2
+    assert [model.chunk(layer) for layer in range(6)] == [8192, 8192, None] * 2
+    listed = {"num_hidden_layers": 6, "moe_layers": [1, 3, 5], "no_rope_layers": [1, 1, 0] * 2}
+    assert llama4(**listed) == model
+    assert llama4(no_rope_layers=[]) == llama4()  # as the first published files have it
+
+
+@pytest.mark.parametrize(("tuned", "known"), [(4, True), (True, True), (0, False), (False, False)])
+def test_the_temperature_of_llama_4_is_a_number_or_a_choice(tuned: Any, known: bool) -> None:
+    model = llama4(attn_temperature_tuning=tuned)
+    assert (model.attention_temperature is not None) == known
+
+
+def test_the_scale_of_scores_grows_with_position_where_there_are_no_positions() -> None:
+    model, plain = llama4(), 1 / math.sqrt(128)
+    assert model.attention_scale(0, 10**6) == plain
+    assert [model.attention_scale(3, position) for position in (0, 8190)] == [plain, plain]
+    assert model.attention_scale(3, 8191) == pytest.approx(plain * (1 + 0.1 * math.log(2)))
+    assert model.attention_scale(3, 81920) == pytest.approx(plain * (1 + 0.1 * math.log(11)))
+
+
+def test_a_run_of_tokens_shares_a_chunk_and_a_scale() -> None:
+    model = llama4()
+    assert [model.run_length(0, position, 500) for position in (0, 8000, 8191, 8192)] == [500, 192, 1, 500]
+    assert [model.run_length(3, position, 500) for position in (0, 8000, 8190, 8191)] == [500, 191, 1, 500]
+    assert llama4(attn_temperature_tuning=False).run_length(3, 8000, 500) == 500
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 4.0), (1.0, 1.0)])
+def test_slow_pairs_of_llama3_are_slowed_and_fast_ones_kept(low: float, high: float) -> None:
+    """transformers' _compute_llama3_parameters, pair by pair."""
+    rope = llama4(rope_scaling=LLAMA_4_SCOUT_TEXT["rope_scaling"] | {"low_freq_factor": low, "high_freq_factor": high})
+    for pair, found in enumerate(rope.rope.inv_freq):
+        plain = 500000.0 ** (-pair / 64)
+        wavelength = 2 * math.pi / plain
+        if wavelength < 8192 / high:
+            expected = plain
+        elif wavelength > 8192 / low:
+            expected = plain / 16
+        else:
+            smooth = (8192 / wavelength - low) / (high - low)
+            expected = (1 - smooth) * plain / 16 + smooth * plain
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope_scaling", {"rope_type": "yarn"}, "rope_type is yarn, only default and llama3 are implemented"),
+        ("rope_scaling", {"rope_type": "llama3"}, "factor is missing"),
+        ("layer_types", ["full_attention"] * 48, "layer_types is .*, only chunked_attention in layers with positions"),
+        ("no_rope_layers", [1, 0], "no_rope_layers is .*, expected 48 entries"),
+        ("no_rope_layers", [2] * 48, "no_rope_layers"),
+        ("moe_layers", [48], "moe_layers"),
+        ("attention_chunk_size", None, "attention_chunk_size is missing"),
+        ("attention_chunk_size", 0, "attention_chunk_size is 0, expected an integer from 1"),
+        ("attn_temperature_tuning", "yes", "attn_temperature_tuning is yes, expected true, false or an integer"),
+        ("floor_scale", 0, "floor_scale is 0, expected an integer from 1"),
+        ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
+        ("intermediate_size_mlp", None, "intermediate_size_mlp is missing"),
+    ],
+)
+def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
+        llama4(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("factor", 0.0, "factor is 0.0, expected a number above 0"),
+        ("high_freq_factor", 0.5, "high_freq_factor is 0.5, expected low_freq_factor 1.0 or more"),
+    ],
+)
+def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: float, message: str) -> None:
+    with pytest.raises(FormatError, match=f"config.json: rope_scaling.{message}"):
+        llama4(rope_scaling=LLAMA_4_SCOUT_TEXT["rope_scaling"] | {key: value})
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from formats.budget import memory_terms
 from formats.config import read_config
-from formats.window import BLOCK, first_kept, forgets, held_tokens, room
+from formats.window import BLOCK, chunked_tokens, first_kept, forgets, held_tokens, room
 from tests.containers import make_layout
-from tests.formats.published import GPT_OSS_20B
+from tests.formats.published import GPT_OSS_20B, LLAMA_4_SCOUT
 
 windows, lengths = st.integers(1, 5000), st.integers(0, 200_000)
 
@@ -44,3 +44,17 @@ def test_windows_of_gpt_oss_take_a_known_part_of_the_memory_of_a_long_context() 
     terms = memory_terms(layout, tokenizer_json_bytes=0, ctx_size=131_072, chunk_size=512)
     per_token_and_layer = 2 * 8 * 64 * 4  # keys and values of 8 heads of 64 in float32
     assert terms.kv_bytes == per_token_and_layer * (12 * 131_072 + 12 * 2048)
+
+
+@given(chunk=windows, a=lengths, b=lengths, step=st.integers(1, 5000))
+def test_a_layer_in_chunks_holds_the_last_one_and_what_a_step_begins(chunk: int, a: int, b: int, step: int) -> None:
+    small, large = sorted((a, b))
+    assert chunked_tokens(chunk, small, step) <= chunked_tokens(chunk, large, step) <= 2 * chunk
+    assert chunked_tokens(chunk, min(small, chunk), step) == min(small, chunk)
+
+
+def test_chunks_of_llama_4_take_a_known_part_of_the_memory_of_a_long_context() -> None:
+    layout = replace(make_layout(), model=read_config(json.dumps(LLAMA_4_SCOUT).encode()))
+    terms = memory_terms(layout, tokenizer_json_bytes=0, ctx_size=131_072, chunk_size=512)
+    per_token_and_layer = 2 * 8 * 128 * 4  # keys and values of 8 heads of 128 in float32
+    assert terms.kv_bytes == per_token_and_layer * (12 * 131_072 + 36 * (8192 + 512))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.config import SIGMOID, SOFTMAX, Rope
+from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, Rope
 from formats.dtypes import Float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
@@ -170,7 +170,7 @@ def test_a_router_chooses_as_the_reference_does(tokens: int, groups: int, seed: 
     experts = groups * data.draw(st.integers(2, 140 // groups))
     routing = Routing(
         data.draw(st.integers(1, min(experts // groups, 10))),
-        data.draw(st.sampled_from((SOFTMAX, SIGMOID))),
+        data.draw(st.sampled_from((SOFTMAX, SIGMOID, CHOSEN_SIGMOID))),
         data.draw(st.booleans()),
         2.5,
         groups,
@@ -183,6 +183,14 @@ def test_a_router_chooses_as_the_reference_does(tokens: int, groups: int, seed: 
     expected_ids, expected_weights = REFERENCE.route(logits, routing, given_bias)
     assert near(weights, expected_weights, 1e-6)
     assert np.mean(ids != expected_ids) < 0.1  # where two scores are the same to rounding
+
+
+def test_large_logits_are_told_apart_though_their_sigmoids_are_not() -> None:
+    logits = np.array([[20.0, 30.0, 25.0, -3.0]], np.float32)
+    routing = Routing(2, CHOSEN_SIGMOID, norm_topk_prob=False)
+    ids, weights = the_same(lambda ops: ops.route(logits, routing))
+    assert (ids.tolist(), weights.tolist()) == ([[1, 2]], [[1.0, 1.0]])
+    assert REFERENCE.route(logits, routing)[0].tolist() == [[1, 2]]
 
 
 def test_a_router_that_knows_no_numbers_still_names_experts() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.config import SIGMOID, SOFTMAX, Rope, Yarn
+from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, Rope, Yarn
 from formats.dtypes import Float32
 from formats.encodings import Plain
 from runtime.backends.base import Routing
@@ -37,11 +37,12 @@ def vector(values: Float32) -> Weight:
 
 def chosen_by_definition(logits: list[float], routing: Routing, bias: list[float]) -> dict[int, float]:
     """Expert and weight, one token at a time, in Python's floats."""
-    if routing.scoring_func == SIGMOID:
+    if routing.scoring_func != SOFTMAX:
         scores = [1 / (1 + math.exp(-x)) for x in logits]
     else:
         scores = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]
-    compared = [score + b for score, b in zip(scores, bias, strict=True)]
+    ranked = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
+    compared = [rank + b for rank, b in zip(ranked, bias, strict=True)]
     size = len(logits) // routing.n_group
     groups = [range(g * size, (g + 1) * size) for g in range(routing.n_group)]
     groups.sort(key=lambda group: -sum(sorted((compared[e] for e in group), reverse=True)[:2]))
@@ -60,6 +61,7 @@ def chosen_by_definition(logits: list[float], routing: Routing, bias: list[float
         Routing(3, SIGMOID, routed_scaling_factor=2.5),
         Routing(3, SIGMOID, n_group=4, topk_group=2),
         Routing(4, SOFTMAX, False, 1.5, 3, 2),
+        Routing(2, CHOSEN_SIGMOID, False),
     ],
 )
 def test_a_router_chooses_as_its_definition_does(ops: NumpyOps, routing: Routing, with_bias: bool) -> None:
