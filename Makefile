@@ -57,8 +57,9 @@ bench: $(STAMP) ## what this machine allows, and what the demo reaches of it
 bench-kernels: $(STAMP) ## native kernels beside the memory read rate and BLAS
 	$(BIN)/python -m runtime.bench_kernels
 
-bench-store: $(STAMP) ## expert reads, their overlap and the cache beside what the disk allows
+bench-store: $(STAMP) ## expert reads, their overlap and the cache beside what the disk allows; what a ceiling on memory costs
 	$(BIN)/python -m runtime.bench_store
+	$(BIN)/python -m tests.runtime.bench_memory
 
 bench-convert: $(STAMP) ## conversion beside raw reading and writing, MLX (if `make fixtures` was run), a hub on loopback, and predicted speeds
 	$(BIN)/python -m repack.bench_convert $(if $(wildcard $(MLX_PYTHON)),--mlx $(MLX_PYTHON))

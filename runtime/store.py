@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ from formats.checksum import blocks, xxh3_64
 from formats.container import Container
 from formats.dtypes import AnyArray
 from formats.errors import ChecksumError, StorageError
-from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE
+from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE, ResidentTensor
 from runtime.cache import ExpertKey
 from runtime.direct import ALIGNMENT, DirectFile, aligned_bytes, proves_direct
+
+LOADERS = 4  # threads that read resident weights and touch their pages (docs/LEARNED.md 59)
 
 
 class ReadCounters:
@@ -142,17 +145,21 @@ def load_resident(container: Container) -> AnyArray:
     layout, checksums = container.index.layout, container.index.block_checksums
     file = DirectFile(container.data_path(RESIDENT_FILE))
     memory = aligned_bytes(layout.resident_bytes)
+
+    def load(tensor: ResidentTensor, block: int, start: int, length: int) -> None:
+        offset = tensor.offset + start
+        content = memory[offset : offset + length]
+        file.read_into(content, offset, f"tensor {tensor.name}")
+        expected, found = checksums[tensor.name][block], xxh3_64(content)
+        if found != expected:
+            raise ChecksumError(
+                f"{file.path}: tensor {tensor.name} block {block} has checksum {found}, expected {expected}"
+            )
+
+    every = [(t, n, *place) for t in layout.resident for n, place in enumerate(blocks(t.nbytes, BLOCK_BYTES))]
     try:
-        for tensor in layout.resident:
-            for block, (start, length) in enumerate(blocks(tensor.nbytes, BLOCK_BYTES)):
-                offset = tensor.offset + start
-                content = memory[offset : offset + length]
-                file.read_into(content, offset, f"tensor {tensor.name}")
-                expected, found = checksums[tensor.name][block], xxh3_64(content)
-                if found != expected:
-                    raise ChecksumError(
-                        f"{file.path}: tensor {tensor.name} block {block} has checksum {found}, expected {expected}"
-                    )
+        with ThreadPoolExecutor(LOADERS) as threads:
+            list(threads.map(load, *zip(*every, strict=True)))
     finally:
         file.close()
     return memory
