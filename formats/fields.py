@@ -175,6 +175,12 @@ class Fields:
             raise self.wrong(key, f"a list of integers from {low} to {high}")
         return values
 
+    def numbers(self, key: str) -> list[float]:
+        values = self.items(key)
+        if not all(type(value) in (int, float) for value in values):
+            raise self.wrong(key, "a list of numbers")
+        return [float(value) for value in values]
+
     def entries(self) -> Iterator[tuple[str, Any]]:
         """Every key and its value, for an object whose keys are names from outside."""
         self._read.update(self._values)

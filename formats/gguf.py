@@ -25,6 +25,7 @@ MAX_AXES = 4
 MAX_ALIGNMENT = 1 << 16
 DEFAULT_ALIGNMENT = 32
 _READ_BYTES = 1 << 20
+ROPE_FREQS = "rope_freqs.weight"
 
 ReadAt = Callable[[int, int], bytes]  # (offset, most bytes) -> bytes, fewer only at the end of the file
 
@@ -96,6 +97,7 @@ class GGUFHeader:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GGUFTensor]
+    rope_factors: tuple[float, ...] | None = None  # of the tensor ROPE_FREQS, which is a parameter rather than a weight
 
 
 def read_gguf_header(read: ReadAt, file_bytes: int, where: str) -> GGUFHeader:
@@ -126,7 +128,16 @@ def read_gguf_header(read: ReadAt, file_bytes: int, where: str) -> GGUFHeader:
         raise FormatError(
             f"{where}: general.alignment is {shown(alignment)}, expected a power of two up to {MAX_ALIGNMENT}"
         )
-    return GGUFHeader(metadata, _placed(infos, -(-cursor.offset // alignment) * alignment, alignment, cursor))
+    tensors = _placed(infos, -(-cursor.offset // alignment) * alignment, alignment, cursor)
+    factors = _rope_factors(read, tensors.pop(ROPE_FREQS), where) if ROPE_FREQS in tensors else None
+    return GGUFHeader(metadata, tensors, factors)
+
+
+def _rope_factors(read: ReadAt, tensor: GGUFTensor, where: str) -> tuple[float, ...]:
+    if tensor.type != "F32" or len(tensor.shape) != 1 or tensor.nbytes > MAX_KEY_BYTES:
+        found = f"{tensor.type} {list(tensor.shape)}"
+        raise FormatError(f"{where}: {ROPE_FREQS} is {found}, expected F32, a vector of at most {MAX_KEY_BYTES} bytes")
+    return struct.unpack(f"<{tensor.shape[0]}f", read(tensor.offset, tensor.nbytes))
 
 
 def _tensor_info(cursor: "_Cursor") -> GGUFTensor:

@@ -12,7 +12,7 @@ from formats.dtypes import Float32, to_float32
 from formats.encodings.sources.base import FLOATS, STORAGE
 from repack.sources.folder import FolderSource
 from repack.sources.gguf_models import ARCHITECTURES, OUTSIDE
-from tests.fixtures import decoders_tiny, deepseek_tiny, hybrids_tiny
+from tests.fixtures import decoders_tiny, deepseek_tiny, hybrids_tiny, llama4_tiny
 from tests.fixtures.recipe import write_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -58,6 +58,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("gpt_oss_gguf", "gpt-oss"),
         )
     },
+    "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{
         name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
@@ -93,7 +94,10 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     values = {_short(name): value for name, value in checkpoint_values(folder).items()}
-    values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
+    if architecture == "llama4":
+        values = _of_llama4(values, config)
+    else:
+        values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
     result = {}
     for name, value in values.items():
@@ -105,6 +109,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
             if words[2] == "post_attention_layernorm.weight":
                 rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
+        if name == "rope_freqs.weight":
+            result[name] = value
         for gguf_name, hf in OUTSIDE.items():
             if name == _short(hf):
                 result[gguf_name] = _changed(name, value, architecture, config)
@@ -112,7 +118,7 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("model.").removeprefix("language_model.")
+    return name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
 
 
 def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
@@ -193,6 +199,30 @@ def _of_gpt_oss(name: str, value: Any, values: Values) -> Iterator[tuple[str, An
     else:
         for nth, part in enumerate(("gate", "up")):
             yield f"{at.replace('gate_up', part)}.{kind}", np.ascontiguousarray(value[:, nth::2])
+
+
+def _of_llama4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Experts apart and rows first, and how much slower each pair of a head turns; nothing of what sees."""
+    result: dict[str, Float32] = {"rope_freqs.weight": _llama3_factors(config)}
+    for name, value in values.items():
+        at, _, last = name.rpartition(".")
+        rows = value.swapaxes(-1, 1) if value.ndim == 3 else value
+        if last == "gate_up_proj":
+            result[f"{at}.gate_proj.weight"], result[f"{at}.up_proj.weight"] = np.split(rows, 2, axis=1)
+        elif last == "down_proj":
+            result[f"{name}.weight"] = rows
+        elif not name.startswith(("vision_model.", "multi_modal_projector.")):
+            result[name] = value
+    return result
+
+
+def _llama3_factors(config: Mapping[str, Any]) -> Float32:
+    """By how much transformers' llama3 divides the angles of pairs."""
+    scaling, half = config["rope_scaling"], config["head_dim"] // 2
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(half) / half)
+    smooth = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
 
 
 def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, Any]) -> Float32:

@@ -41,7 +41,7 @@ from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe
-from formats.config.rope import Llama3, Rope, Yarn
+from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
 
@@ -49,6 +49,7 @@ __all__ = [
     "CHOSEN_SIGMOID",
     "CHUNKED_ATTENTION",
     "CONFIG_CLASSES",
+    "FACTORS",
     "FULL_ATTENTION",
     "GELU_TANH",
     "HEAD_NORM",
@@ -66,6 +67,7 @@ __all__ = [
     "Activation",
     "DecoderConfig",
     "DeepseekV3Config",
+    "Factors",
     "Indexer",
     "Llama3",
     "ModelConfig",
@@ -162,6 +164,8 @@ def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
         return facts.string(key)
     if get_args(hint) == (str, ...):
         return tuple(facts.strings(key))
+    if get_args(hint) == (float, ...):
+        return tuple(facts.numbers(key))
     if is_dataclass(hint):
         return _read_dataclass(hint, facts.object(key))  # type: ignore[arg-type]  # a class, not an object
     kinds = [arg for arg in get_args(hint) if arg is not type(None)]

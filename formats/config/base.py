@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from formats.config.rope import Llama3, Rope, Yarn
+from formats.config.rope import Factors, Rope, Scaling
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
@@ -49,7 +49,7 @@ class ModelConfig(ABC):
     head_dim: int
     rotary_dim: int
     rope_theta: float
-    rope_scaling: Yarn | Llama3 | None
+    rope_scaling: Scaling | None
     num_experts: int
     top_k: int
     moe_intermediate_size: int
@@ -97,6 +97,9 @@ class ModelConfig(ABC):
         self.require(where, self.rope_theta > 0, "rope_theta", "a number above 0")
         even = self.rotary_dim % 2 == 0
         self.require(where, even and 0 < self.rotary_dim <= self.head_dim, "rotary_dim", "even, up to head_dim")
+        if isinstance(scaling := self.rope_scaling, Factors):
+            fit = len(scaling.factors) == self.rotary_dim // 2 and all(factor > 0 for factor in scaling.factors)
+            self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors above 0")
 
     @property
     def _entries(self) -> str:

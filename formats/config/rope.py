@@ -10,6 +10,8 @@ from formats.dtypes import Float64
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
+FACTORS = "factors"  # a rope_type
+
 
 @dataclass(frozen=True)
 class Yarn:
@@ -63,13 +65,31 @@ class Llama3:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Each pair made slower by a factor of its own: what GGUF files hold of Llama 3's scaling."""
+
+    factors: tuple[float, ...]  # [rotary_dim / 2]
+
+    @property
+    def attention_factor(self) -> float:
+        return 1.0
+
+    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
+        """Angle per position of each pair: [rotary_dim / 2]."""
+        return _inv_freq(theta, rotary_dim) / np.array(self.factors)
+
+
+Scaling = Yarn | Llama3 | Factors
+
+
+@dataclass(frozen=True)
 class Rope:
     """What turns queries and keys: pairs (i, i + dim/2) of the first `dim` values, or interleaved (2i, 2i + 1)."""
 
     theta: float
     dim: int
     interleaved: bool = False
-    scaling: Yarn | Llama3 | None = None
+    scaling: Scaling | None = None
 
     @cached_property
     def inv_freq(self) -> Float64:
@@ -92,17 +112,19 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
 
     Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
     """
-    theta, kind, parameters = _rope_parameters(config, "yarn")
+    theta, kind, parameters = _rope_parameters(config, ("default", "yarn"))
     return theta, _read_yarn(parameters, config) if kind == "yarn" else None
 
 
-def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | None]:
-    """As `read_rope`, for models that are scaled as Llama 3 or not at all."""
-    theta, kind, parameters = _rope_parameters(config, "llama3")
+def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
+    """As `read_rope`, for models that are scaled as Llama 3 or not at all; `factors` is our own kind, of GGUF files."""
+    theta, kind, parameters = _rope_parameters(config, ("default", "llama3", FACTORS))
+    if kind == FACTORS:
+        return theta, Factors(tuple(parameters.numbers("factors")))
     return theta, _read_llama3(parameters) if kind == "llama3" else None
 
 
-def _rope_parameters(config: Fields, scaled: str) -> tuple[float, str, Fields]:
+def _rope_parameters(config: Fields, known: tuple[str, ...]) -> tuple[float, str, Fields]:
     """(rope_theta, kind of scaling, where its parameters stand).
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
@@ -114,8 +136,9 @@ def _rope_parameters(config: Fields, scaled: str) -> tuple[float, str, Fields]:
         parameters = config.object("rope_scaling")
     key = "rope_type" if "rope_type" in parameters or parameters is config else "type"
     kind = parameters.string(key, "default")
-    if kind not in ("default", scaled):
-        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only default and {scaled} are implemented")
+    if kind not in known:
+        implemented = f"{', '.join(known[:-1])} and {known[-1]}"
+        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only {implemented} are implemented")
     return theta, kind, parameters
 
 

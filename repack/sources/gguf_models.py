@@ -66,6 +66,7 @@ class Architecture:
     layer: Mapping[str, str]  # name after `blk.N.` -> name after `model.layers.N.`
     adjustments: Mapping[str, str] = field(default_factory=dict)  # of tensors by the GGUF name after `blk.N.`
     extra_layers: str = ""  # prefix of the publisher's names of layers that predict further tokens
+    rope_factors: bool = False  # whether the tensor rope_freqs.weight says how positions turn
 
 
 OUTSIDE = {
@@ -96,6 +97,12 @@ _COMMON = {
 _PARTS = ("gate", "up", "down")
 _SHARED_EXPERT = {f"ffn_{part}_shexp.weight": f"mlp.shared_expert.{part}_proj.weight" for part in _PARTS}
 _SHARED_EXPERT |= {"ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight"}
+_FEED_FORWARD = {  # of Llama 4, experts as MLX names them
+    "ffn_gate_inp.weight": "feed_forward.router.weight",
+    **{f"ffn_{part}.weight": f"feed_forward.{part}_proj.weight" for part in _PARTS},
+    **{f"ffn_{part}_shexp.weight": f"feed_forward.shared_expert.{part}_proj.weight" for part in _PARTS},
+    **{f"ffn_{part}_exps.weight": f"feed_forward.experts.{part}_proj.weight" for part in _PARTS},
+}
 _SHARED_EXPERTS = {f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in _PARTS}
 _LINEAR_ATTENTION = {
     "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
@@ -281,6 +288,22 @@ def _gpt_oss(keys: Keys) -> Config:
     }
 
 
+def _llama4(keys: Keys) -> Config:
+    """Llama 4, of whose chunks, temperature and layers without positions llama.cpp has no keys."""
+    keys.only("attention.sliding_window", 8192)
+    keys.only("attention.sliding_window_pattern", 4)
+    keys.only("rope.scaling.type", "none")
+    config = _decoder_config(keys, "llama4_text", experts="num_local_experts")
+    keys.only("rope.dimension_count", config["head_dim"])
+    return config | {
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size_mlp": keys["feed_forward_length"],
+        "interleave_moe_layer_step": keys["interleave_moe_layer_step"],
+        "attention_chunk_size": 8192,
+        "use_qk_norm": keys["expert_count"] != 128,  # llama.cpp tells Maverick so
+    }
+
+
 def _deepseek_v3(keys: Keys) -> Config:
     """DeepSeek-V3, Kimi K2 and GLM-4.7-Flash. Older files have kv_b whole and no lengths for "mla"."""
     dense = keys.get("leading_dense_block_count", 0)
@@ -341,6 +364,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _glm4_moe,
         _COMMON | _SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
     ),
+    "llama4": Architecture("llama4", _llama4, _COMMON | _FEED_FORWARD, rope_factors=True),
     "minimax-m2": Architecture(
         "minimax_m2",
         _minimax_m2,

@@ -8,6 +8,7 @@ import pytest
 
 from formats.config import (
     DecoderConfig,
+    Factors,
     Llama3,
     ModelConfig,
     Temperature,
@@ -216,7 +217,7 @@ def test_slow_pairs_of_llama3_are_slowed_and_fast_ones_kept(low: float, high: fl
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("rope_scaling", {"rope_type": "yarn"}, "rope_type is yarn, only default and llama3 are implemented"),
+        ("rope_scaling", {"rope_type": "yarn"}, "rope_type is yarn, only default, llama3 and factors are"),
         ("rope_scaling", {"rope_type": "llama3"}, "factor is missing"),
         ("layer_types", ["full_attention"] * 48, "layer_types is .*, only chunked_attention in layers with positions"),
         ("no_rope_layers", [1, 0], "no_rope_layers is .*, expected 48 entries"),
@@ -233,6 +234,21 @@ def test_slow_pairs_of_llama3_are_slowed_and_fast_ones_kept(low: float, high: fl
 def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         llama4(**{key: value})
+
+
+def test_factors_of_a_gguf_file_say_what_llama3_says() -> None:
+    model, plain = llama4(), llama4(rope_scaling=None)
+    factors = (plain.rope.inv_freq / model.rope.inv_freq).tolist()
+    found = llama4(rope_scaling={"rope_type": "factors", "factors": factors})
+    assert found.rope_scaling == Factors(tuple(factors))
+    assert found.rope.inv_freq == pytest.approx(model.rope.inv_freq, rel=1e-12)
+    assert read_model_facts(Fields(json.loads(json.dumps(model_facts(found))), "x")) == found
+
+
+@pytest.mark.parametrize("factors", [[1.0] * 63, [0.0] * 64, []])
+def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> None:
+    with pytest.raises(FormatError, match=r"rope_scaling is .*, expected 64 factors above 0"):
+        llama4(rope_scaling={"rope_type": "factors", "factors": factors})
 
 
 @pytest.mark.parametrize(

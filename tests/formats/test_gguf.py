@@ -159,3 +159,29 @@ def test_no_more_is_read_than_the_file_has_or_the_header_needs(file: Path) -> No
 
     read_gguf_header(read, len(raw), "m.gguf")
     assert sum(asked) <= math.ceil(len(raw) / (1 << 20)) * (1 << 20)
+
+
+def with_rope_freqs(folder: Path, values: np.ndarray) -> Path:
+    path = folder / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama4")
+    writer.add_tensor("rope_freqs.weight", values)
+    writer.add_tensor("plain", np.ones(3, np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    return path
+
+
+def test_what_slows_rotary_pairs_is_read_with_the_header(tmp_path: Path) -> None:
+    header = header_of(with_rope_freqs(tmp_path, np.array([1, 1.5, 16], np.float32)))
+    assert header.rope_factors == (1.0, 1.5, 16.0)
+    assert list(header.tensors) == ["plain"]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 3), np.float32), ((6,), np.float16), ((1 << 15,), np.float32)])
+def test_what_slows_rotary_pairs_is_refused_where_it_is_no_small_vector(
+    shape: tuple[int, ...], dtype: type, tmp_path: Path
+) -> None:
+    path = with_rope_freqs(tmp_path, np.ones(shape, dtype))
+    with pytest.raises(FormatError, match=r"m.gguf: rope_freqs.weight is F.*, expected F32, a vector"):
+        header_of(path)

@@ -171,6 +171,33 @@ def test_metadata_that_is_not_implemented_is_refused_by_name(
         prepare(open_local(str(path)), AS_IT_ARRIVES)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.sliding_window", 0, "llama4.attention.sliding_window is 0, only 8192 is implemented"),
+        ("attention.sliding_window_pattern", 3, "llama4.attention.sliding_window_pattern is 3, only 4 is implemented"),
+        ("rope.scaling.type", "yarn", "llama4.rope.scaling.type is yarn, only none is implemented"),
+        ("rope.dimension_count", 16, "llama4.rope.dimension_count is 16, only 32 is implemented"),
+    ],
+)
+def test_a_llama_4_that_llama_cpp_runs_otherwise_is_refused(
+    key: str, value: Any, message: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    metadata = recorded("llama4_gguf")["metadata"] | {f"llama4.{key}": value}
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors("llama4_gguf"))
+    with pytest.raises(UnsupportedError, match=re.escape(message)):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+def test_what_slows_rotary_pairs_is_refused_where_no_model_is_known_to_have_it(
+    tensors: Tensors, tmp_path: Path
+) -> None:
+    values = tensors("mixtral") | {"rope_freqs.weight": np.ones(16, np.float32)}
+    path = write_gguf(tmp_path / "m.gguf", recorded("mixtral")["metadata"], values)
+    with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight is not implemented for llama"):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3_gguf", "qwen3_next"])
 def test_files_of_older_converters_give_the_same_logits(name: str, tensors: Tensors, tmp_path: Path) -> None:
     """kv_b whole, and the projections of Qwen3-Next by key head, as llama.cpp wrote them at first."""
