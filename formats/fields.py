@@ -91,6 +91,10 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
+    def states(self, key: str) -> bool:
+        """Whether the key stands there, be it with a null."""
+        return key in self._values
+
     def name(self, key: str) -> str:
         """`file: a.b.key`, the name of a field in messages."""
         return f"{self.where}.{key}" if ": " in self.where else f"{self.where}: {key}"
@@ -146,7 +150,7 @@ class Fields:
 
     def nullable(self, key: str, getter: Callable[[str], T]) -> T | None:
         """What getter gives for the key, or None for a null that stands there."""
-        if key not in self._values:
+        if not self.states(key):
             raise FormatError(f"{self.name(key)} is missing")
         return None if self.raw(key, None) is None else getter(key)
 

@@ -4,7 +4,7 @@ One file per family, and one explicit table; what all have in common is in base.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from formats.config.base import (
@@ -148,7 +148,11 @@ def read_model_facts(facts: Fields) -> ModelConfig:
 
 def _read_dataclass(kind: type[Any], facts: Fields) -> Any:
     hints = get_type_hints(kind)
-    values = {field.name: _read_fact(hints[field.name], facts, field.name) for field in fields(kind)}
+    values = {
+        field.name: _read_fact(hints[field.name], facts, field.name)
+        for field in fields(kind)
+        if field.default is MISSING or facts.states(field.name)  # facts with a default came later than some containers
+    }
     facts.close()
     return kind(**values)
 

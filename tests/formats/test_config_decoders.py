@@ -2,10 +2,13 @@
 
 import json
 import math
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import formats
 from formats.config import (
     DecoderConfig,
     Factors,
@@ -21,6 +24,8 @@ from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from tests.containers import MODEL
 from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B
+
+FORMAT = Path(formats.__file__).parent / "FORMAT.md"
 
 
 def read(config: dict[str, Any]) -> ModelConfig:
@@ -305,3 +310,17 @@ def test_facts_of_one_family_are_not_those_of_another() -> None:
     facts = {**model_facts(MODEL), "model_type": "qwen3_moe"}
     with pytest.raises(FormatError, match="x: attention_multiplier is missing"):
         read_model_facts(Fields(facts, "x"))
+
+
+def test_an_index_older_than_a_fact_means_its_default_and_the_format_says_so() -> None:
+    model = read(QWEN3_30B)
+    facts, default = model_facts(model), {f.name: f.default for f in fields(DecoderConfig) if f.default is not MISSING}
+    sentence = next(line for line in FORMAT.read_text().splitlines() if line.startswith("Containers that are older"))
+    for key in facts:
+        others = Fields({k: v for k, v in facts.items() if k != key}, "x")
+        if key in default:
+            assert read_model_facts(others) == replace(model, **{key: default[key]})
+            assert f"`{key}`" in sentence
+        else:
+            with pytest.raises(FormatError, match=f"x: {key} is missing"):
+                read_model_facts(others)
