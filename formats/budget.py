@@ -100,8 +100,8 @@ def _activation_bytes(layout: Layout, tokens: int, ctx_size: int) -> int:
     A quarter is added for what the allocator holds between them.
     """
     model = layout.model
-    scores = max(SCORES_BYTES, ctx_size * model.num_attention_heads // model.num_key_value_heads * VALUE_BYTES)
-    queries = 5 * tokens * model.num_attention_heads * model.head_dim * VALUE_BYTES
+    scores = max(SCORES_BYTES, ctx_size * model.queries_per_key * VALUE_BYTES)
+    queries = 5 * tokens * model.query_values_per_token * VALUE_BYTES
     experts = (model.top_k + 4) * model.hidden_size + 6 * model.moe_intermediate_size
     per_token = max(model.mixer_values_per_token, experts)
     widest = max(tokens * per_token * VALUE_BYTES, queries + 4 * scores)

@@ -40,8 +40,11 @@ CLASSES = (
     ("mlp.up_proj", "dense layers"),
     ("mlp.down_proj", "dense layers"),
     ("mlp.gate", "router"),
+    ("router.", "router"),
     ("input_layernorm", "norms"),
     ("post_attention_layernorm", "norms"),
+    ("pre_feedforward_layernorm", "norms"),
+    ("post_feedforward_layernorm", "norms"),
     ("norm", "norms"),
     ("lm_head", "lm_head"),
 )

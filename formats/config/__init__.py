@@ -32,6 +32,7 @@ from formats.config.decoder import (
 )
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
+from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
@@ -68,6 +69,7 @@ __all__ = [
     "DecoderConfig",
     "DeepseekV3Config",
     "Factors",
+    "Gemma4Config",
     "Indexer",
     "Llama3",
     "ModelConfig",
@@ -84,6 +86,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
     "ernie4_5_moe": read_ernie4_5_moe,
+    "gemma4": Gemma4Config.read,
+    "gemma4_text": Gemma4Config.read,  # the language model saved alone: a flat config
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm_moe_dsa": DeepseekV3Config.read,
@@ -106,6 +110,7 @@ MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
     "ernie4_5_moe": DecoderConfig,
+    "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,

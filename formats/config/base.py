@@ -69,6 +69,16 @@ class ModelConfig(ABC):
         return Activation()
 
     @property
+    def query_values_per_token(self) -> int:
+        """Width of all queries of a token, in the layer where they are widest."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def queries_per_key(self) -> int:
+        """Query heads that share a key head, in the layer where most do."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
     def cache_values_per_token(self) -> int:
         """Keys and values that one token adds to the caches of all layers."""
         full = self.layer_types.count(FULL_ATTENTION)

@@ -90,11 +90,13 @@ class Rope:
     dim: int
     interleaved: bool = False
     scaling: Scaling | None = None
+    turned: int | None = None  # only the first so many pairs turn (Gemma 4's proportional RoPE); None for all
 
     @cached_property
     def inv_freq(self) -> Float64:
         """Angle per position of each pair: [dim / 2]."""
-        return self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
+        angles = self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
+        return angles if self.turned is None else np.where(np.arange(len(angles)) < self.turned, angles, 0)
 
     @property
     def attention_factor(self) -> float:

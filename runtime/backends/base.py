@@ -61,7 +61,10 @@ class Ops(Protocol):
         """`linear` with each of the weights and biases: what shares its input is one call."""
 
     def feed_forward(self, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
-        """down(silu(gate(x)) * up(x)): a dense layer, or an expert that every token shares. [T, D] -> [T, D]."""
+        """down(activation(gate(x), up(x))): a dense layer, or an expert that every token shares. [T, D] -> [T, D].
+
+        The activation is that of the model's experts.
+        """
 
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
@@ -88,6 +91,12 @@ class Ops(Protocol):
 
     def decay(self, a: Array, dt_bias: Weight, a_log: Weight) -> Array:
         """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): [T, H]."""
+
+    def scale(self, x: Array, weight: Weight) -> Array:
+        """x * weight over the last axis; weight [1] or [last axis]."""
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        """cap * tanh(x / cap)."""
 
     def concatenate(self, arrays: Sequence[Array], axis: int = 0) -> Array:
         """Join along an axis."""
@@ -179,8 +188,17 @@ class Ops(Protocol):
         Source: Yang et al., Gated Delta Networks (2412.06464); transformers' torch_recurrent_gated_delta_rule.
         """
 
-    def route(self, logits: Array, routing: Routing, correction_bias: Weight | None = None) -> tuple[Array, Array]:
-        """logits [T, num_experts] -> ids [T, k] and routing_weights [T, k], best first; of equals the lower id."""
+    def route(
+        self,
+        logits: Array,
+        routing: Routing,
+        correction_bias: Weight | None = None,
+        expert_scale: Weight | None = None,
+    ) -> tuple[Array, Array]:
+        """logits [T, num_experts] -> ids [T, k] and routing_weights [T, k], best first; of equals the lower id.
+
+        correction_bias and expert_scale [num_experts]: the latter multiplies the weight of an expert that was chosen.
+        """
 
     def fetch(self, layer: int, expert_ids: Array) -> None:
         """Tell which experts the next call of `experts` wants: they are read while something else is computed."""

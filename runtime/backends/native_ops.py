@@ -30,7 +30,6 @@ SCORING = {
     SIGMOID: native.SCORE_SIGMOID,
     CHOSEN_SIGMOID: native.SCORE_CHOSEN_SIGMOID,
 }
-SILU_ACTIVATION = native.Activation(native.SILU, 0.0, 0.0, 0)
 ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
 
 
@@ -110,6 +109,7 @@ class NativeOps(NumpyOps):
             )
         kind, alpha, limit, self._scale_input = layout.model.expert_activation
         activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, self._scale_input)
+        self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
         self._prepared: dict[tuple[int, float], Float32] = {}  # small weights as floats, by place and offset
         self._context = native.Context(threads, precision, level)
@@ -138,7 +138,7 @@ class NativeOps(NumpyOps):
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        layout = native.ExpertLayout(*(_native(weight).matrix for weight in (gate, up, down)), SILU_ACTIVATION)
+        layout = native.ExpertLayout(*(_native(weight).matrix for weight in (gate, up, down)), self._dense_activation)
         x, y = _with_result(x)
         everyone = native.Chosen(self._resident, np.arange(len(x)))
         self._context.experts(layout, [everyone], x, np.empty((len(x), 1), np.float32), y)
@@ -240,8 +240,19 @@ class NativeOps(NumpyOps):
         self._call("se_rope", address(x), *x.shape, half, interleaved, address(cos), address(sin), address(y))
         return y
 
+    def softcap(self, x: Float32, cap: float) -> Float32:
+        y = self.sigmoid(x * np.float32(2 / cap))  # tanh(x) is 2 sigmoid(2x) - 1; NumPy's tanh depends on the machine
+        y *= np.float32(2)
+        y -= np.float32(1)
+        y *= np.float32(cap)
+        return y
+
     def route(
-        self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
+        self,
+        logits: Float32,
+        routing: Routing,
+        correction_bias: Weight | None = None,
+        expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
         tokens, num_experts = logits.shape
         ids, weights = np.empty((tokens, routing.top_k), np.int64), np.empty((tokens, routing.top_k), np.float32)
@@ -251,7 +262,7 @@ class NativeOps(NumpyOps):
             routing.norm_topk_prob, routing.routed_scaling_factor, 0,
         )  # fmt: skip
         self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
-        return ids, weights
+        return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
 
     # ---- attention
 

@@ -146,7 +146,8 @@ class NumpyOps:
         return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
-        return self.linear(self.silu(self.linear(x, gate)) * self.linear(x, up), down)
+        activation = self._layout.model.expert_activation
+        return self.linear(self._activate(activation, self.linear(x, gate), self.linear(x, up)), down)
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
@@ -194,7 +195,11 @@ class NumpyOps:
         return project
 
     def route(
-        self, logits: Float32, routing: Routing, correction_bias: Weight | None = None
+        self,
+        logits: Float32,
+        routing: Routing,
+        correction_bias: Weight | None = None,
+        expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
         scores = softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
         compared = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
@@ -210,7 +215,8 @@ class NumpyOps:
         weights = np.take_along_axis(scores, expert_ids, axis=1)
         if routing.norm_topk_prob:
             weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-20))
-        return expert_ids, weights * np.float32(routing.routed_scaling_factor)
+        weights = weights * np.float32(routing.routed_scaling_factor)
+        return expert_ids, weights if expert_scale is None else weights * expert_scale.vector()[expert_ids]
 
     # ---- element by element
 
@@ -245,6 +251,12 @@ class NumpyOps:
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
         return -np.exp(a_log.vector()) * softplus
+
+    def scale(self, x: Float32, weight: Weight) -> Float32:
+        return x * weight.vector()
+
+    def softcap(self, x: Float32, cap: float) -> Float32:
+        return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
     def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
         return np.concatenate(arrays, axis)

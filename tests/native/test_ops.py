@@ -140,6 +140,23 @@ def test_elementwise_functions_are_those_of_the_reference_everywhere(name: str) 
     assert found[normal_numbers] == pytest.approx(exact[normal_numbers], rel=4e-7)  # exp within 2 ulp, and a division
 
 
+@given(tokens=st.integers(1, 9), columns=st.integers(1, 300), cap=st.sampled_from((5.0, 30.0)), seed=seeds)
+def test_a_soft_cap_and_a_scale_are_those_of_the_reference(tokens: int, columns: int, cap: float, seed: int) -> None:
+    x, scale = normal(seed, tokens, columns, scale=20), normal(seed, columns)
+    (capped,) = the_same(lambda ops: [ops.softcap(x, cap)])
+    assert np.abs(capped - REFERENCE.softcap(x, cap)).max() < 5e-7 * cap  # by way of a sigmoid near 1/2
+    (scaled,) = the_same(lambda ops: [ops.scale(x, weight(scale))])
+    assert np.array_equal(scaled, x * scale)
+
+
+def test_a_scale_of_experts_is_that_of_the_reference() -> None:
+    logits, scale = normal(1, 40, 12, scale=2), normal(2, 12)
+    ids, weights = the_same(lambda ops: ops.route(logits, Routing(3), None, weight(scale)))
+    expected = REFERENCE.route(logits, Routing(3), None, weight(scale))
+    assert np.array_equal(ids, expected[0])
+    assert near(weights, expected[1])
+
+
 @given(tokens=st.integers(1, 9), heads=st.integers(1, 20), seed=seeds)
 def test_the_decay_is_that_of_the_reference(tokens: int, heads: int, seed: int) -> None:
     a, bias, log = normal(seed, tokens, heads, scale=30), normal(seed + 1, heads), normal(seed + 2, heads)

@@ -19,20 +19,16 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures import decoders_tiny, deepseek_tiny, hybrids_tiny, llama4_tiny
+from tests.fixtures import deepseek_tiny
 from tests.fixtures.recipe import write_checkpoint
 from tests.runtime.helpers import FIXTURES, PLENTY, reference
-from tests.runtime.test_decoders import lossless_bits
+from tests.runtime.test_decoders import CASES, lossless_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "FAMILIES.md"
 DECODERS, DEEPSEEK, QWEN3_5 = (f"tests/runtime/test_{name}.py" for name in ("decoders", "deepseek", "reference"))
 RECIPES: Mapping[str, tuple[Any, str]] = {
-    **{
-        name: (case, DECODERS)
-        for cases in (decoders_tiny.CASES, hybrids_tiny.CASES, llama4_tiny.CASES)
-        for name, case in cases.items()
-    },
+    **{name: (case, DECODERS) for name, case in CASES.items()},
     **{name: (case, DEEPSEEK) for name, case in deepseek_tiny.CASES.items()},
 }
 FOLDERS = {"fused": "reference.npz", "per_expert": "reference.npz", "qwen3_moe": "qwen3_moe/reference.npz"}

@@ -80,6 +80,24 @@ def test_the_normalised_softmax_of_all_is_the_softmax_of_the_chosen(ops: NumpyOp
     assert weights == pytest.approx(top / top.sum(axis=1, keepdims=True), rel=1e-5)
 
 
+def test_a_scale_of_experts_multiplies_the_weights_of_those_that_were_chosen(ops: NumpyOps) -> None:
+    logits, scale = 2 * normal(40, 12), normal(12, seed=1)
+    ids, weights = ops.route(logits, Routing(3))
+    same, scaled = ops.route(logits, Routing(3), None, vector(scale))
+    assert np.array_equal(same, ids)
+    assert scaled == pytest.approx(weights * [[scale[e] for e in row] for row in ids], rel=1e-6)
+
+
+# ---- element by element
+
+
+def test_a_soft_cap_is_a_hyperbolic_tangent_and_a_scale_a_product(ops: NumpyOps) -> None:
+    x = 20 * normal(5, 6)
+    assert ops.softcap(x, 6.0) == pytest.approx(np.array([[6 * math.tanh(v / 6) for v in row] for row in x]), rel=1e-6)
+    assert np.array_equal(ops.scale(x, vector(x[0])), x * x[0])
+    assert np.array_equal(ops.scale(x, vector(x[0, :1])), x * x[0, 0])
+
+
 # ---- attention
 
 
@@ -128,6 +146,13 @@ def test_a_rotation_turns_pairs_as_complex_numbers(ops: NumpyOps, interleaved: b
         expected = (x[..., one] + 1j * x[..., other]) * turn
         assert y[..., one] + 1j * y[..., other] == pytest.approx(expected, abs=1e-6)
     assert np.array_equal(y[..., 6:], x[..., 6:])
+
+
+def test_proportional_rope_turns_the_first_pairs_of_a_whole_head() -> None:
+    found = Rope(1e6, 512, turned=64).inv_freq  # of Gemma 4's full attention: a quarter of 256 pairs
+    assert found[:64].tolist() == pytest.approx([1e6 ** (-2 * i / 512) for i in range(64)])
+    assert found.shape == (256,)
+    assert not found[64:].any()
 
 
 # Of gpt-oss: theta 150000, 64 dimensions, factor 32, betas 32 and 1; by transformers 5.23's _compute_yarn_parameters.
