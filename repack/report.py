@@ -19,7 +19,7 @@ from formats.dtypes import FLOAT_DTYPES, AnyArray, to_float32
 from formats.encodings import Encoding, encoding_label
 from formats.encodings.packing import unpack_codes
 from formats.errors import ChecksumError, RequestError
-from formats.index import INDEX_FILE, source_to_json
+from formats.index import INDEX_FILE, REHEARSAL, source_to_json
 from formats.layout import LayerLayout, Layout
 from formats.origins import Origin, Origins, read_origins
 from formats.record import PAGE_BYTES, PART_NAMES, Part, PlacedArray, RecordLayout
@@ -58,6 +58,7 @@ def inspect(folder: Path, threads: int = 1) -> dict[str, Any]:
     return {
         "written_by": index.written_by,
         "source": source_to_json(index.source),
+        "rehearsal": index.extensions.get(REHEARSAL),
         "options": dict(index.options),
         "files": {name: file.nbytes for name, file in index.files.items()},
         **describe_layout(index.layout, tokenizer.nbytes if tokenizer else 0, threads, origins),

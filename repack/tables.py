@@ -25,7 +25,9 @@ def _model_text(report: Mapping[str, Any]) -> str:
         ("model", f"{model['model_type']}, {weights} weights, {chosen} per token"),
         ("layers", f"{model['num_hidden_layers']}, of them {experts}"),
     ]
-    if "source" in report:
+    if report.get("rehearsal") is not None:
+        lines.append(("rehearsal", _rehearsal(report["rehearsal"])))
+    elif "source" in report:
         lines.append(("source", _source(report["source"])))
     if "options" in report:  # what a writer liked to say
         options = (f"{shown(key)} {shown(value)}" for key, value in report["options"].items())
@@ -41,6 +43,12 @@ def _source(source: Mapping[str, Any]) -> str:
     where = source["repository"] or "a local folder"
     at = f" at {source['revision']}" if source["revision"] else ""
     return f"{where}{at}, {len(source['files'])} files of weights, {human(nbytes)}, SHA-256 {' or '.join(proofs)}"
+
+
+def _rehearsal(mark: Any) -> str:
+    distinct = mark.get("distinct_bytes") if isinstance(mark, dict) else None  # what a writer liked to say
+    repeats = f", {human(distinct)} of them distinct" if isinstance(distinct, int) else ""
+    return f"made-up weights{repeats}: good for measuring, not for text"
 
 
 def _parts_text(report: Mapping[str, Any]) -> str:

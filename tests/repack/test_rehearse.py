@@ -15,7 +15,9 @@ from repack.convert import convert, prepare
 from repack.known_models import KNOWN_MODELS, known_geometry
 from repack.plan import Options
 from repack.rehearse import prepare_rehearsal, read_geometry
+from repack.report import inspect
 from repack.sources.folder import FolderSource
+from repack.tables import inspection_text
 from repack.verify import verify_container
 from runtime import Engine
 from tests.fixtures.deepseek_tiny import CASES
@@ -105,6 +107,7 @@ def test_past_the_allowance_layer_files_are_hard_links_to_earlier_ones(tmp_path:
     index = open_container(out).index
     (repeat,) = index.extensions[REHEARSAL]["links"].items()
     assert (out / repeat[0]).samefile(out / repeat[1])
+    assert "rehearsal   made-up weights, " in inspection_text(inspect(out))
     assert index.extensions[REHEARSAL]["distinct_bytes"] == index.layout.total_bytes - files[0].st_size
     assert verify_container(out).sound
     with Engine.open(out) as engine:
