@@ -31,6 +31,7 @@ X86_SOURCES: dict[str, tuple[str, ...]] = {
     "kernels_avx2": _AVX2,
     "kernels_avx512": _AVX512,
     "kernels_avx512vnni": (*_AVX512, "-mavx512vnni"),
+    "kernels_avx512vbmi": (*_AVX512, "-mavx512vnni", "-mavx512vbmi"),
 }
 ARM_SOURCES: dict[str, tuple[str, ...]] = {"kernels_neon": ("-march=armv8.2-a+dotprod",)}
 # No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.

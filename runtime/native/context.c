@@ -12,9 +12,11 @@
 static int available(const struct kernels **levels) {
     int count = 0;
 #if defined(SE_EMULATED) /* tests/native/test_emulated.py: AVX-512 in software */
+    levels[count++] = &kernels_avx512vbmi;
     levels[count++] = &kernels_avx512vnni;
     levels[count++] = &kernels_avx512;
 #elif defined(__x86_64__)
+    if (cpu_has_avx512vbmi()) levels[count++] = &kernels_avx512vbmi;
     if (cpu_has_avx512vnni()) levels[count++] = &kernels_avx512vnni;
     if (cpu_has_avx512()) levels[count++] = &kernels_avx512;
     if (cpu_has_avx2()) levels[count++] = &kernels_avx2;
@@ -29,14 +31,14 @@ static int available(const struct kernels **levels) {
 
 static const struct loops *loops_of(const struct kernels *kernels) {
 #if defined(__x86_64__) && !defined(SE_EMULATED)
-    if (kernels == &kernels_avx512vnni || kernels == &kernels_avx512) return &loops_avx512;
+    if (strncmp(kernels->name, "avx512", 6) == 0) return &loops_avx512;
     if (kernels == &kernels_avx2) return &loops_avx2;
 #endif
     (void)kernels;
     return &loops_portable;
 }
 
-enum { MAX_LEVELS = 4, NAMES_BYTES = 64 };
+enum { MAX_LEVELS = 5, NAMES_BYTES = 64 };
 
 const char *se_levels(void) {
     static char names[NAMES_BYTES]; /* the same bytes at every call */

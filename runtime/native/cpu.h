@@ -26,6 +26,11 @@ static inline bool cpu_has_avx512(void) {
 static inline bool cpu_has_avx512vnni(void) {
     return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
+
+/* A level of its own: Cascade Lake and Cooper Lake have VNNI without it. */
+static inline bool cpu_has_avx512vbmi(void) {
+    return cpu_has_avx512vnni() && __builtin_cpu_supports("avx512vbmi");
+}
 #endif
 
 #endif

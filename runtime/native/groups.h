@@ -112,7 +112,7 @@ static inline void nvfp4_groups(int32_t encoding, const uint8_t *global, int64_t
 /* Scales and biases of groups first..first + n of a row, n at most CHUNK_GROUPS; zeros up to a whole block. From first 0
  * on they may run into the rows behind it, whose groups follow at once in every array. Once per row or so, and long: every
  * kernel calls the same copy. first and, but for the last groups of a row, n are whole blocks. */
-__attribute__((noinline)) static void load_groups(const struct weights *w, int64_t row, int64_t first, int64_t n,
+__attribute__((noinline, unused)) static void load_groups(const struct weights *w, int64_t row, int64_t first, int64_t n,
                                                   float *scales, float *biases) {
     const uint8_t *s = w->scales + row * w->scales_stride, *b = w->biases + row * w->biases_stride;
     const uint8_t *b2 = b + round_up(w->rows * w->biases_stride, ALIGNMENT); /* FORMAT.md: arrays follow one another */

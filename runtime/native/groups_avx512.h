@@ -8,6 +8,10 @@
 
 #include <immintrin.h>
 
+enum {
+    AHEAD_BYTES = 4096, /* how far ahead weights are asked for: into the second-level cache, as the first is the operand's */
+};
+
 /* What the compiler must know of an encoding and a precision to make straight code. */
 struct kind {
     int code;
@@ -50,40 +54,70 @@ INLINE __m512 e8m0_vector(__m512i exponents) {
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000)));
 }
 
-/* Where scales and biases of a row come from: as they are stored, or as floats that load_groups has made. */
+/* The bias of symmetric codes: minus their middle times the scale. */
+INLINE __m512 times_middle(__m512 scale, struct kind kind) {
+    return _mm512_mul_ps(scale, _mm512_set1_ps(-(float)((largest_code(kind.code) + 1) / 2)));
+}
+
+/* The bias of zero points: minus each of them times its scale. */
+INLINE __m512 times_minus(__m512 scale, __m512i zeros) {
+    return _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_set1_ps(-0.0f), _mm512_cvtepi32_ps(zeros)));
+}
+
+/* What a row stores for its groups. */
 struct groups {
-    const struct weights *stored; /* or NULL */
+    const struct weights *w;
     const uint8_t *scales, *biases;
-    __mmask16 present; /* of the block's groups those that the row has; of floats all, zeros behind them */
+    const uint8_t *mins; /* of Q4_K, its dmin */
 };
 
-/* Whether sixteen_groups can take the groups as they are stored. */
-INLINE int taken_as_stored(const struct tile *tile) {
-    int stored = 1;
-    for (int64_t s = 0; s < tile->streams; s++) {
-        const struct weights *w = tile->weights[s];
-        stored &= w->per_scale == 1 && w->encoding != SE_Q4_K && w->encoding != SE_Q6_K;
+INLINE struct groups groups_of(const struct weights *w, int64_t row) {
+    const uint8_t *biases = w->biases + row * w->biases_stride;
+    return (struct groups){w, w->scales + row * w->scales_stride, biases,
+                           biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
+}
+
+/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
+ * the two bytes that hold its scale and the two that hold its min. */
+INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
+#define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
+    const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
+    const __m128i high = _mm_setr_epi8(LANE(4), LANE(5), LANE(6), LANE(7));
+#undef LANE
+    const __m512i bytes = _mm512_inserti32x4(_mm512_inserti32x4(_mm512_broadcast_i32x4(low), high, 1), high, 3);
+    const __m512i shifts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 6, 4, 2)), six = _mm512_set1_epi32(63);
+    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const uint8_t *words = from->scales + 12 * superblock;
+    const __m128i first = _mm_maskz_loadu_epi8(0xfff, words);
+    const __m128i second = _mm_maskz_loadu_epi8(last ? 0 : 0xfff, words + 12);
+    __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(first), second, 1);
+    x = _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_shuffle_i32x4(x, x, 0x50), bytes), shifts);
+    const __mmask16 mask = last ? 1 : 3;
+    const __m512 d = _mm512_permutexvar_ps(halves, load_values(from->biases + 2 * superblock, mask, SE_F16));
+    const __m512 dmin = _mm512_permutexvar_ps(halves, load_values(from->mins + 2 * superblock, mask, SE_F16));
+    const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);
+    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
+    *bias = _mm512_sub_ps(_mm512_set1_ps(-0.0f), _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(mins)));
+}
+
+/* Of each of 16 groups from `at` on which stored scale it takes, counted from the first one's. */
+INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i places = _mm512_setzero_si512();
+    for (int64_t i = per_scale - at % per_scale; i < BLOCK_GROUPS; i += per_scale) {
+        const __mmask16 behind = _mm512_cmplt_epi32_mask(_mm512_set1_epi32((int)i - 1), lanes);
+        places = _mm512_mask_add_epi32(places, behind, places, _mm512_set1_epi32(1));
     }
-    return stored;
+    return places;
 }
 
-INLINE struct groups stored_groups(const struct weights *w, int64_t row, __mmask16 mask) {
-    return (struct groups){w, w->scales + row * w->scales_stride, w->biases + row * w->biases_stride, mask};
-}
-
-INLINE struct groups float_groups(const float *scales, const float *biases) {
-    return (struct groups){NULL, (const uint8_t *)scales, (const uint8_t *)biases, 0xffff};
-}
-
-/* Sixteen groups from `at` on: the floats of load_groups (groups.h), by the same operations. Of groups that the row does
- * not have, finite ones: their digits are zeros. */
-INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, struct kind kind) {
-    const struct weights *w = from->stored;
-    const __mmask16 mask = from->present;
-    if (w == NULL) {
-        *scale = load_values(from->scales + 4 * at, mask, SE_F32);
-        *bias = load_values(from->biases + 4 * at, mask, SE_F32);
-    } else if (kind.code == CODE_FP4) {
+/* Sixteen groups from `at` on, of which the row has `left`: the floats of load_groups (groups.h), by the same operations.
+ * Of groups that the row does not have, finite ones: their digits are zeros. */
+INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t left,
+                           struct kind kind) {
+    const struct weights *w = from->w;
+    const __mmask16 mask = present(left);
+    if (kind.code == CODE_FP4) {
         if (kind.group_size == 32) {
             *scale = e8m0_vector(load_bytes(from->scales + at, mask));
         } else {
@@ -93,16 +127,32 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
             *scale = _mm512_maskz_mul_ps(mask, *scale, _mm512_set1_ps(0.5f));
         }
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
-    } else {
+    } else if (kind.group_size == 16) { /* Q6_K */
+        const __m512 d = _mm512_set1_ps(_mm512_cvtss_f32(load_values(from->biases + at / 8, 1, SE_F16)));
+        *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
+        *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-32.0f));
+    } else if (kind.code == CODE_4 && kind.group_size == 32 && w->encoding == SE_Q4_K) {
+        q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
+    } else if (w->per_scale == 1) {
         const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
         *scale = load_values(from->scales + byte, mask, w->dtype);
         if (w->encoding == SE_AFFINE) {
             *bias = load_values(from->biases + byte, mask, w->dtype);
-        } else if (w->encoding == SE_SYMMETRIC) {
-            *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-(float)((largest_code(kind.code) + 1) / 2)));
+        } else if (w->encoding == SE_ZERO_POINT) {
+            *bias = times_minus(*scale, load_bytes(from->biases + at, mask));
         } else {
-            const __m512 zeros = _mm512_cvtepi32_ps(load_bytes(from->biases + at, mask));
-            *bias = _mm512_mul_ps(*scale, _mm512_sub_ps(_mm512_set1_ps(-0.0f), zeros));
+            *bias = times_middle(*scale, kind);
+        }
+    } else {
+        const int64_t first = at / w->per_scale, end = (at + (left < BLOCK_GROUPS ? left : BLOCK_GROUPS) - 1) / w->per_scale;
+        const __mmask16 stored = present(end + 1 - first);
+        const __m512i places = shared_places(at, w->per_scale);
+        *scale = load_values(from->scales + (w->dtype == SE_F32 ? 4 : 2) * first, stored, w->dtype);
+        *scale = _mm512_maskz_permutexvar_ps(mask, places, *scale);
+        if (w->encoding == SE_ZERO_POINT) {
+            *bias = times_minus(*scale, _mm512_permutexvar_epi32(places, load_bytes(from->biases + first, stored)));
+        } else {
+            *bias = times_middle(*scale, kind);
         }
     }
 }

@@ -172,6 +172,7 @@ extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avx512vnni;
+extern const struct kernels kernels_avx512vbmi;
 extern const struct kernels kernels_neon;
 
 /* ---- small floats */

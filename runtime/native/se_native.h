@@ -112,7 +112,8 @@ typedef struct se_context se_context;
 
 SE_API int32_t se_abi_version(void);
 
-/* Names of the levels that this machine can run, best first, separated by spaces: "avx512vnni avx512 avx2 portable". */
+/* Names of the levels that this machine can run, best first, separated by spaces: "avx512vbmi avx512vnni avx512
+ * avx2 portable". */
 SE_API const char *se_levels(void);
 
 /* level: one of se_levels, or NULL for the best. threads counts the caller. spin_us: how long an idle thread spins

@@ -27,7 +27,7 @@ HAS_SIMDE = CC is not None and not subprocess.run(
 
 pytestmark = pytest.mark.skipif(not HAS_SIMDE, reason="the headers of SIMDe are not installed")
 
-EMULATED = ("avx512vnni", "avx512")
+EMULATED = ("avx512vbmi", "avx512vnni", "avx512")
 ENCODINGS: tuple[Encoding, ...] = (
     *(Affine(bits, size, "f16") for bits, size in itertools.product((2, 3, 4, 5, 6, 8), (32, 64, 128))),
     *(Plain(dtype) for dtype in ("bf16", "f16", "f32")),

@@ -1,0 +1,64 @@
+/* Packed codes as vectors of bytes, for AVX-512. */
+#ifndef SE_CODES_AVX512_H
+#define SE_CODES_AVX512_H
+
+#include "groups_avx512.h"
+#include "sums_avx512.h"
+
+enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
+
+/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+INLINE int parts_of(struct kind kind) {
+    return code_width(kind.code) == 4 ? 2 : 1;
+}
+
+/* 64 codes of 2, 3, 5 or 6 bits in order. */
+#if defined(SE_VBMI)
+/* Eight codes, which fill whole bytes, go to each 64-bit lane, and each of its bytes takes the bits of one. */
+INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
+#define LANE(i) 0x0706050403020100 + 0x0101010101010101 * (i) * width
+    const __m512i bytes = _mm512_setr_epi64(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
+#undef LANE
+    const __m512i bits = _mm512_set1_epi64(0x0706050403020100 * width);
+    const __m512i x = _mm512_permutexvar_epi8(bytes, _mm512_loadu_si512(packed));
+    return _mm512_and_si512(_mm512_multishift_epi64_epi8(bits, x), _mm512_set1_epi8((char)((1 << width) - 1)));
+}
+#else
+/* Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
+#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
+    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
+#undef LANE
+    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const void *)packed));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 2 * width)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 4 * width)), 2);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 6 * width)), 3);
+    x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(bytes));
+    if (width % 2 == 1) x = _mm512_srlv_epi32(x, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 0, 4)));
+    const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
+    x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(two)),
+                        _mm512_and_si512(_mm512_slli_epi32(x, 16 - 2 * width), _mm512_set1_epi32(two << 16)));
+    return _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(one | one << 16)),
+                           _mm512_and_si512(_mm512_slli_epi32(x, 8 - width), _mm512_set1_epi32(one << 8 | one << 24)));
+}
+#endif
+
+/* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */
+INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kind) {
+    const int width = code_width(kind.code);
+    if (width == 8) {
+        codes[0] = _mm512_loadu_si512(packed + 64 * v);
+    } else if (width != 4) {
+        codes[0] = unpack_stream(packed + 8 * width * v, width);
+    } else {
+        const __m512i nibble = _mm512_set1_epi8(15), p = in_register(_mm512_loadu_si512(packed + 64 * v));
+        codes[0] = _mm512_and_si512(p, nibble);
+        codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
+        if (kind.code != CODE_FP4) return;
+        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+        codes[0] = _mm512_shuffle_epi8(table, codes[0]);
+        codes[1] = _mm512_shuffle_epi8(table, codes[1]);
+    }
+}
+
+#endif
