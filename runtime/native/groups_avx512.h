@@ -48,9 +48,9 @@ INLINE __m512i load_bytes(const uint8_t *bytes, __mmask16 mask) {
 /* 2 ** (exponent - 128), as e8m0_halves has it. */
 INLINE __m512 e8m0_vector(__m512i exponents) {
     const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)), 23);
-    const __mmask16 small = _mm512_cmplt_epi32_mask(exponents, _mm512_set1_epi32(2));
+    const __mmask16 small = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(2), exponents);
     const __mmask16 none = _mm512_cmpeq_epi32_mask(exponents, _mm512_set1_epi32(255));
-    const __m512i bits = _mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x200000), exponents);
+    const __m512i bits = _mm512_mask_mov_epi32(normal, small, _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), exponents));
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000)));
 }
 
@@ -105,7 +105,7 @@ INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i places = _mm512_setzero_si512();
     for (int64_t i = per_scale - at % per_scale; i < BLOCK_GROUPS; i += per_scale) {
-        const __mmask16 behind = _mm512_cmplt_epi32_mask(_mm512_set1_epi32((int)i - 1), lanes);
+        const __mmask16 behind = _mm512_cmpgt_epi32_mask(lanes, _mm512_set1_epi32((int)i - 1));
         places = _mm512_mask_add_epi32(places, behind, places, _mm512_set1_epi32(1));
     }
     return places;

@@ -55,6 +55,26 @@ EMULATED simde__m512i emulated_cvtepu16_epi32(simde__m256i a) {
 }
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
 
+EMULATED simde__m512i emulated_cvtepu8_epi32(simde__m128i a) {
+    COPY(a, uint8_t, 16);
+    uint32_t r_[16];
+    simde__m512i r;
+    for (int i = 0; i < 16; i++) r_[i] = a_[i];
+    memcpy(&r, r_, sizeof r);
+    return r;
+}
+#define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
+
+EMULATED simde__m512i emulated_cvtepi8_epi32(simde__m128i a) {
+    COPY(a, int8_t, 16);
+    int32_t r_[16];
+    simde__m512i r;
+    for (int i = 0; i < 16; i++) r_[i] = a_[i];
+    memcpy(&r, r_, sizeof r);
+    return r;
+}
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+
 EMULATED simde__m512 emulated_cvtph_ps(simde__m256i a) {
     COPY(a, uint16_t, 16);
     float r_[16];
@@ -101,12 +121,12 @@ EMULATED void emulated_mask_storeu_ps(void *to, uint16_t mask, simde__m512 a) {
         memcpy(&r, r_, sizeof r);                                                   \
         return r;                                                                   \
     }
-EMULATED_LOAD(emulated_maskz_loadu_epi8, simde__m512i, uint8_t, 64)
+EMULATED_LOAD(emulated_maskz_loadu_epi8, simde__m256i, uint8_t, 32)
 EMULATED_LOAD(emulated_maskz_loadu_epi16, simde__m256i, uint16_t, 16)
 EMULATED_LOAD(emulated_maskz_loadu_epi8_128, simde__m128i, uint8_t, 16)
 EMULATED_LOAD(emulated_maskz_loadu_ps, simde__m512, float, 16)
 #define _mm_maskz_loadu_epi8 emulated_maskz_loadu_epi8_128
-#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
+#define _mm256_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_epi16
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 
