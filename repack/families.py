@@ -15,6 +15,7 @@ from formats.config import (
     DecoderConfig,
     DeepseekV3Config,
     Gemma4Config,
+    KimiLinearConfig,
     Qwen3_5MoeConfig,
 )
 from repack.family import Experts, Family, Tensor
@@ -419,6 +420,44 @@ GEMMA4 = Family(
 )
 
 
+def _kimi_linear_dims(config: KimiLinearConfig) -> Mapping[str, int]:
+    return {
+        **_deepseek_dims(config),
+        "C": config.linear_width,
+        "k": config.linear_conv_kernel_dim,
+        "d": config.linear_head_dim,
+        "H": config.linear_num_heads,
+    }
+
+
+DELTA_ATTENTION = (
+    Tensor("self_attn.q_proj", "C D"),
+    Tensor("self_attn.k_proj", "C D"),
+    Tensor("self_attn.v_proj", "C D"),
+    Tensor("self_attn.q_conv1d", "C 1 k", keep=True),
+    Tensor("self_attn.k_conv1d", "C 1 k", keep=True),
+    Tensor("self_attn.v_conv1d", "C 1 k", keep=True),
+    # Small, and they make the decay and step of a recurrence, where errors add up over the sequence.
+    Tensor("self_attn.f_a_proj", "d D", keep=True),
+    Tensor("self_attn.f_b_proj", "C d", keep=True),
+    Tensor("self_attn.b_proj", "H D", keep=True),
+    Tensor("self_attn.A_log", "1 1 H 1", keep=True, suffix=""),
+    Tensor("self_attn.dt_bias", "C", suffix=""),
+    Tensor("self_attn.g_a_proj", "d D"),
+    Tensor("self_attn.g_b_proj", "C d"),
+    Tensor("self_attn.o_norm", "d"),
+    Tensor("self_attn.o_proj", "D C"),
+)
+KIMI_LINEAR = replace(
+    DEEPSEEK_V3,
+    prefixes=("model.",),
+    dims=_kimi_linear_dims,
+    mixers={FULL_ATTENTION: LATENT_ATTENTION, LINEAR_ATTENTION: DELTA_ATTENTION},
+    moe=tuple(tensor._replace(source=tensor.name.replace("mlp.", "block_sparse_moe.")) for tensor in DEEPSEEK_V3.moe),
+    expert_layouts=(W1_W3_W2,),
+    skipped={},
+)
+
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,
     "ernie4_5_moe": ERNIE4_5_MOE,
@@ -426,6 +465,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe": GLM4_MOE,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
+    "kimi_linear": KIMI_LINEAR,
     "llama4": LLAMA4,
     "minimax_m2": MINIMAX_M2,
     "mixtral": MIXTRAL,

@@ -36,6 +36,7 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
+from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mixtral import read_mixtral
@@ -71,6 +72,7 @@ __all__ = [
     "Factors",
     "Gemma4Config",
     "Indexer",
+    "KimiLinearConfig",
     "Llama3",
     "ModelConfig",
     "Qwen3_5MoeConfig",
@@ -93,6 +95,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm_moe_dsa": DeepseekV3Config.read,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
+    "kimi_linear": KimiLinearConfig.read,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
     "llama4": read_llama4,
@@ -114,6 +117,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm4_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "kimi_linear": KimiLinearConfig,
     "llama4": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "mixtral": DecoderConfig,

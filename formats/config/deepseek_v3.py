@@ -6,6 +6,7 @@ from formats.config.base import (
     DENSE,
     FULL_ATTENTION,
     INDEXED_ATTENTION,
+    LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
     SPARSE,
     ModelConfig,
@@ -75,7 +76,12 @@ class DeepseekV3Config(ModelConfig):
     @property
     def cache_values_per_token(self) -> int:
         indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
-        return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed
+        latents = sum(kind != LINEAR_ATTENTION for kind in self.layer_types)
+        return latents * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed
+
+    @property
+    def known_layer_types(self) -> tuple[str, ...]:
+        return (FULL_ATTENTION,) if self.indexer is None else (INDEXED_ATTENTION, SHARED_INDEX_ATTENTION)
 
     @property
     def state_values(self) -> int:
@@ -91,8 +97,7 @@ class DeepseekV3Config(ModelConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
-        known = (FULL_ATTENTION,) if self.indexer is None else (INDEXED_ATTENTION, SHARED_INDEX_ATTENTION)
-        self.require_known(where, "layer_types", known)
+        self.require_known(where, "layer_types", self.known_layer_types)
         if self.indexer is not None:
             first = self.layer_types[0] == INDEXED_ATTENTION
             self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")

@@ -90,7 +90,10 @@ class Ops(Protocol):
         """x, but no smaller than -limit and no larger than limit."""
 
     def decay(self, a: Array, dt_bias: Weight, a_log: Weight) -> Array:
-        """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): [T, H]."""
+        """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): a [T, C], dt_bias [C] -> [T, C].
+
+        a_log [H]: each for C / H channels that follow each other.
+        """
 
     def scale(self, x: Array, weight: Weight) -> Array:
         """x * weight over the last axis; weight [1] or [last axis]."""
@@ -181,8 +184,9 @@ class Ops(Protocol):
     def gated_delta_rule(
         self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: State
     ) -> tuple[Array, State]:
-        """Recurrence over T: q, k [T, Hk, dk], v [T, H, dv], log_decay, beta [T, H], state S [H, dk, dv].
+        """Recurrence over T: q, k [T, Hk, dk], v [T, H, dv], beta [T, H], state S [H, dk, dv].
 
+        log_decay [T, H] is of heads, or [T, H, dk] of key channels (Kimi Delta Attention).
         Value head h reads key head h // (H / Hk). Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k));
         o = S^T q. Returns (o [T, H, dv], S).
         Source: Yang et al., Gated Delta Networks (2412.06464); transformers' torch_recurrent_gated_delta_rule.

@@ -80,7 +80,13 @@ class Heads(ctypes.Structure):
 class DeltaShape(ctypes.Structure):
     """se_delta_shape: heads and widths of a gated DeltaNet."""
 
-    _fields_ = (("heads", c_int64), ("key_heads", c_int64), ("key_width", c_int64), ("value_width", c_int64))
+    _fields_ = (
+        ("heads", c_int64),
+        ("key_heads", c_int64),
+        ("key_width", c_int64),
+        ("value_width", c_int64),
+        ("decay_by_channel", c_int64),
+    )
 
 
 class Routing(ctypes.Structure):

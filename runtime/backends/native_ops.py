@@ -186,6 +186,14 @@ class NativeOps(NumpyOps):
             self._prepared[key] = np.float32(offset) + weight.vector()
         return self._prepared[key]
 
+    def _repeated(self, weight: Weight, channels: int) -> Float32:
+        """A vector's values, each for as many channels as it has."""
+        key = (_native(weight).matrix.weight_offset, float(channels))
+        if key not in self._prepared:
+            values = weight.vector()
+            self._prepared[key] = np.repeat(values, channels // len(values))
+        return self._prepared[key]
+
     def _taps(self, weight: Weight) -> Float32:
         """A convolution's weights [C, K] as [K, C]."""
         key = (_native(weight).matrix.weight_offset, 0.0)
@@ -229,7 +237,7 @@ class NativeOps(NumpyOps):
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         a, y = _with_result(a)
-        bias, log = address(self._vector(dt_bias)), address(self._vector(a_log))
+        bias, log = address(self._vector(dt_bias)), address(self._repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
@@ -395,7 +403,7 @@ class NativeOps(NumpyOps):
         self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
     ) -> tuple[Float32, State]:
         v, y = _with_result(v)
-        shape = native.DeltaShape(v.shape[1], k.shape[1], k.shape[2], v.shape[2])
+        shape = native.DeltaShape(v.shape[1], k.shape[1], k.shape[2], v.shape[2], log_decay.ndim == 3)
         inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
         self._call("se_delta_rule", shape, *inputs, len(v), address(state.now), address(state.next), address(y))
         return y, DeltaState(state.next, state.now)

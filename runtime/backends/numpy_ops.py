@@ -49,9 +49,9 @@ class Weight:
         return self.encoding.decode({name: array[start:stop] for name, array in self.arrays.items()})
 
     def vector(self) -> Float32:
-        """A vector's values: [columns]."""
-        assert self.rows == 1
-        return self.decode()[0]
+        """A vector's values, whichever axis they lie along."""
+        assert 1 in (self.rows, self.columns)
+        return self.decode().reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ class NumpyOps:
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
-        return -np.exp(a_log.vector()) * softplus
+        rate = np.exp(a_log.vector())
+        return -np.repeat(rate, a.shape[1] // len(rate)) * softplus
 
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * weight.vector()
@@ -380,7 +381,7 @@ class NumpyOps:
         output = np.empty_like(v)
         decay = np.exp(log_decay)
         for t in range(len(q)):
-            state *= decay[t, :, None, None]
+            state *= decay[t].reshape(decay.shape[1], -1, 1)
             known = (k[t, :, None, :] @ state)[:, 0]  # what the state holds for this key: [H, dv]
             update = (v[t] - known) * beta[t, :, None]
             state += k[t, :, :, None] * update[:, None, :]

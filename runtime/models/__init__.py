@@ -3,11 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from formats.config import DecoderConfig, DeepseekV3Config, Gemma4Config, ModelConfig, Qwen3_5MoeConfig
+from formats.config import (
+    DecoderConfig,
+    DeepseekV3Config,
+    Gemma4Config,
+    KimiLinearConfig,
+    ModelConfig,
+    Qwen3_5MoeConfig,
+)
 from runtime.backends.base import Array, Ops, State
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.gemma4 import Gemma4
+from runtime.models.kimi_linear import KimiLinear
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.session import Sequence as StepSequence
 
@@ -29,5 +37,6 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
     Gemma4Config: Gemma4,
+    KimiLinearConfig: KimiLinear,
     Qwen3_5MoeConfig: Qwen3_5Moe,
 }

@@ -21,8 +21,12 @@ class DeepseekV3:
     ops: Ops
 
     def new_states(self) -> list[State]:
-        """An empty cache of latents per layer, and one of the indexer's keys where it chooses."""
-        return [(self._new_latent_cache(), self._new_index_cache(kind)) for kind in self.config.layer_types]
+        """What every layer remembers of a sequence that has not begun."""
+        return [self._new_state(layer_type) for layer_type in self.config.layer_types]
+
+    def _new_state(self, layer_type: str) -> State:
+        """An empty cache of latents, and one of the indexer's keys where it chooses."""
+        return self._new_latent_cache(), self._new_index_cache(layer_type)
 
     def _new_latent_cache(self) -> State:
         return self.ops.new_latent_cache(self.config.kv_lora_rank, self.config.qk_rope_head_dim)
@@ -77,8 +81,8 @@ class DeepseekV3:
         outputs = []
         for s, selection in zip(sequences, selections, strict=True):
             latents, index = s.states[layer]
-            q_rope = ops.rope(q[s.rows, :, c.qk_nope_head_dim :], s.position, c.rope)
-            k_rope = ops.rope(latent_k[s.rows, None, rank:], s.position, c.rope)[:, 0]
+            q_rope = self._turned(q[s.rows, :, c.qk_nope_head_dim :], s.position)
+            k_rope = self._turned(latent_k[s.rows, None, rank:], s.position)[:, 0]
             output, latents = ops.latent_attention(
                 q[s.rows, :, : c.qk_nope_head_dim],
                 q_rope,
@@ -93,6 +97,9 @@ class DeepseekV3:
             outputs.append(output)  # [tokens, H, v_head_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.v_head_dim)
         return ops.linear(o, w("o_proj"))
+
+    def _turned(self, x: Array, position: int) -> Array:
+        return self.ops.rope(x, position, self.config.rope)
 
     def _selections(self, layer: int, x: Array, latent_q: Array, sequences: Items[Sequence]) -> list[Array]:
         """The tokens that attention may see, per sequence: DeepSeek-V3.2's indexer."""

@@ -55,11 +55,14 @@ static void run_panel(const struct delta_job *job, int64_t number) {
     const int64_t head = number / job->panels, column = number % job->panels * LANES;
     const int64_t left = s->value_width - column, state = number * s->key_width * LANES;
     const int64_t key = head / (s->heads / s->key_heads) * s->key_width, value = head * s->value_width + column;
+    const int64_t decay_width = s->decay_by_channel ? s->key_width : 1;
     const struct delta_panel panel = {
         .q = job->q + key,
         .k = job->k + key,
         .v = job->v + value,
-        .decay = job->decay + head,
+        .decay = job->decay + head * decay_width,
+        .decay_by_channel = s->decay_by_channel != 0,
+        .decay_stride = s->heads * decay_width,
         .beta = job->beta + head,
         .key_stride = s->key_heads * s->key_width,
         .value_stride = s->heads * s->value_width,
@@ -89,7 +92,7 @@ int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const fl
     if (shape->key_heads < 1 || shape->heads % shape->key_heads != 0 || shape->key_width % 2 != 0 || tokens < 1) {
         return context_leave(context, SE_UNSUPPORTED);
     }
-    const int64_t decays = tokens * shape->heads;
+    const int64_t decays = tokens * shape->heads * (shape->decay_by_channel ? shape->key_width : 1);
     if (!context_reserve(context, 4 * decays)) return context_leave(context, SE_NO_MEMORY);
     float *decay = (float *)(void *)context->scratch;
     memcpy(decay, log_decay, (size_t)decays * sizeof *decay);

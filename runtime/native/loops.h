@@ -10,6 +10,8 @@
 #include "kernels.h"
 #include "lanes.h"
 
+#include <stdbool.h>
+
 enum {
     KEY_LANES = LANES, /* keys that lie side by side in the cache */
     BLOCK_KEYS = 128,  /* keys whose softmax is taken together, from a position that is a multiple of it */
@@ -41,8 +43,10 @@ struct partial {
 struct delta_panel {
     const float *q, *k; /* of the first token: [key_width], the next tokens key_stride on */
     const float *v;     /* [lanes used], value_stride on */
-    const float *decay, *beta; /* [1], head_stride on */
-    int64_t key_stride, value_stride, head_stride;
+    const float *decay; /* [1], or [key_width] where each key channel has its own, decay_stride on */
+    const float *beta;  /* [1], head_stride on */
+    bool decay_by_channel;
+    int64_t key_stride, value_stride, decay_stride, head_stride;
     int64_t tokens, key_width;
     int64_t columns;    /* of the panel, at most LANES */
     const float *state; /* [key_width, LANES] */

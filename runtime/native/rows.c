@@ -1,7 +1,10 @@
 /* Norms, element by element, rotation: rows shared among threads. */
 #include "context.h"
 
-enum { MAP_VALUES = 4096 }; /* values per task of a map */
+enum {
+    MAP_VALUES = 4096,  /* values per task of a map */
+    DECAY_VALUES = 512, /* of decays, which take longer */
+};
 
 struct rows_job {
     const struct loops *loops;
@@ -93,15 +96,31 @@ int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, floa
     return context_leave(context, SE_OK);
 }
 
-/* By the C library's functions, which are not vectors: heads are few. */
-int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
-                 int64_t heads, float *y) {
-    if (context_enter(context) != SE_OK) return SE_BUSY;
-    for (int64_t i = 0; i < tokens * heads; i++) {
-        const float x = a[i] + dt_bias[i % heads];
-        const float softplus = (x > 0 ? x : 0.0f) + log1pf(expf(-fabsf(x)));
-        y[i] = -expf(a_log[i % heads]) * (x == x ? softplus : x);
+struct decay_job {
+    const float *a, *dt_bias, *a_log;
+    int64_t channels, total;
+    float *y;
+    struct tasks blocks; /* of DECAY_VALUES */
+};
+
+/* By the C library's functions, which are not vectors. */
+static void decays(void *argument) {
+    struct decay_job *job = argument;
+    for (int64_t block; take(&job->blocks, &block);) {
+        for (int64_t i = block * DECAY_VALUES; i < (block + 1) * DECAY_VALUES && i < job->total; i++) {
+            const float x = job->a[i] + job->dt_bias[i % job->channels];
+            const float softplus = (x > 0 ? x : 0.0f) + log1pf(expf(-fabsf(x)));
+            job->y[i] = -expf(job->a_log[i % job->channels]) * (x == x ? softplus : x);
+        }
     }
+}
+
+int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
+                 int64_t channels, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    const int64_t total = tokens * channels;
+    struct decay_job job = {a, dt_bias, a_log, channels, total, y, {0, (total + DECAY_VALUES - 1) / DECAY_VALUES}};
+    context_run(context, decays, &job, 64 * total);
     return context_leave(context, SE_OK);
 }
 

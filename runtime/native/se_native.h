@@ -196,9 +196,9 @@ enum se_map_kind { SE_MAP_SIGMOID = 0, SE_MAP_SILU = 1 };
 /* y [n] = map(x [n]). */
 SE_API int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, float *y);
 
-/* y [T, heads] = -exp(a_log [heads]) * softplus(a [T, heads] + dt_bias [heads]). */
+/* y [T, channels] = -exp(a_log [channels]) * softplus(a [T, channels] + dt_bias [channels]). */
 SE_API int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
-                        int64_t heads, float *y);
+                        int64_t channels, float *y);
 
 /* y [T, heads, d]: x with the pairs (i, i + half), or interleaved (2i, 2i + 1), turned by the angles of their token:
  * cosine, sine [T, half]. */
@@ -295,11 +295,12 @@ typedef struct {
     int64_t key_heads; /* value head h reads key head h / (heads / key_heads) */
     int64_t key_width;
     int64_t value_width;
+    int64_t decay_by_channel; /* 1: each key channel has a decay of its own; 0: each head has one */
 } se_delta_shape;
-static_assert(sizeof(se_delta_shape) == 32, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_delta_shape) == 40, "mirrored in runtime/backends/native.py");
 
 /* Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k)); y = S^T q. q, k [T, key_heads, key_width],
- * v, y [T, heads, value_width], log_decay, beta [T, heads]. Reads state and writes new_state, which may be the same. */
+ * v, y [T, heads, value_width], beta [T, heads], log_decay [T, heads] or [T, heads, key_width]. Reads state and writes new_state, which may be the same. */
 SE_API int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const float *q, const float *k,
                              const float *v, const float *log_decay, const float *beta, int64_t tokens,
                              const float *state, float *new_state, float *y);

@@ -157,9 +157,10 @@ def test_a_scale_of_experts_is_that_of_the_reference() -> None:
     assert near(weights, expected[1])
 
 
-@given(tokens=st.integers(1, 9), heads=st.integers(1, 20), seed=seeds)
-def test_the_decay_is_that_of_the_reference(tokens: int, heads: int, seed: int) -> None:
-    a, bias, log = normal(seed, tokens, heads, scale=30), normal(seed + 1, heads), normal(seed + 2, heads)
+@given(tokens=st.integers(1, 9), heads=st.integers(1, 20), channels=st.sampled_from((1, 3, 64)), seed=seeds)
+def test_the_decay_is_that_of_the_reference(tokens: int, heads: int, channels: int, seed: int) -> None:
+    width = heads * channels  # of a head each, or of its channels
+    a, bias, log = normal(seed, tokens, width, scale=30), normal(seed + 1, width), normal(seed + 2, heads)
     (found,) = the_same(lambda ops: (ops.decay(a, weight(bias), weight(log)),))
     assert near(found, REFERENCE.decay(a, weight(bias), weight(log)), 1e-6)
 
@@ -410,16 +411,17 @@ def test_a_convolution_is_that_of_the_reference_to_the_bit(tokens: int, channels
     group=st.integers(1, 3),
     key_width=st.sampled_from((2, 16, 128)),
     value_width=st.sampled_from((1, 16, 40)),
+    by_channel=st.booleans(),
     seed=seeds,
 )
 def test_the_delta_rule_is_that_of_the_reference_however_it_is_cut(
-    tokens: int, key_heads: int, group: int, key_width: int, value_width: int, seed: int
+    tokens: int, key_heads: int, group: int, key_width: int, value_width: int, by_channel: bool, seed: int
 ) -> None:
     heads = key_heads * group
     q, k = normal(seed, tokens, key_heads, key_width), normal(seed + 1, tokens, key_heads, key_width)
     k = REFERENCE.l2_norm(k, 1e-6)
     v, beta = normal(seed + 2, tokens, heads, value_width), REFERENCE.sigmoid(normal(seed + 3, tokens, heads))
-    log_decay = -np.abs(normal(seed + 4, tokens, heads))
+    log_decay = -np.abs(normal(seed + 4, tokens, heads, *((key_width,) if by_channel else ())))
 
     def compute(ops: NativeOps) -> Sequence[Float32]:
         state, outputs = ops.new_delta_state(heads, key_width, value_width), []

@@ -11,11 +11,17 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures import decoders_tiny, gemma_tiny, hybrids_tiny, llama4_tiny
+from tests.fixtures import decoders_tiny, gemma_tiny, hybrids_tiny, kimi_linear_tiny, llama4_tiny
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
-CASES: dict[str, Any] = {**decoders_tiny.CASES, **gemma_tiny.CASES, **hybrids_tiny.CASES, **llama4_tiny.CASES}
+CASES: dict[str, Any] = {
+    **decoders_tiny.CASES,
+    **gemma_tiny.CASES,
+    **hybrids_tiny.CASES,
+    **kimi_linear_tiny.CASES,
+    **llama4_tiny.CASES,
+}
 EXACT_AT_4 = (
     "gptq",
     "gptq_v2",
