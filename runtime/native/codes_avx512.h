@@ -52,6 +52,14 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
         codes[0] = unpack_stream(packed + 8 * width * v, width);
     } else {
         const __m512i nibble = _mm512_set1_epi8(15), p = in_register(_mm512_loadu_si512(packed + 64 * v));
+#if defined(SE_VBMI)
+        if (kind.code == CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
+            const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+            codes[0] = _mm512_permutexvar_epi8(p, table);
+            codes[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(p, 4), table);
+            return;
+        }
+#endif
         codes[0] = _mm512_and_si512(p, nibble);
         codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
         if (kind.code != CODE_FP4) return;

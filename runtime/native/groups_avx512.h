@@ -24,16 +24,19 @@ INLINE __mmask16 present(int64_t left) {
     return (__mmask16)(left >= 16 ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
 }
 
-/* Sixteen values, 0 where the mask has none; of FP8 a 256th of them, by way of f16, whose subnormals cost nothing. All
- * ones is no number. */
+/* Thirty-two bytes of FP8, a 256th of each, as f16, whose subnormals cost nothing. All ones is no number. */
+INLINE __m512i fp8_halves(__m256i bytes) {
+    const __m256i none = _mm256_cmpeq_epi8(_mm256_or_si256(bytes, _mm256_set1_epi8(INT8_MIN)), _mm256_set1_epi8(-1));
+    const __m512i bits = _mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7); /* the sign twice */
+    return _mm512_or_si512(_mm512_and_si512(bits, _mm512_set1_epi16((int16_t)0xbf80)), _mm512_cvtepi8_epi16(none));
+}
+
+/* Sixteen values, 0 where the mask has none; of FP8 a 256th of them. */
 INLINE __m512 load_values(const uint8_t *values, __mmask16 mask, int value) {
     if (value == SE_F32) return _mm512_maskz_loadu_ps(mask, values);
     if (value == VALUE_FP8) {
-        const __m256i bits = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(mask, values));
-        const __m256i rest = _mm256_and_si256(bits, _mm256_set1_epi16(0x7f));
-        const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(bits, _mm256_set1_epi16(0x80)), 8);
-        const __m256i none = _mm256_cmpeq_epi16(rest, _mm256_set1_epi16(0x7f));
-        return _mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(rest, 7), sign), none));
+        const __m256i bytes = _mm256_castsi128_si256(_mm_maskz_loadu_epi8(mask, values));
+        return _mm512_cvtph_ps(_mm512_castsi512_si256(fp8_halves(bytes)));
     }
     const __m256i halves = _mm256_maskz_loadu_epi16(mask, values);
     if (value == SE_F16) return _mm512_cvtph_ps(halves);
@@ -77,6 +80,14 @@ INLINE struct groups groups_of(const struct weights *w, int64_t row) {
                            biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
 }
 
+/* Two values of 16 bits, or the last one. */
+INLINE uint32_t one_or_two(const uint8_t *values, int last) {
+    uint16_t one;
+    uint32_t two;
+    if (last) return memcpy(&one, values, sizeof one), one;
+    return memcpy(&two, values, sizeof two), two;
+}
+
 /* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
  * the two bytes that hold its scale and the two that hold its min. */
 INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
@@ -92,9 +103,11 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
     const __m128i second = _mm_maskz_loadu_epi8(last ? 0 : 0xfff, words + 12);
     __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(first), second, 1);
     x = _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_shuffle_i32x4(x, x, 0x50), bytes), shifts);
-    const __mmask16 mask = last ? 1 : 3;
-    const __m512 d = _mm512_permutexvar_ps(halves, load_values(from->biases + 2 * superblock, mask, SE_F16));
-    const __m512 dmin = _mm512_permutexvar_ps(halves, load_values(from->mins + 2 * superblock, mask, SE_F16));
+    const uint64_t d_bits = one_or_two(from->biases + 2 * superblock, last);
+    const uint64_t dmin_bits = one_or_two(from->mins + 2 * superblock, last);
+    const __m512 both = _mm512_cvtph_ps(_mm256_castsi128_si256(_mm_set1_epi64x((int64_t)(d_bits | dmin_bits << 32))));
+    const __m512 d = _mm512_permutexvar_ps(halves, both);
+    const __m512 dmin = _mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(2)), both);
     const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);
     *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
     *bias = _mm512_sub_ps(_mm512_set1_ps(-0.0f), _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(mins)));

@@ -12,16 +12,64 @@ INLINE float add_lanes(__m512 v) {
     return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
 }
 
+/* PLAIN_LANES values of FP8, a 256th of each. */
+INLINE void fp8_values(__m512 *v, __m256i bytes) {
+#if defined(SE_VBMI)
+    /* Both bytes of a bf16 are looked up by the bits without the sign: subnormals, numbers, and what is none. A 32-bit
+     * lane takes two columns that are 16 apart. */
+#define DOWN 0, 16, 32, 48, 64, 80, 96, 112
+#define UP 128, 144, 160, 176, 192, 208, 224
+#define EIGHT(x) x, x, x, x, x, x, x, x
+#define LANE(i) 0x10100000 + 0x01010101 * (i)
+    static const uint8_t low[128] = {0, 0, 128, 192, 0, 32, 64, 96, UP, 240, DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 240,
+                                     DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 192};
+    static const uint8_t high[128] = {0, 55, 55, 55, 56, 56, 56, 56, EIGHT(56), EIGHT(57), EIGHT(57), EIGHT(58),
+                                      EIGHT(58), EIGHT(59), EIGHT(59), EIGHT(60), EIGHT(60), EIGHT(61), EIGHT(61),
+                                      EIGHT(62), EIGHT(62), 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 127};
+    const __m512i pairs = _mm512_setr_epi32(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7),
+                                            LANE(8), LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
+#undef DOWN
+#undef UP
+#undef EIGHT
+#undef LANE
+    const __m512i x = _mm512_permutexvar_epi8(pairs, _mm512_castsi256_si512(bytes));
+    const __m512i lower = _mm512_mask2_permutex2var_epi8(_mm512_loadu_si512(low), x, 0x5555555555555555,
+                                                         _mm512_loadu_si512(low + 64));
+    const __m512i both = _mm512_mask2_permutex2var_epi8(_mm512_loadu_si512(high), lower, 0xaaaaaaaaaaaaaaaa,
+                                                        _mm512_loadu_si512(high + 64));
+    const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi16(INT16_MIN)), bf16 = _mm512_or_si512(both, sign);
+    v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bf16, 16));
+    v[1] = _mm512_castsi512_ps(_mm512_and_si512(bf16, _mm512_set1_epi32((int)0xffff0000)));
+#else
+    const __m512i halves = fp8_halves(bytes);
+    v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+#endif
+}
+
+/* PLAIN_LANES values of a row, zeros behind the `left` that it has; of FP8 a 256th of them. */
+INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int value) {
+    if (value == VALUE_FP8) {
+        const __mmask32 mask = left >= 32 ? 0xffffffff : (1u << left) - 1;
+        fp8_values(v, _mm256_maskz_loadu_epi8(mask, values));
+    } else {
+        v[0] = load_values(values, present(left), value);
+        v[1] = load_values(values + (value == SE_F32 ? 64 : 32), present(left - 16), value);
+    }
+}
+
 /* One row of each stream times `tokens` operands. */
 INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
-    __m512 sum[MAX_STREAMS][4][2];
+    __m512 sum[MAX_STREAMS][4][2], scale[MAX_STREAMS];
+    int64_t scaled[MAX_STREAMS] = {0}; /* columns before this one have the scale */
     const uint8_t *w[MAX_STREAMS];
     const float *x[4];
     UNROLL
     for (int s = 0; s < streams; s++) {
         w[s] = tile->weights[s]->weight + (tile->first[s] + row) * tile->weights[s]->weight_stride;
+        scale[s] = _mm512_setzero_ps();
         UNROLL
         for (int t = 0; t < tokens; t++) sum[s][t][0] = sum[s][t][1] = _mm512_setzero_ps();
     }
@@ -30,21 +78,22 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
         UNROLL
         for (int s = 0; s < streams; s++) {
-            __m512 scale = _mm512_setzero_ps();
-            if (value == VALUE_FP8) {
+            if (value == VALUE_FP8 && k == scaled[s]) {
                 const struct weights *fp8 = tile->weights[s];
                 const uint8_t *scales = fp8->scales + (tile->first[s] + row) * fp8->scales_stride;
-                scale = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales, k / fp8->per_scale));
+                scale[s] = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales, k / fp8->per_scale));
+                scaled[s] += fp8->per_scale;
             }
-            _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
+            if (k * size % 64 == 0) _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
+            __m512 v[2];
+            plain_values(v, w[s] + k * size, columns - k, value);
             UNROLL
             for (int half = 0; half < 2; half++) {
-                const int64_t at = k + 16 * half;
-                __m512 v = load_values(w[s] + at * size, present(columns - at), value);
-                if (value == VALUE_FP8) v = _mm512_mul_ps(v, scale);
+                if (value == VALUE_FP8) v[half] = _mm512_mul_ps(v[half], scale[s]);
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
-                    sum[s][t][half] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[t] + at), sum[s][t][half]);
+                    const __m512 operand = _mm512_loadu_ps(x[t] + k + 16 * half);
+                    sum[s][t][half] = _mm512_fmadd_ps(v[half], operand, sum[s][t][half]);
                 }
             }
         }
