@@ -64,11 +64,12 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m512 sum[MAX_STREAMS][4][2], scale[MAX_STREAMS];
     int64_t scaled[MAX_STREAMS] = {0}; /* columns before this one have the scale */
-    const uint8_t *w[MAX_STREAMS];
+    const uint8_t *w[MAX_STREAMS], *scales[MAX_STREAMS];
     const float *x[4];
     UNROLL
     for (int s = 0; s < streams; s++) {
         w[s] = tile->weights[s]->weight + (tile->first[s] + row) * tile->weights[s]->weight_stride;
+        scales[s] = tile->weights[s]->scales + (tile->first[s] + row) * tile->weights[s]->scales_stride;
         scale[s] = _mm512_setzero_ps();
         UNROLL
         for (int t = 0; t < tokens; t++) sum[s][t][0] = sum[s][t][1] = _mm512_setzero_ps();
@@ -80,8 +81,8 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
         for (int s = 0; s < streams; s++) {
             if (value == VALUE_FP8 && k == scaled[s]) {
                 const struct weights *fp8 = tile->weights[s];
-                const uint8_t *scales = fp8->scales + (tile->first[s] + row) * fp8->scales_stride;
-                scale[s] = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales, k / fp8->per_scale));
+                scale[s] = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales[s], 0));
+                scales[s] += fp8->dtype == SE_F32 ? 4 : 2;
                 scaled[s] += fp8->per_scale;
             }
             if (k * size % 64 == 0) _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
