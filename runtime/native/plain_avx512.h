@@ -50,8 +50,8 @@ INLINE void fp8_values(__m512 *v, __m256i bytes) {
 /* PLAIN_LANES values of a row, zeros behind the `left` that it has; of FP8 a 256th of them. */
 INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int value) {
     if (value == VALUE_FP8) {
-        const __mmask32 mask = left >= 32 ? 0xffffffff : (1u << left) - 1;
-        fp8_values(v, _mm256_maskz_loadu_epi8(mask, values));
+        fp8_values(v, left >= 32 ? _mm256_loadu_si256((const void *)values)
+                                 : _mm256_maskz_loadu_epi8((1u << left) - 1, values));
     } else {
         v[0] = load_values(values, present(left), value);
         v[1] = load_values(values + (value == SE_F32 ? 64 : 32), present(left - 16), value);
@@ -85,7 +85,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 scales[s] += fp8->dtype == SE_F32 ? 4 : 2;
                 scaled[s] += fp8->per_scale;
             }
-            if (k * size % 64 == 0) _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
+            _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
             __m512 v[2];
             plain_values(v, w[s] + k * size, columns - k, value);
             UNROLL
