@@ -33,6 +33,7 @@ struct se_reader {
     int64_t under_way, bytes_under_way, began_ns;
     se_reader_counters counters;
     _Atomic int32_t stopping;
+    bool some_ended; /* reads, of which those who wait have not been told */
     bool closing;
     int64_t started;
     pthread_t thread[];
@@ -85,6 +86,16 @@ static int64_t eligible(const se_reader *reader) {
     return reader->bytes_under_way + reader->requests[slot].fetch.nbytes <= reader->bytes_in_flight ? slot : NONE;
 }
 
+/* Unlocks, then wakes who waits for a read that has ended, and one thread if a read may begin: it takes that read and
+ * wakes the next. Whoever is woken finds the lock free, and no one is woken for nothing (docs/LEARNED.md 54). */
+static void unlock_and_wake(se_reader *reader) {
+    const bool ended = reader->some_ended, more = eligible(reader) != NONE;
+    reader->some_ended = false;
+    pthread_mutex_unlock(&reader->mutex);
+    if (ended) pthread_cond_broadcast(&reader->ended);
+    if (more) pthread_cond_signal(&reader->work);
+}
+
 /* Reads and checks outside the lock; returns the state that the slot is in afterwards. */
 static int32_t carry_out(const se_fetch *fetch, uint8_t *slot, int64_t *detail) {
     int64_t done = 0;
@@ -105,6 +116,7 @@ static int32_t carry_out(const se_fetch *fetch, uint8_t *slot, int64_t *detail) 
     return SE_SLOT_FULL;
 }
 
+/* Takes a read, carries it out and notes how it ended; the lock is held before and after, but not meanwhile. */
 static void read_slot(se_reader *reader, int64_t slot) {
     struct request *request = &reader->requests[slot];
     const se_fetch fetch = request->fetch; /* its flags may change meanwhile */
@@ -112,7 +124,7 @@ static void read_slot(se_reader *reader, int64_t slot) {
     request->state = SE_SLOT_READING;
     if (reader->under_way++ == 0) reader->began_ns = now_ns();
     reader->bytes_under_way += fetch.nbytes;
-    pthread_mutex_unlock(&reader->mutex);
+    unlock_and_wake(reader);
     int64_t detail = 0;
     int32_t state = carry_out(&fetch, reader->slots + slot * reader->slot_bytes, &detail);
     pthread_mutex_lock(&reader->mutex);
@@ -121,8 +133,7 @@ static void read_slot(se_reader *reader, int64_t slot) {
     reader->bytes_under_way -= fetch.nbytes;
     if (--reader->under_way == 0) reader->counters.busy_ns += now_ns() - reader->began_ns;
     if (state == SE_SLOT_FULL) reader->counters.nbytes += fetch.nbytes;
-    pthread_cond_broadcast(&reader->ended);
-    pthread_cond_broadcast(&reader->work); /* bytes in flight are fewer now */
+    reader->some_ended = true;
 }
 
 static void *serve(void *argument) {
@@ -132,6 +143,9 @@ static void *serve(void *argument) {
         int64_t slot = eligible(reader);
         if (slot != NONE) {
             read_slot(reader, slot);
+        } else if (reader->some_ended) {
+            unlock_and_wake(reader);
+            pthread_mutex_lock(&reader->mutex);
         } else if (reader->closing) {
             break;
         } else {
@@ -200,8 +214,7 @@ int32_t se_reader_submit(se_reader *reader, const se_fetch *fetches, int64_t n) 
         reader->requests[fetches[i].slot].fetch = fetches[i];
         enqueue(reader, fetches[i].slot);
     }
-    pthread_cond_broadcast(&reader->work);
-    pthread_mutex_unlock(&reader->mutex);
+    unlock_and_wake(reader);
     return status;
 }
 
@@ -214,8 +227,7 @@ void se_reader_promote(se_reader *reader, const int64_t *slots, int64_t n) {
         request->fetch.flags &= ~SE_FETCH_EARLY;
         enqueue(reader, slots[i]);
     }
-    pthread_cond_broadcast(&reader->work);
-    pthread_mutex_unlock(&reader->mutex);
+    unlock_and_wake(reader);
 }
 
 void se_reader_cancel(se_reader *reader, const int64_t *slots, int64_t n, int32_t wait) {
