@@ -2,9 +2,12 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from formats.dtypes import Float64
 
 MOST_WEIGHT = 2.0**500
 HALF_LIFE_STEPS = 40  # of a use, in steps of the model
@@ -35,11 +38,8 @@ class Wave(NamedTuple):
 class Policy(Protocol):
     """Told of every use and of who is held; asked who leaves."""
 
-    def begin(self, layer: int) -> None:
-        """A layer begins to ask for the experts of its next step."""
-
-    def used(self, key: ExpertKey) -> None:
-        """An expert was asked for, held or not."""
+    def used(self, layer: int, experts: Sequence[int]) -> None:
+        """A layer's next step asks for these distinct experts, held or not."""
 
     def added(self, key: ExpertKey) -> None:
         """An expert has a slot now."""
@@ -57,12 +57,10 @@ class LeastRecentlyUsed:
     def __init__(self) -> None:
         self._held: OrderedDict[ExpertKey, None] = OrderedDict()  # least recently used first
 
-    def begin(self, layer: int) -> None:
-        pass
-
-    def used(self, key: ExpertKey) -> None:
-        if key in self._held:
-            self._held.move_to_end(key)
+    def used(self, layer: int, experts: Sequence[int]) -> None:
+        for key in (ExpertKey(layer, expert) for expert in experts):
+            if key in self._held:
+                self._held.move_to_end(key)
 
     def added(self, key: ExpertKey) -> None:
         self._held[key] = None
@@ -93,16 +91,13 @@ class DecayedFrequency:
         self._held = {layer: np.zeros(number, np.bool_) for layer, number in num_experts.items()}
         self._score = {layer: np.zeros(number) for layer, number in num_experts.items()}
 
-    def begin(self, layer: int) -> None:
-        pass
-
-    def used(self, key: ExpertKey) -> None:
-        layer = key.layer
-        self._score[layer][key.expert] += self._weight[layer]
-        self._weight[layer] *= self._growth
-        if self._weight[layer] > MOST_WEIGHT:
-            self._score[layer] /= MOST_WEIGHT
-            self._weight[layer] /= MOST_WEIGHT
+    def used(self, layer: int, experts: Sequence[int]) -> None:
+        for expert in experts:
+            self._score[layer][expert] += self._weight[layer]
+            self._weight[layer] *= self._growth
+            if self._weight[layer] > MOST_WEIGHT:
+                self._score[layer] /= MOST_WEIGHT
+                self._weight[layer] /= MOST_WEIGHT
 
     def added(self, key: ExpertKey) -> None:
         self._held[key.layer][key.expert] = True
@@ -128,7 +123,8 @@ class RecentFrequency:
     """One pool for all layers: who has the lowest value leaves. Uses count half after a half-life and survive eviction.
 
     What a layer's latest step used counts RECENT_USES more, for a part of it comes again, and every expert that a
-    layer holds beyond its share counts one use less for all of that layer's.
+    layer holds beyond its share counts one use less for all of that layer's. Values are looked at once for all that
+    leave for a layer's step (docs/LEARNED.md 54).
     """
 
     def __init__(
@@ -136,47 +132,39 @@ class RecentFrequency:
     ) -> None:
         """num_experts by layer."""
         self._keys = [ExpertKey(layer, expert) for layer, number in num_experts.items() for expert in range(number)]
-        self._places = {key: place for place, key in enumerate(self._keys)}
+        ends = accumulate(num_experts.values())
         self._of_layer = {
-            layer: slice(self._places[ExpertKey(layer, 0)], self._places[ExpertKey(layer, 0)] + number)
-            for layer, number in num_experts.items()
+            layer: slice(end - number, end) for (layer, number), end in zip(num_experts.items(), ends, strict=True)
         }
         self._above = {layer: -num_slots * number / len(self._keys) for layer, number in num_experts.items()}
         self._growth = 2 ** (1 / (half_life_steps * len(num_experts)))
         self._weight = 1.0  # of the next use: it grows, so that no count need shrink
         self._uses = np.zeros(len(self._keys))  # in weights of their time
         self._extra = np.zeros(len(self._keys))  # in uses of now
-        self._held = np.zeros(len(self._keys), np.bool_)
-        self._latest: dict[int, list[int]] = {layer: [] for layer in num_experts}
-        self._uncounted: list[int] = []  # uses since the layer began, of which nobody has asked yet
+        self._absent = np.full(len(self._keys), np.inf)  # zero for those that are held
+        self._latest = {layer: np.empty(0, np.int64) for layer in num_experts}  # places of what the last step used
+        self._values: Float64 | None = None  # of those that may leave for the step of the layer that asked last
 
-    def begin(self, layer: int) -> None:
-        self._count()
+    def _place(self, key: ExpertKey) -> int:
+        return int(self._of_layer[key.layer].start) + key.expert
+
+    def used(self, layer: int, experts: Sequence[int]) -> None:
         self._weight *= self._growth
         if self._weight > MOST_WEIGHT:
             self._uses /= MOST_WEIGHT
             self._weight /= MOST_WEIGHT
         self._extra[self._latest[layer]] -= RECENT_USES
-        self._latest[layer] = []
-
-    def used(self, key: ExpertKey) -> None:
-        place = self._places[key]
-        self._latest[key.layer].append(place)
-        self._uncounted.append(place)
-
-    def _count(self) -> None:
-        if not self._uncounted:
-            return
-        np.add.at(self._uses, self._uncounted, self._weight)
-        np.add.at(self._extra, self._uncounted, RECENT_USES)
-        self._uncounted = []
+        self._latest[layer] = places = np.asarray(experts, np.int64) + self._of_layer[layer].start
+        self._extra[places] += RECENT_USES
+        self._uses[places] += self._weight
+        self._values = None
 
     def added(self, key: ExpertKey) -> None:
-        self._held[self._places[key]] = True
+        self._absent[self._place(key)] = 0.0
         self._hold(key.layer, 1)
 
     def removed(self, key: ExpertKey) -> None:
-        self._held[self._places[key]] = False
+        self._absent[self._place(key)] = np.inf
         self._hold(key.layer, -1)
 
     def _hold(self, layer: int, more: int) -> None:
@@ -188,21 +176,26 @@ class RecentFrequency:
 
     def most_used(self) -> list[tuple[ExpertKey, float]]:
         """Experts that were used at all, with their decayed counts, most used first."""
-        self._count()
         counts = self._uses / self._weight
         order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         return [(self._keys[place], float(counts[place])) for place in order]
 
     def expect(self, key: ExpertKey, uses: float) -> None:
         """Count uses of an earlier run."""
-        self._uses[self._places[key]] += uses * self._weight
+        self._uses[self._place(key)] += uses * self._weight
 
     def victim(self, layer: int, leased: Collection[ExpertKey]) -> ExpertKey | None:
-        self._count()
-        value = np.where(self._held, self._uses + self._weight * self._extra, np.inf)
-        value[[self._places[key] for key in leased]] = np.inf
-        place = int(value.argmin())
-        return self._keys[place] if value[place] < np.inf else None
+        for known in (self._values, None):
+            values = known
+            if values is None:
+                values = self._weight * self._extra + self._uses + self._absent
+                values[[self._place(key) for key in leased]] = np.inf
+                self._values = values
+            place = int(values.argmin())
+            if values[place] < np.inf:
+                values[place] = np.inf
+                return self._keys[place]
+        return None
 
 
 def default_policy(num_slots: int, num_experts: Mapping[int, int]) -> RecentFrequency:
@@ -222,19 +215,26 @@ class ExpertCache:
         self.hits = 0
         self.misses = 0
 
-    def lease(self, key: ExpertKey) -> int | None:
-        """The slot that holds key, leased to the caller until `release`; None when it must be read.
+    def lease(self, layer: int, experts: Sequence[int]) -> tuple[list[Held], list[ExpertKey]]:
+        """Distinct experts of a layer: those that have a slot, leased to the caller until `release`; those to be read.
 
         One that is leased already is on its way, read on a guess: a miss all the same, for it had to be read.
         """
-        self._policy.used(key)
-        slot = self._slots.get(key)
-        if slot is None or key in self._leased:
-            self.misses += 1
-            return slot
-        self.hits += 1
-        self._leased.add(key)
-        return slot
+        self._policy.used(layer, experts)
+        found, missing = [], []
+        for expert in experts:
+            key = ExpertKey(layer, expert)
+            slot = self._slots.get(key)
+            if slot is None:
+                missing.append(key)
+                continue
+            found.append(Held(key, slot))
+        before = len(self._leased)
+        self._leased.update(key for key, _ in found)
+        hits = len(self._leased) - before
+        self.hits += hits
+        self.misses += len(experts) - hits
+        return found, missing
 
     def reserve(self, key: ExpertKey) -> int | None:
         """A slot for key to be read into, leased; another expert leaves if it must. None when all are leased."""
@@ -286,11 +286,8 @@ class ExpertCache:
         so that the disk works on the other half meanwhile. No expert of the layer leaves for another one of it before
         it was used. Who is held and who leaves depends on nothing but the experts asked for.
         """
-        self._policy.begin(layer)
-        leases = [(key := ExpertKey(layer, expert), self.lease(key)) for expert in experts]
-        ready = [Held(key, slot) for key, slot in leases if slot is not None]
-        misses = deque(key for key, slot in leases if slot is None)
-        coming: deque[Held] = deque()
+        ready, missing = self.lease(layer, experts)
+        misses, coming = deque(missing), deque[Held]()
         while ready or misses or coming:
             reads = []
             while misses and (slot := self.reserve(misses[0])) is not None:

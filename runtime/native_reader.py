@@ -84,17 +84,18 @@ class NativeReader:
     def submit(self, reads: Sequence[Held], early: bool = False) -> None:
         if not reads:
             return
-        store, flags = self._store, (0 if self._store.direct else BUFFERED) | (EARLY if early else 0)
-        fetches = (Fetch * len(reads))()
-        for fetch, (key, slot) in zip(fetches, reads, strict=True):
-            place = store.place(key)
-            fetch.slot, fetch.offset, fetch.nbytes = slot, place.offset, place.nbytes
-            fetch.fd, fetch.flags = place.fd, flags
-            if key not in store.proven:
-                fetch.checksum, fetch.flags = int(place.checksum, 16), flags | CHECK
-                store.proven.add(key)  # a read that goes wrong is taken out again
+        flags = (0 if self._store.direct else BUFFERED) | (EARLY if early else 0)
+        fetches = (Fetch * len(reads))(*(self._fetch(key, slot, flags) for key, slot in reads))
         status = self._library.se_reader_submit(self.handle, fetches, len(reads))
         assert status == 0, "a slot is read into while it is in use"
+
+    def _fetch(self, key: ExpertKey, slot: int, flags: int) -> Fetch:
+        """One read. An expert is checked the first time; a read that goes wrong is no longer proven."""
+        fd, offset, nbytes, checksum = self._store.place(key)
+        if key in self._store.proven:
+            return Fetch(slot, offset, nbytes, 0, fd, flags)
+        self._store.proven.add(key)
+        return Fetch(slot, offset, nbytes, int(checksum, 16), fd, flags | CHECK)
 
     def promote(self, slots: Sequence[int]) -> None:
         """Early reads that are wanted after all."""

@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -64,11 +64,8 @@ class OnePool:
     def _key(self, key: ExpertKey) -> ExpertKey:
         return ExpertKey(0, self._first[key.layer] + key.expert)
 
-    def begin(self, layer: int) -> None:
-        pass
-
-    def used(self, key: ExpertKey) -> None:
-        self._policy.used(self._key(key))
+    def used(self, layer: int, experts: Sequence[int]) -> None:
+        self._policy.used(0, [self._first[layer] + expert for expert in experts])
 
     def added(self, key: ExpertKey) -> None:
         self._policy.added(self._key(key))

@@ -65,6 +65,7 @@ class ExpertStore:
         self._layout = container.index.layout
         self._checksums = container.index.record_checksums
         self._files: dict[int, DirectFile] = {}
+        self._record_bytes = {layer: layout.record.record_bytes for layer, layout in self._layout.moe_layers()}
         self.proven: set[ExpertKey] = set()  # whose checksum has been compared once
         self.counters = ReadCounters()
         self.direct = True
@@ -78,9 +79,7 @@ class ExpertStore:
 
     def record_bytes(self, layer: int) -> int:
         """Bytes of one expert of the layer."""
-        layout = self._layout.layers[layer]
-        assert layout is not None
-        return layout.record.record_bytes
+        return self._record_bytes[layer]
 
     def place(self, key: ExpertKey) -> RecordPlace:
         """Where the expert's record lies."""

@@ -133,15 +133,6 @@ class Chosen(NamedTuple):
     pairs: AnyArray
 
 
-class Arriving(NamedTuple):
-    """Experts in a reader's slots: expert i was chosen by counts[i] pairs from pairs[starts[i]] on; all int64."""
-
-    slots: AnyArray
-    starts: AnyArray
-    counts: AnyArray
-    pairs: AnyArray
-
-
 class ReadFailedError(Exception):
     """A slot holds no record: its reader knows why."""
 
@@ -184,8 +175,8 @@ def declare(library: ctypes.CDLL) -> None:
         "se_experts_streamed": (
             c_int32,
             (
-                context, c_void_p, c_int32, POINTER(ExpertLayout), c_void_p, c_void_p, c_void_p, c_void_p, c_int64,
-                floats, floats, c_int64, c_int64, floats,
+                context, c_void_p, c_int32, POINTER(ExpertLayout), c_void_p, c_void_p, c_int64,
+                floats, floats, c_int64, c_int64, floats, floats,
             ),
         ),
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
@@ -309,19 +300,30 @@ class Context:
         _check(status)
 
     def experts_streamed(
-        self, layout: ExpertLayout, reader: int, arriving: Arriving, x: Float32, weights: Float32, outputs: Float32
+        self,
+        layout: ExpertLayout,
+        reader: int,
+        arriving: AnyArray,
+        pairs: AnyArray,
+        x: Float32,
+        weights: Float32,
+        outputs: Float32,
+        y: Float32 | None,
     ) -> None:
         """As `experts`, on slots of a reader (native_reader.py) whose reads may be under way, each as it arrives.
 
+        arriving int64 [n, 3]: slot of an expert, and where in pairs, int64 [T * k], those that chose it begin and how
+        many they are. y [T, D], given with the last experts: the sum over k of weights times outputs, or of outputs
+        alone where weights scale the inputs.
         Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
         """
         tokens, k = weights.shape
-        assert all(array.flags.c_contiguous for array in (x, weights, outputs, *arriving))
+        assert arriving.shape[1] == 3
         assert x.shape == (tokens, layout.gate.columns)
         assert outputs.shape == (tokens * k, layout.down.rows)
         status = self._library.se_experts_streamed(
-            self._handle, reader, self._precision, layout, *map(address, arriving),
-            len(arriving.slots), address(x), address(weights), tokens, k, address(outputs),
+            self._handle, reader, self._precision, layout, address(arriving), address(pairs), len(arriving),
+            address(x), address(weights), tokens, k, address(outputs), address(y) if y is not None else None,
         )  # fmt: skip
         if status == READ_FAILED:
             raise ReadFailedError

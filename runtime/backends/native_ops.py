@@ -107,8 +107,8 @@ class NativeOps(NumpyOps):
             self._weights[tensor.name] = NativeWeight(
                 weight.encoding, weight.arrays, weight.rows, weight.columns, matrix
             )
-        kind, alpha, limit, self._scale_input = layout.model.expert_activation
-        activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, self._scale_input)
+        kind, alpha, limit, scale_input = layout.model.expert_activation
+        activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
         self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
         self._prepared: dict[tuple[int, float], Float32] = {}  # small weights as floats, by place and offset
@@ -164,20 +164,22 @@ class NativeOps(NumpyOps):
         x = np.ascontiguousarray(x, np.float32)
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
+        y = np.empty_like(x)
         distinct, starts, counts, pairs = by_expert(expert_ids)
-        place = {expert: i for i, expert in enumerate(distinct)}
+        chosen_by = dict(zip(distinct, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
+        left = len(distinct)
         with closing(self._experts.waves(layer, distinct)) as waves:
             for wave in waves:
-                rows = [place[key.expert] for key, _ in wave]
-                slots = np.array([slot for _, slot in wave])
-                arriving = native.Arriving(slots, starts[rows], counts[rows], pairs)
+                left -= len(wave)
+                arriving = np.array([(slot, *chosen_by[key.expert]) for key, slot in wave])
+                last = y if left == 0 else None
                 try:
-                    self._context.experts_streamed(layout, reader.handle, arriving, x, weights, outputs)
+                    self._context.experts_streamed(layout, reader.handle, arriving, pairs, x, weights, outputs, last)
                 except native.ReadFailedError:
                     for key, slot in wave:
                         reader.check(key, slot)
                     raise
-        return self._context.weighted_sum(outputs, np.ones_like(weights) if self._scale_input else weights)
+        return y
 
     def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
         """offset + weight as float32, decoded once."""

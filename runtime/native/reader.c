@@ -288,13 +288,13 @@ void se_reader_count(se_reader *reader, se_reader_counters *counters) {
 
 /* Moves the experts whose slots are no longer pending to the front of `left`; waits for one. Returns how many, or
  * NONE when one of them holds no record. */
-static int64_t arrived(se_reader *reader, const int64_t *slots, int64_t *left, int64_t n) {
+static int64_t arrived(se_reader *reader, const se_arriving *arriving, int64_t *left, int64_t n) {
     int64_t ready = 0;
     bool whole = true;
     pthread_mutex_lock(&reader->mutex);
     for (int64_t began = 0; ready == 0;) {
         for (int64_t i = 0; i < n; i++) {
-            const struct request *request = &reader->requests[slots[left[i]]];
+            const struct request *request = &reader->requests[arriving[left[i]].slot];
             if (pending(request)) continue;
             whole = whole && request->state == SE_SLOT_FULL;
             int64_t swap = left[ready];
@@ -310,11 +310,10 @@ static int64_t arrived(se_reader *reader, const int64_t *slots, int64_t *left, i
 }
 
 int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t precision, const se_expert_layout *layout,
-                            const int64_t *slots, const int64_t *starts, const int64_t *counts, const int64_t *pairs,
-                            int64_t num_experts, const float *x, const float *weights, int64_t tokens, int64_t k,
-                            float *outputs) {
+                            const se_arriving *arriving, const int64_t *pairs, int64_t num_experts, const float *x,
+                            const float *weights, int64_t tokens, int64_t k, float *outputs, float *y) {
     for (int64_t i = 0; i < num_experts; i++) {
-        if (slots[i] < 0 || slots[i] >= reader->num_slots) return SE_UNSUPPORTED;
+        if (arriving[i].slot < 0 || arriving[i].slot >= reader->num_slots) return SE_UNSUPPORTED;
     }
     int64_t *left = malloc((size_t)num_experts * (sizeof *left + sizeof(se_expert)) + 1);
     if (left == NULL) return SE_NO_MEMORY;
@@ -322,17 +321,19 @@ int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t prec
     for (int64_t i = 0; i < num_experts; i++) left[i] = i;
     int32_t status = SE_OK;
     for (int64_t begin = 0, ready; begin < num_experts && status == SE_OK; begin += ready) {
-        ready = arrived(reader, slots, left + begin, num_experts - begin);
+        ready = arrived(reader, arriving, left + begin, num_experts - begin);
         if (ready == NONE || atomic_load(&reader->stopping)) {
             status = ready == NONE ? SE_READ_FAILED : SE_STOPPED;
             break;
         }
         for (int64_t i = 0; i < ready; i++) {
-            const int64_t e = left[begin + i];
-            experts[i] = (se_expert){reader->slots + slots[e] * reader->slot_bytes, pairs + starts[e], counts[e]};
+            const se_arriving *a = &arriving[left[begin + i]];
+            experts[i] = (se_expert){reader->slots + a->slot * reader->slot_bytes, pairs + a->first, a->count};
         }
         status = se_experts(context, precision, layout, experts, ready, x, weights, tokens, k, outputs);
     }
     free(left);
-    return status;
+    if (status != SE_OK || y == NULL) return status;
+    const bool scaled = layout->activation.scale_input != 0;
+    return se_weighted_sum(context, outputs, scaled ? NULL : weights, tokens, k, layout->down.rows, y);
 }

@@ -71,14 +71,23 @@ SE_API void se_reader_stop(se_reader *reader, int32_t stop);
 
 SE_API void se_reader_count(se_reader *reader, se_reader_counters *counters);
 
+/* An expert in a slot, chosen by `count` pairs (token * k + place) from pairs[first] on. */
+typedef struct {
+    int64_t slot;
+    int64_t first;
+    int64_t count;
+} se_arriving;
+static_assert(sizeof(se_arriving) == 24, "mirrored in runtime/backends/native.py");
+
 /* Experts as se_experts takes them, but in slots whose reads may still be under way: those that are there are computed
- * at once, the others as they arrive. Expert i was chosen by the counts[i] pairs from pairs[starts[i]] on. Each pair has
- * its own row of `outputs`, so the order of arrival changes no bit.
+ * at once, the others as they arrive. Each pair has its own row of `outputs`, so the order of arrival changes no bit.
+ * y [T, D] or NULL: then, once these experts are there, every row of `outputs` is, and y becomes the sum over k, in that
+ * order, of weights[t, i] * outputs[t * k + i], or of the outputs alone where the weights have scaled the inputs.
  * SE_READ_FAILED when a slot holds no record (its state tells why), SE_STOPPED after se_reader_stop. */
 SE_API int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t precision,
-                                   const se_expert_layout *layout, const int64_t *slots, const int64_t *starts,
-                                   const int64_t *counts, const int64_t *pairs, int64_t num_experts, const float *x,
-                                   const float *weights, int64_t tokens, int64_t k, float *outputs);
+                                   const se_expert_layout *layout, const se_arriving *arriving, const int64_t *pairs,
+                                   int64_t num_experts, const float *x, const float *weights, int64_t tokens, int64_t k,
+                                   float *outputs, float *y);
 
 /* XXH3-64, seed 0, of more than 240 bytes; 0 for fewer. */
 SE_API uint64_t se_xxh3(const uint8_t *bytes, int64_t n);
