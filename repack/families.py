@@ -409,7 +409,10 @@ GEMMA4 = Family(
             Experts("experts.gate_up_proj", "2I D", ("gate", "up"), suffix=""),
             Experts("experts.down_proj", "D I", ("down",), suffix=""),
         ),
-        tuple(rule._replace(name=rule.name.replace("mlp.switch_mlp", "experts.switch_glu")) for rule in SWITCH_MLP),
+        *(
+            tuple(rule._replace(name=rule.name.replace("mlp.switch_mlp", "experts.switch_glu")) for rule in layout)
+            for layout in (SWITCH_MLP, SWITCH_GATE_UP)
+        ),
     ),
     skipped={
         "model.vision_tower.": "the vision tower",

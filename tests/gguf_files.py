@@ -12,7 +12,7 @@ from formats.dtypes import Float32, to_float32
 from formats.encodings.sources.base import FLOATS, STORAGE
 from repack.sources.folder import FolderSource
 from repack.sources.gguf_models import ARCHITECTURES, OUTSIDE
-from tests.fixtures import decoders_tiny, deepseek_tiny, hybrids_tiny, llama4_tiny
+from tests.fixtures import decoders_tiny, deepseek_tiny, gemma_tiny, hybrids_tiny, llama4_tiny
 from tests.fixtures.recipe import write_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -58,6 +58,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("gpt_oss_gguf", "gpt-oss"),
         )
     },
+    "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{
@@ -86,7 +87,7 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
     return values
 
 
-AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss")  # as they name the second norm of a layer
+AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss", "gemma4")  # as they name the second norm of a layer
 
 
 def converted(folder: Path, architecture: str) -> dict[str, Float32]:
@@ -96,6 +97,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
     values = {_short(name): value for name, value in checkpoint_values(folder).items()}
     if architecture == "llama4":
         values = _of_llama4(values, config)
+    elif architecture == "gemma4":
+        values = _of_gemma4(values, config)
     else:
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
@@ -212,6 +215,20 @@ def _of_llama4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
         elif last == "down_proj":
             result[f"{name}.weight"] = rows
         elif not name.startswith(("vision_model.", "multi_modal_projector.")):
+            result[name] = value
+    return result
+
+
+def _of_gemma4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Experts under the name of a module, and factors that hold most pairs of a wide head; nothing of what sees."""
+    half = config["global_head_dim"] // 2
+    turned = int(half * config["rope_parameters"]["full_attention"]["partial_rotary_factor"])
+    factors = np.where(np.arange(half) < turned, 1, 1e30).astype(np.float32)
+    result: dict[str, Float32] = {"rope_freqs.weight": factors}
+    for name, value in values.items():
+        if ".experts." in name:
+            result[f"{name.replace('.experts.', '.experts.switch_glu.')}.weight"] = value
+        elif not name.startswith(("vision_tower.", "embed_vision.")):
             result[name] = value
     return result
 

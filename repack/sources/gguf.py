@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from formats.config import FACTORS
 from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
-from formats.errors import FormatError, UnsupportedError
+from formats.errors import FormatError
 from formats.fields import shown
-from formats.gguf import ROPE_FREQS, GGUFHeader, read_gguf_header
+from formats.gguf import GGUFHeader, read_gguf_header
 from repack.sources.base import Shard, SourceTensor
 from repack.sources.folder import FolderReader, Stamp, check_stamp, open_file
-from repack.sources.gguf_models import Metadata, architecture_of, published_name
+from repack.sources.gguf_keys import Metadata
+from repack.sources.gguf_models import architecture_of, published_name
 from repack.vocabulary.gguf import stop_ids, tokenizer_files
 
 SUFFIX = ".gguf"
@@ -88,13 +88,9 @@ class GGUFCheckpoint:
     def __init__(self, headers: Mapping[str, GGUFHeader], where: str) -> None:
         metadata: Metadata = next(iter(headers.values())).metadata
         names = {name for header in headers.values() for name in header.tensors}
-        architecture, keys = architecture_of(metadata, names, where)
-        config = architecture.config(keys)
         factors = next((h.rope_factors for h in headers.values() if h.rope_factors is not None), None)
-        if factors is not None:
-            if not architecture.rope_factors:
-                raise UnsupportedError(f"{where}: {ROPE_FREQS} is not implemented for {keys.architecture}")
-            config["rope_scaling"] = {"rope_type": FACTORS, "factors": factors}
+        architecture, keys = architecture_of(metadata, names, factors, where)
+        config = architecture.config(keys)
         self.tensors: dict[str, SourceTensor] = {}
         for file, header in headers.items():
             for tensor in header.tensors.values():

@@ -6,55 +6,18 @@ heads or of rotary pairs, the config states that order, and quantized blocks sta
 Source: llama.cpp's conversion/*.py, and its models' graphs for what the metadata leaves out.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
+from formats.config import FACTORS
 from formats.encodings.sources.plain import LOG_OF_MINUS, MINUS_ONE
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
-
-Metadata = Mapping[str, Any]
-Config = dict[str, Any]
-
+from formats.gguf import ROPE_FREQS
+from repack.sources.gguf_gemma4 import gemma4_config
+from repack.sources.gguf_keys import Config, Keys, Metadata, dimensions
 
 SIGMOID = 2  # of expert_gating_func
-
-
-class Keys:
-    """Metadata of one architecture: `keys["block_count"]` is what stands under `qwen3moe.block_count`."""
-
-    def __init__(self, metadata: Metadata, architecture: str, tensors: Container[str], where: str) -> None:
-        self._metadata = metadata
-        self._tensors = tensors
-        self.architecture = architecture
-        self.where = where
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value, float32 numbers as the shortest decimal that means them."""
-        value = self._metadata.get(f"{self.architecture}.{key}", default)
-        return float(str(np.float32(value))) if isinstance(value, float) else value
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
-        return value
-
-    def has(self, rest: str, layer: int = 0) -> bool:
-        """Whether a layer has a tensor of that name, after `blk.N.`."""
-        return f"blk.{layer}.{rest}" in self._tensors
-
-    def only(self, key: str, *implemented: Any) -> None:
-        """Raises UnsupportedError for another value than these; a key may be absent."""
-        value = self.get(key, implemented[0])
-        if value not in implemented:
-            expected = " or ".join(map(str, implemented))
-            raise UnsupportedError(
-                f"{self.where}: {self.architecture}.{key} is {shown(value)}, only {expected} is implemented"
-            )
 
 
 @dataclass(frozen=True)
@@ -103,6 +66,18 @@ _FEED_FORWARD = {  # of Llama 4, experts as MLX names them
     **{f"ffn_{part}_shexp.weight": f"feed_forward.shared_expert.{part}_proj.weight" for part in _PARTS},
     **{f"ffn_{part}_exps.weight": f"feed_forward.experts.{part}_proj.weight" for part in _PARTS},
 }
+_BESIDE_EXPERTS = {  # of Gemma 4, experts as MLX names them
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.weight": "router.proj.weight",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    **{name: hf.replace("mlp.switch_mlp", "experts.switch_glu") for name, hf in _EXPERTS.items()},
+}
 _SHARED_EXPERTS = {f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in _PARTS}
 _LINEAR_ATTENTION = {
     "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
@@ -137,25 +112,12 @@ _ZERO_CENTRED = {
 }
 
 
-def _dimensions(keys: Keys) -> Config:
-    """What all models have."""
-    return {
-        "hidden_size": keys["embedding_length"],
-        "num_hidden_layers": keys["block_count"] - keys.get("nextn_predict_layers", 0),
-        "max_position_embeddings": keys["context_length"],
-        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
-        "num_attention_heads": keys["attention.head_count"],
-        "rope_theta": keys.get("rope.freq_base", 10000.0),
-        "num_experts_per_tok": keys["expert_used_count"],
-    }
-
-
 def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
     """What all decoders have."""
     heads = keys["attention.head_count"]
     head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
     keys.only("attention.value_length", head_dim)
-    return _dimensions(keys) | {
+    return dimensions(keys) | {
         "model_type": model_type,
         "num_key_value_heads": keys.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -294,6 +256,8 @@ def _llama4(keys: Keys) -> Config:
     keys.only("attention.sliding_window_pattern", 4)
     keys.only("rope.scaling.type", "none")
     config = _decoder_config(keys, "llama4_text", experts="num_local_experts")
+    if keys.rope_factors is not None:
+        config["rope_scaling"] = {"rope_type": FACTORS, "factors": keys.rope_factors}
     keys.only("rope.dimension_count", config["head_dim"])
     return config | {
         "intermediate_size": keys["expert_feed_forward_length"],
@@ -316,7 +280,7 @@ def _deepseek_v3(keys: Keys) -> Config:
     if scaling and (log_multiplier := keys.get("rope.scaling.yarn_log_multiplier")):
         # The converter writes mscale_all_dim / 10 and drops mscale, which llama.cpp takes to be the same.
         scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * log_multiplier, 6)
-    return _dimensions(keys) | {
+    return dimensions(keys) | {
         "model_type": "deepseek_v3",
         "rope_scaling": scaling,
         "q_lora_rank": keys.get("attention.q_lora_rank"),
@@ -364,6 +328,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _glm4_moe,
         _COMMON | _SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
     ),
+    "gemma4": Architecture("gemma4", gemma4_config, _COMMON | _BESIDE_EXPERTS, rope_factors=True),
     "llama4": Architecture("llama4", _llama4, _COMMON | _FEED_FORWARD, rope_factors=True),
     "minimax-m2": Architecture(
         "minimax_m2",
@@ -388,7 +353,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-def architecture_of(metadata: Metadata, tensors: Container[str], where: str) -> tuple[Architecture, Keys]:
+def architecture_of(
+    metadata: Metadata, tensors: Container[str], rope_factors: Sequence[float] | None, where: str
+) -> tuple[Architecture, Keys]:
     """Which architecture a file says it is. Raises FormatError, or UnsupportedError naming those that are known."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
@@ -397,7 +364,10 @@ def architecture_of(metadata: Metadata, tensors: Container[str], where: str) -> 
         raise UnsupportedError(
             f"{where}: general.architecture is {shown(name)}, supported are {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[name], Keys(metadata, name, tensors, where)
+    architecture = ARCHITECTURES[name]
+    if rope_factors is not None and not architecture.rope_factors:
+        raise UnsupportedError(f"{where}: {ROPE_FREQS} is not implemented for {name}")
+    return architecture, Keys(metadata, name, tensors, rope_factors, where)
 
 
 def published_name(name: str, architecture: Architecture, num_layers: int) -> tuple[str, str]:

@@ -1,12 +1,12 @@
 """The vocabulary in a GGUF file's metadata -> tokenizer.json and tokenizer_config.json.
 
-Two kinds (tokenizer.ggml.model): "gpt2", byte-level BPE with merges and a named pre-tokenizer, and "llama",
-SentencePiece's BPE, where the score of a token says when it is joined. Source: gguf-py's constants, llama.cpp's
-llama-vocab.cpp, sentencepiece.
+Three kinds (tokenizer.ggml.model): "gpt2", byte-level BPE with merges and a named pre-tokenizer; "llama",
+SentencePiece's BPE, where the score of a token says when it is joined; and "gemma4", as that one, but with merges.
+Source: gguf-py's constants, llama.cpp's llama-vocab.cpp, sentencepiece.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from formats.errors import FormatError, UnsupportedError
@@ -32,18 +32,21 @@ STOP_TOKENS = (
     "[EOS]",
     "[EOT]",
     "[e~[",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids of all tokens that end a generation: those that the file names, then control tokens known to."""
+    """Ids of all tokens that end a generation: those that the file names, then those known to that are no words."""
     named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
     tokens, types = (metadata.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
     known = (
         i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == CONTROL and token in STOP_TOKENS
+        if kind in (CONTROL, USER_DEFINED) and token in STOP_TOKENS
     )
     return list(dict.fromkeys([*(stop for stop in named if type(stop) is int), *known]))
 
@@ -55,9 +58,10 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
     """
     vocabulary = _Vocabulary(metadata, where)
     kind = vocabulary.value("model", str, "a string")
-    if kind not in ("gpt2", "llama"):
-        raise UnsupportedError(f"{where}: tokenizer.ggml.model is {shown(kind)}, only gpt2 and llama are implemented")
-    tokenizer = _byte_level(vocabulary) if kind == "gpt2" else _sentencepiece(vocabulary)
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UnsupportedError(f"{where}: tokenizer.ggml.model is {shown(kind)}, implemented are {known}")
+    tokenizer = KINDS[kind](vocabulary)
     config: dict[str, Any] = {name: token for key, name in NAMED_TOKENS.items() if (token := vocabulary.named(key))}
     if templates := _templates(metadata, where):
         config["chat_template"] = templates
@@ -111,10 +115,22 @@ class _Vocabulary:
         known = type(token_id) is int and 0 <= token_id < len(self.tokens)
         return self.tokens[token_id] if known and token_id is not None else None
 
-    def post_processor(self, add_bos: bool) -> dict[str, Any] | None:
-        """What begins a raw prompt with BOS, where the file or else the model wants it."""
+    def merges(self) -> list[tuple[str, str]]:
+        """Pairs of tokens in the order in which they are joined."""
+        merges: list[tuple[str, str]] = []
+        for i, merge in enumerate(self.items("merges", str, "strings")):
+            left, _, right = merge.partition(" ")
+            if not {left, right, left + right} <= self.ids.keys():
+                raise FormatError(
+                    f"{self.where}: tokenizer.ggml.merges[{i}] is {shown(merge)}, expected two tokens that make a third"
+                )
+            merges.append((left, right))
+        return merges
+
+    def post_processor(self, add_bos: bool, always: bool = False) -> dict[str, Any] | None:
+        """What begins a raw prompt with BOS, where the file or else the model wants it, or `always`."""
         bos = self.named("bos")
-        if bos is None or not self.value("add_bos_token", bool, "true or false", add_bos):
+        if bos is None or not (always or self.value("add_bos_token", bool, "true or false", add_bos)):
             return None
         text = {"Sequence": {"id": "A", "type_id": 0}}
         return {
@@ -132,17 +148,9 @@ def _byte_level(vocabulary: _Vocabulary) -> bytes:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise UnsupportedError(f"{where}: tokenizer.ggml.pre is {shown(pre) or 'missing'}, implemented are {known}")
     pre_tokenizer = PRE_TOKENIZERS[pre]
-    merges: list[tuple[str, str]] = []
-    for i, merge in enumerate(vocabulary.items("merges", str, "strings")):
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= vocabulary.ids.keys():
-            raise FormatError(
-                f"{where}: tokenizer.ggml.merges[{i}] is {shown(merge)}, expected two tokens that make a third"
-            )
-        merges.append((left, right))
     return byte_level_bpe(
         vocabulary.ids,  # added tokens too: their ids are then what the file says
-        merges,
+        vocabulary.merges(),
         vocabulary.added(),
         pre_tokenizer.patterns,
         normalizer={"type": "NFC"} if pre_tokenizer.nfc else None,
@@ -155,8 +163,24 @@ def _sentencepiece(vocabulary: _Vocabulary) -> bytes:
     scores = vocabulary.items("scores", float, "numbers", len(vocabulary.tokens))
     # Highest score first; the sort keeps the order of ids among equals.
     joined = sorted(vocabulary.of_type(NORMAL), key=lambda token: -scores[vocabulary.ids[token]])
-    merges = last_pairs({token: rank for rank, token in enumerate(joined)})
+    merges = list(last_pairs({token: rank for rank, token in enumerate(joined)}))
     prefix = vocabulary.value("add_space_prefix", bool, "true or false", True)
+    return _spaces_as_characters(vocabulary, merges, prefix, vocabulary.post_processor(add_bos=True))
+
+
+def _gemma4(vocabulary: _Vocabulary) -> bytes:
+    """As GemmaTokenizer of transformers. Files say that no BOS is added where one is, as llama.cpp knows, too."""
+    begin = vocabulary.post_processor(add_bos=True, always=True)
+    return _spaces_as_characters(vocabulary, vocabulary.merges(), False, begin)
+
+
+def _spaces_as_characters(
+    vocabulary: _Vocabulary,
+    merges: Sequence[tuple[str, str]],
+    prefix: bool,
+    post_processor: Mapping[str, Any] | None,
+) -> bytes:
+    """A BPE over whole texts whose spaces are characters of their own; with a prefix one stands before each text."""
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -168,7 +192,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> bytes:
     unknown = vocabulary.of_type(UNKNOWN)
     return tokenizer_json(
         model=bpe_model(
-            vocabulary.ids, list(merges), unk_token=unknown[0] if unknown else None, byte_fallback=True, fuse_unk=True
+            vocabulary.ids, merges, unk_token=unknown[0] if unknown else None, byte_fallback=True, fuse_unk=True
         ),
         added_tokens=vocabulary.added(),
         normalizer={
@@ -176,9 +200,16 @@ def _sentencepiece(vocabulary: _Vocabulary) -> bytes:
             "normalizers": [{"type": "Prepend", "prepend": SPACE}, spaces] if prefix else [spaces],
         },
         pre_tokenizer=None,
-        post_processor=vocabulary.post_processor(add_bos=True),
+        post_processor=post_processor,
         decoder={"type": "Sequence", "decoders": back},
     )
+
+
+KINDS: Mapping[str, Callable[[_Vocabulary], bytes]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+    "gemma4": _gemma4,
+}
 
 
 def _templates(metadata: Mapping[str, Any], where: str) -> Sequence[dict[str, str]] | str | None:

@@ -17,6 +17,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 DEMO = json.loads((ROOT / "repack" / "demo" / "tokenizer.json").read_bytes())
 CHAT = json.loads((FIXTURES / "chat.json").read_bytes())  # ids of transformers, see make_chat.py
 SENTENCEPIECE = json.loads((FIXTURES / "sentencepiece.json").read_bytes())  # see make_sentencepiece.py
+GEMMA = json.loads((FIXTURES / "gemma_vocabulary.json").read_bytes())  # see make_gemma_vocabulary.py
 KEY = "tokenizer.ggml."
 
 
@@ -55,6 +56,21 @@ def test_a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece() -> None:
     for text, ids in SENTENCEPIECE["texts"]:
         assert tokenizer.encode(text).ids == [bos, *ids]
         assert tokenizer.decode(ids) == text
+
+
+def test_a_vocabulary_of_gemma_gives_the_ids_of_transformers_behind_bos() -> None:
+    tokenizer = fast(tokenizer_files(GEMMA["metadata"], "x.gguf"))
+    bos = GEMMA["metadata"][f"{KEY}bos_token_id"]
+    for text, ids in GEMMA["texts"]:
+        assert tokenizer.encode(text).ids == [bos, *ids]
+
+
+def test_gemma_begins_with_bos_whatever_the_file_says_and_ends_with_its_turn() -> None:
+    metadata = {**GEMMA["metadata"], f"{KEY}add_bos_token": False}
+    tokenizer = fast(tokenizer_files(metadata, "x.gguf"))
+    assert tokenizer.encode("a").tokens[0] == "<bos>"
+    ends = {metadata[f"{KEY}tokens"][i] for i in stop_ids(metadata)}
+    assert ends == {"<eos>", "<turn|>", "<|tool_response>"}
 
 
 def test_the_runtime_takes_both_with_names_and_template() -> None:
@@ -122,7 +138,7 @@ def test_every_pattern_cuts_text_without_loss(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "bert"}, "tokenizer.ggml.model is bert, only gpt2 and llama are implemented"),
+        ({"model": "bert"}, "tokenizer.ggml.model is bert, implemented are gpt2, llama, gemma4"),
         ({"model": 3}, "tokenizer.ggml.model is 3, expected a string"),
         ({"pre": "viking"}, "tokenizer.ggml.pre is viking, implemented are chatglm-bpe, "),
         ({"pre": ""}, "tokenizer.ggml.pre is missing, implemented are "),

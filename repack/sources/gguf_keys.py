@@ -1,0 +1,75 @@
+"""The metadata of one architecture in a GGUF file, with getters that name what is wrong."""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from formats.errors import FormatError, UnsupportedError
+from formats.fields import shown
+
+Metadata = Mapping[str, Any]
+Config = dict[str, Any]
+
+
+class Keys:
+    """Metadata of one architecture: `keys["block_count"]` is what stands under `qwen3moe.block_count`."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        architecture: str,
+        tensors: Container[str],
+        rope_factors: Sequence[float] | None,
+        where: str,
+    ) -> None:
+        self._metadata = metadata
+        self._tensors = tensors
+        self.rope_factors = rope_factors  # of the tensor rope_freqs.weight: how much slower each pair turns
+        self.architecture = architecture
+        self.where = where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, float32 numbers as the shortest decimal that means them."""
+        value = self._metadata.get(f"{self.architecture}.{key}", default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
+        return value
+
+    def items(self, key: str, kind: type, length: int) -> list[Any]:
+        """A list of that length. Raises FormatError."""
+        values = self[key]
+        if not isinstance(values, list) or len(values) != length or not all(type(value) is kind for value in values):
+            expected = f"a list of {length} {kind.__name__}"
+            raise FormatError(f"{self.where}: {self.architecture}.{key} is {shown(values)}, expected {expected}")
+        return values
+
+    def has(self, rest: str, layer: int = 0) -> bool:
+        """Whether a layer has a tensor of that name, after `blk.N.`."""
+        return f"blk.{layer}.{rest}" in self._tensors
+
+    def only(self, key: str, *implemented: Any) -> None:
+        """Raises UnsupportedError for another value than these; a key may be absent."""
+        value = self.get(key, implemented[0])
+        if value not in implemented:
+            expected = " or ".join(map(str, implemented))
+            raise UnsupportedError(
+                f"{self.where}: {self.architecture}.{key} is {shown(value)}, only {expected} is implemented"
+            )
+
+
+def dimensions(keys: Keys) -> Config:
+    """What all models have."""
+    return {
+        "hidden_size": keys["embedding_length"],
+        "num_hidden_layers": keys["block_count"] - keys.get("nextn_predict_layers", 0),
+        "max_position_embeddings": keys["context_length"],
+        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
+        "num_attention_heads": keys["attention.head_count"],
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+        "num_experts_per_tok": keys["expert_used_count"],
+    }
