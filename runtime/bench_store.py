@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.bars import Bar, report
+from formats.bars import Bar, bar, report
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import native
@@ -80,13 +80,6 @@ MODELS = {
     "Kimi-K2": KIMI_K2_WIDE,
 }
 SHARES_OF_REST = {"Qwen3-30B-A3B": 0.10, "Qwen3.5-397B-A17B": 0.03}  # the most that is neither read nor kernel
-
-
-def judged(name: str, values: Sequence[float], limit: float, *, at_most: bool = False) -> Bar:
-    """The median against its limit."""
-    value = statistics.median(values)
-    ok = value <= limit if at_most else value >= limit
-    return Bar(name, value, limit, ok, len(values), min(values), max(values))
 
 
 def repack(*words: str | Path) -> None:
@@ -155,7 +148,7 @@ def read_bar(folder: Path) -> Bar:
         megabytes = reads.record_bytes / 1e6
         sys.stderr.write(f"records of {megabytes:.1f} MB: raw O_DIRECT {rate:.2f} GB/s with {best} threads\n")
         ratios = [raw / own for raw, own in zip(spent[best], ours, strict=True)]
-    return judged(f"random reads of {megabytes:.1f} MB / raw O_DIRECT preadv", ratios, 0.95)
+    return bar(f"random reads of {megabytes:.1f} MB / raw O_DIRECT preadv", ratios, 0.95)
 
 
 # ---- a decode step
@@ -172,6 +165,7 @@ class Scripted:
         self.cached_share = 0.5
         self.without_experts = False
         self.experts_s = 0.0
+        self.script_s = 0.0  # that no engine spends
         self.layer = 0  # that asks for its experts next
 
     def __getattr__(self, name: str) -> Any:
@@ -185,9 +179,12 @@ class Scripted:
 
     def route(self, logits: Float32, routing: Any, correction_bias: Any = None) -> tuple[AnyArray, Float32]:
         expert_ids, weights = self._ops.route(logits, routing, correction_bias)
+        began = time.perf_counter()
         k = expert_ids.shape[1]
         hits = round(self.cached_share * k)
-        return self.split(self.layer, hits, k - hits)[None], weights
+        told = self.split(self.layer, hits, k - hits)[None]
+        self.script_s += time.perf_counter() - began
+        return told, weights
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
         if not self.without_experts:
@@ -230,12 +227,13 @@ class Decoding:
         self._session = self.engine.new_session()
 
     def step(self, cached_share: float, *, without_experts: bool = False) -> float:
-        """Seconds of a decode step."""
+        """Seconds of a decode step, without what the script takes."""
         if len(self._session.token_ids) > 256:
             self._session = self.engine.new_session()
         self.ops.cached_share, self.ops.without_experts, self.ops.layer = cached_share, without_experts, 0
-        token = int(self._rng.integers(self.engine.config.vocab_size))
-        return seconds(lambda: self.engine.step([(self._session, [token])]))
+        token, script_s = int(self._rng.integers(self.engine.config.vocab_size)), self.ops.script_s
+        took = seconds(lambda: self.engine.step([(self._session, [token])]))
+        return took - (self.ops.script_s - script_s)
 
     def reads(self) -> float:
         """Seconds of reading half of a step's experts, layer by layer, and nothing else."""
@@ -280,10 +278,10 @@ def decode_bars(model: str, folder: Path) -> Iterator[Bar]:
             f"{model}: step {step:.1f} ms; alone: all but experts {no_experts:.1f}, reads {read:.1f}, "
             f"experts {compute:.1f} ms\n"
         )
-    yield judged(f"{model}: step / (rest + max(read, compute)), half cached", ratios, OVERHEAD, at_most=True)
+    yield bar(f"{model}: step / (rest + max(read, compute)), half cached", ratios, OVERHEAD, at_most=True)
     limit = SHARES_OF_REST[model]
-    yield judged(f"{model}: neither read nor kernel, half cached", rest, limit, at_most=True)
-    yield judged(f"{model}: neither read nor kernel, all cached", rest_cached, limit, at_most=True)
+    yield bar(f"{model}: neither read nor kernel, half cached", rest, limit, at_most=True)
+    yield bar(f"{model}: neither read nor kernel, all cached", rest_cached, limit, at_most=True)
 
 
 # ---- hit rates
@@ -310,7 +308,7 @@ def hit_bars(traces: dict[str, Trace]) -> Iterator[Bar]:
             found |= {"static optimum": rates.most_used, "Belady": rates.belady}
             listed = ", ".join(f"{policy} {100 * rate:.1f}" for policy, rate in found.items())
             sys.stderr.write(f"hit rates in %, {name}, {share:.0%} cached: {listed}\n")
-            yield judged(f"hit rate - best online, {name}, {share:.0%} cached", [own - rates.by_policy[best]], -0.01)
+            yield bar(f"hit rate - best online, {name}, {share:.0%} cached", [own - rates.by_policy[best]], -0.01)
 
 
 def main() -> None:
