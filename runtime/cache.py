@@ -123,8 +123,8 @@ class RecentFrequency:
     """One pool for all layers: who has the lowest value leaves. Uses count half after a half-life and survive eviction.
 
     What a layer's latest step used counts RECENT_USES more, for a part of it comes again, and every expert that a
-    layer holds beyond its share counts one use less for all of that layer's. Values are computed once for all that leave
-    for a layer's step, and kept up with what each of them changes (docs/LEARNED.md 54).
+    layer holds beyond its share counts one use less for all of that layer's. Values are computed once for all that
+    leave for a layer's step, and kept up with what each of them changes (docs/LEARNED.md 54).
     """
 
     def __init__(

