@@ -1,6 +1,7 @@
 """A short look at this machine: how fast its disk gives records, its memory is read, and Python gets on.
 
-Imports nothing of ours, so that both commands may ask it. Takes about five seconds.
+Imports nothing of ours, so that both commands may ask it. Takes about seven seconds, most of them
+for writing its file and touching pages.
 """
 
 import fcntl

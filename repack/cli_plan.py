@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from formats.budget import human, three_digits
+from formats.errors import RequestError, StorageError
 from formats.index import REHEARSAL
-from formats.memory import default_ram_bytes
-from formats.predict import measure
+from formats.layout import Layout
+from formats.predict import Machine, measure
 from repack import forecast, tables
 from repack.convert import convert, default_jobs, prepare
 from repack.known_models import KNOWN_MODELS, known_geometry
@@ -26,7 +27,7 @@ from repack.options import (
 )
 from repack.plan import Options
 from repack.rehearse import Geometry, prepare_rehearsal, read_geometry
-from repack.sources import is_repository
+from repack.sources import DEMO, demo_folder, is_repository
 from repack.sources.base import Source
 from repack.terminal import Bar, warn_of_page_cache
 
@@ -62,17 +63,27 @@ def plan_command(
     threads = os.cpu_count() or 1
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     conversion = prepare(_plannable(source, revision, connections, patience), options)
-    machine = None if no_probe else measure(conversion.plan.layout, out, threads)
-    report = forecast.forecast(conversion, out, ram if ram is not None else default_ram_bytes(), machine, threads)
+    machine = None if no_probe else _measured(conversion.plan.layout, out, threads)
+    report = forecast.forecast(conversion, out, ram, machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))
     if report["refusals"]:
         raise click.exceptions.Exit(1)
+
+
+def _measured(layout: Layout, out: Path, threads: int) -> Machine:
+    """What this machine does. Raises StorageError where the file of the probe cannot be written or read."""
+    try:
+        return measure(layout, out, threads)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(f"{out}: its disk cannot be measured ({reason}); --no-probe plans without speeds") from None
 
 
 def _plannable(source: str, revision: str | None, connections: int, patience: float) -> Source:
     """A source to convert, or a geometry alone."""
     if source in KNOWN_MODELS or (Path(source).is_file() and source.endswith(".json")):
         return _geometry(source, revision)
+    _refuse_unknown(source)
     return open_source(source, revision, connections, patience, vocabulary=False)
 
 
@@ -80,9 +91,19 @@ def _geometry(name: str, revision: str | None) -> Geometry:
     """A well-known model, a config.json or a folder with one, or a repository, of which small files are fetched."""
     if name in KNOWN_MODELS and revision is None:
         return known_geometry(name)
+    if name == DEMO:
+        return read_geometry(demo_folder())
     if is_repository(name):
         return Geometry.of(open_source(name, revision))
+    _refuse_unknown(name)
     return read_geometry(Path(name))
+
+
+def _refuse_unknown(name: str) -> None:
+    """Raises RequestError for a word that names nothing here and no repository."""
+    if name != DEMO and not Path(name).exists() and not is_repository(name):
+        known = ", ".join(sorted(KNOWN_MODELS))
+        raise RequestError(f"{name}: is not here and no repository org/name; known without a network are {known}")
 
 
 @click.command("rehearse")

@@ -4,7 +4,7 @@ All sizes are bytes; repack/tables.py makes text of it.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, MemoryTerms, human, memory_terms
 from formats.errors import RequestError
 from formats.layout import Layout
+from formats.memory import default_ram_bytes
 from formats.origins import read_origins
 from formats.predict import HIT_RATES, Machine, outlook, tokens_per_s
 from repack.convert import Conversion, prepare
@@ -22,15 +23,17 @@ RESIDENT_BITS = (16, 8, 4)
 
 
 def forecast(
-    conversion: Conversion, out: Path, ram_bytes: int, machine: Machine | None, threads: int
+    conversion: Conversion, out: Path, ram_bytes: int | None, machine: Machine | None, threads: int
 ) -> dict[str, Any]:
     """Everything about a conversion that is not begun: sizes, what it needs here, and how fast it would decode.
 
+    Without ram_bytes it runs with what the machine grants now.
     `refusals` names what forbids it, term by term; it is empty when the model runs here.
     """
     from repack.sources.hub import HubSource  # slow to import
 
-    layout = conversion.plan.layout
+    layout, granted_bytes = conversion.plan.layout, default_ram_bytes()
+    ram_bytes = granted_bytes if ram_bytes is None else ram_bytes
     tokenizer_bytes = len(conversion.small_files.get(TOKENIZER_FILE, b""))
     terms = _terms(layout, tokenizer_bytes, threads)
     free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free
@@ -44,6 +47,7 @@ def forecast(
         "resident_choices": [_resident_choice(conversion, bits, tokenizer_bytes, threads) for bits in RESIDENT_BITS],
         "disk": {"needed_bytes": conversion.output_bytes, "free_bytes": free},
         "ram_bytes": ram_bytes,
+        "granted_bytes": granted_bytes,
         "refusals": [*_disk_refusal(conversion.output_bytes, free), *_ram_refusal(layout, terms, ram_bytes)],
     }
     if machine is not None:
@@ -91,8 +95,3 @@ def _ram_refusal(layout: Layout, terms: MemoryTerms, ram_bytes: int) -> Sequence
     except RequestError as error:
         return [f"memory: {error}"]
     return []
-
-
-def is_possible(report: Mapping[str, Any]) -> bool:
-    """Whether nothing forbids it."""
-    return not report["refusals"]

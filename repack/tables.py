@@ -115,7 +115,7 @@ def forecast_text(report: Mapping[str, Any]) -> str:
         *fetched,
         ("weights to read", human(report["weights_bytes"])),
         ("disk", f"{human(disk['needed_bytes'])} for the container, {human(disk['free_bytes'])} are free"),
-        ("memory", f"{human(report['ram_bytes'])} to run with (--ram)"),
+        ("memory", f"{human(report['ram_bytes'])} to run with (--ram){_beyond(report)}"),
     ]
     return "\n\n".join(
         [
@@ -126,6 +126,11 @@ def forecast_text(report: Mapping[str, Any]) -> str:
             *[f"cannot run here: {refusal}" for refusal in report["refusals"]],
         ]
     )
+
+
+def _beyond(report: Mapping[str, Any]) -> str:
+    granted = report["granted_bytes"]
+    return f"; this machine grants {human(granted)} of it now" if report["ram_bytes"] > granted else ""
 
 
 def _resident_choices_text(choices: Sequence[Mapping[str, Any]]) -> str:
@@ -246,7 +251,7 @@ def verification_text(result: Verification) -> str:
         ]
         head = ("source", "encoding", "tensors", "weights", "max error", "RMS error %", "exact")
         lines += ["", _table(head, rows, left=2), ""]
-    verdict = "sound" if result.sound else f"{result.num_damage} damaged places"
+    verdict = "sound" if result.sound else f"{result.num_damage} damaged place{'s' * (result.num_damage != 1)}"
     lines.append(f"{result.files} files, {human(result.total_bytes)} of weights: {verdict}")
     return "\n".join(lines).lstrip("\n")
 

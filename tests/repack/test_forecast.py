@@ -1,5 +1,6 @@
 """`repack plan`: what a model needs here and how fast it would run, from config and headers alone."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 
 from formats.budget import memory_terms, token_bytes
 from formats.encodings import Affine
-from formats.errors import RequestError
+from formats.errors import RequestError, StorageError
 from formats.kernels import product_rate
 from formats.layout import Layout
 from formats.predict import LAYER_CALLS, LINEAR_LAYER_CALLS, READ_CALLS, Machine, outlook, part_spec, tokens_per_s
@@ -40,6 +41,24 @@ def test_a_well_known_model_is_planned_without_a_network() -> None:
     assert report["records"][0]["record_bytes"] == 7_077_888
     assert "predictions" not in report
     assert any("--ram is 4.00 GiB, but this model needs" in refusal for refusal in report["refusals"])
+
+
+def test_more_memory_than_the_machine_grants_is_planned_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repack.forecast.default_ram_bytes", lambda: 6 << 30)
+    for ram, said in (("48GiB", True), ("5GiB", False)):
+        text = CliRunner().invoke(cli, ["plan", "demo", "--no-probe", "--ram", ram]).stdout
+        assert ("this machine grants 6.00 GiB of it now" in text) == said
+
+
+def test_a_disk_that_cannot_be_measured_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("repack.cli_plan.measure", full)
+    error = CliRunner().invoke(cli, ["plan", "demo", "--out", str(tmp_path)]).exception
+    assert isinstance(error, StorageError)
+    reason = "its disk cannot be measured (No space left on device); --no-probe plans without speeds"
+    assert str(error) == f"{tmp_path}: {reason}"
 
 
 def test_the_plan_of_a_folder_holds_what_its_container_will() -> None:
