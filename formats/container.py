@@ -72,6 +72,8 @@ def open_container(folder: Path) -> Container:
 
 def read_container_index(folder: Path) -> Container:
     """Open a container whose other files may be damaged: only the index is read. Raises as open_container."""
+    if not folder.exists():
+        raise FormatError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise FormatError(f"{folder}: is not a folder")
     path = folder / INDEX_FILE

@@ -1,5 +1,6 @@
 """Writes one output file of a plan, sequentially, checksums on the way, resumable at every unit."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -168,16 +169,19 @@ class BlockHasher:
         self._hasher.reset()
 
 
+# Of a place that cannot be written: the same command would fail again.
+REFUSALS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into one line that names the file and says what to do."""
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        raise StorageError(
-            f"{where}: {error.strerror or error}; what is finished is kept, the same command goes on"
-        ) from None
+        where, again = error.filename or path, "; what is finished is kept, the same command goes on"
+        again = "" if error.errno in REFUSALS else again
+        raise StorageError(f"{where}: {error.strerror or error}{again}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -39,4 +39,4 @@ def open_local(name: str) -> Source:
         raise RequestError(
             f"{name}: is no folder; a repository is not fetched for this, give the folder with its files"
         )
-    raise RequestError(f"{name}: is no folder, and a repository on the hub is named org/name")
+    raise RequestError(f"{name}: no such file or folder, and a repository on the hub is named org/name")

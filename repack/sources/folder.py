@@ -7,8 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from formats.container import CONVERTING_FILE
 from formats.errors import FormatError, StorageError, UnsupportedError
 from formats.fields import shown
+from formats.index import INDEX_FILE
 from formats.tensorfile import TensorEntry, read_header
 from repack.direct import RangeFile
 from repack.sources.base import Range, Shard, SourceTensor
@@ -172,7 +174,11 @@ class FolderSource:
                 raise FormatError(f"{self.folder}: holds {shown(name)}, expected a name that can be printed")
         if names:
             return iter(names)
-        for pattern, kind in (("*.bin", "PyTorch .bin"), ("*.pt*", "PyTorch"), ("*.gguf", "GGUF")):
+        if (self.folder / INDEX_FILE).is_file() or (self.folder / CONVERTING_FILE).is_file():
+            raise UnsupportedError(f"{self.folder}: is a container already, or one being made; expected a checkpoint")
+        if gguf := min(self.folder.glob("*.gguf"), default=None):
+            raise UnsupportedError(f"{self.folder}: holds no model*.safetensors; a GGUF file is given itself: {gguf}")
+        for pattern, kind in (("*.bin", "PyTorch .bin"), ("*.pt*", "PyTorch")):
             if any(self.folder.glob(pattern)):
                 raise UnsupportedError(
                     f"{self.folder}: holds {kind} files only, expected model*.safetensors; "

@@ -21,7 +21,7 @@ def test_a_sound_folder_opens(container: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="nowhere: is not a folder"):
+    with pytest.raises(FormatError, match="nowhere: no such folder"):
         open_container(tmp_path / "nowhere")
 
 

@@ -157,12 +157,21 @@ def test_errors_are_one_line_and_exit_1(repack: Run, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert_one_line(repack("convert", empty, tmp_path / "out"), "holds no model*.safetensors, so it is no checkpoint")
-    assert_one_line(repack("convert", "absent", tmp_path / "out"), "absent: is no folder")
-    assert_one_line(repack("verify", tmp_path / "absent"), "is not a folder")
+    assert_one_line(repack("convert", "absent", tmp_path / "out"), "absent: no such file or folder")
+    assert_one_line(repack("verify", tmp_path / "absent"), "no such folder")
     assert_one_line(
         repack("convert", "demo", tmp_path / "out", "--group-size", "128"), "expected --group-size 32 or 64"
     )
     assert not (tmp_path / "out").exists()
+    for command in (("plan", "Qwen3-30B-A3B"), ("rehearse", "Qwen3-30B-A3B", tmp_path / "out")):
+        assert_one_line(repack(*command), "Qwen3-30B-A3B: is not here and no repository org/name; known without")
+
+
+def test_a_place_that_cannot_be_written_promises_nothing(repack: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = repack("convert", "demo", tmp_path / "file" / "out")
+    assert_one_line(result, "Not a directory")
+    assert "goes on" not in result.err
 
 
 def test_an_unsupported_architecture_is_one_line(repack: Run, tmp_path: Path) -> None:

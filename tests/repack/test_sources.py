@@ -175,11 +175,18 @@ def test_a_shard_that_vanishes_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("pytorch_model.bin", "PyTorch .bin"), ("x.gguf", "GGUF"), ("consolidated.00.pth", "PyTorch")]
+    ("name", "said"),
+    [
+        ("pytorch_model.bin", "holds PyTorch .bin files only, expected model*.safetensors"),
+        ("consolidated.00.pth", "holds PyTorch files only, expected model*.safetensors"),
+        ("x.gguf", "a GGUF file is given itself: {}/x.gguf"),
+        ("index.json", "is a container already, or one being made"),
+        ("converting.json", "is a container already, or one being made"),
+    ],
 )
-def test_a_folder_without_safetensors_says_what_it_holds(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_folder_without_safetensors_says_what_it_holds(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with refusal(UnsupportedError, f"holds {kind} files only, expected model*.safetensors"):
+    with refusal(UnsupportedError, said.format(tmp_path)):
         FolderSource(tmp_path)
 
 
@@ -191,6 +198,13 @@ def test_a_folder_or_pipe_in_place_of_a_file_is_refused(folder: Path, name: str,
     make(folder / name)
     with refusal(FormatError, f"{name}: is no regular file"):
         FolderSource(folder).small_file(name)
+
+
+def test_a_container_is_no_checkpoint_to_convert(tmp_path: Path) -> None:
+    for name in ("resident.bin", "embedding.bin", "index.json"):
+        (tmp_path / name).write_bytes(b"")
+    with refusal(UnsupportedError, "is a container already"):
+        FolderSource(tmp_path)
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
@@ -220,7 +234,7 @@ def test_org_and_name_is_a_repository_unless_it_is_here(tmp_path: Path, monkeypa
 
 
 def test_a_name_that_is_neither_is_refused(tmp_path: Path) -> None:
-    with refusal(RequestError, "absent: is no folder, and a repository on the hub is named org/name"):
+    with refusal(RequestError, "absent: no such file or folder, and a repository on the hub is named org/name"):
         open_local("absent")
     with refusal(RequestError, "org/absent: is no folder; a repository is not fetched for this"):
         open_local("org/absent")
