@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from formats import __version__
-from formats.budget import token_bytes
+from formats.budget import three_digits, token_bytes
 from formats.dtypes import AnyArray
 from runtime.cache import ExpertKey
 from runtime.engine import Engine
@@ -49,8 +49,9 @@ def run_bench(engine: Engine, *, prompt_tokens: int, new_tokens: int, runs: int)
     yield _row(decode)
     bound = 1 / (cold_s * (1 - hits) + warm_s)
     share = decode.median / bound
-    yield f"{'hit rate':18} {100 * hits:9.3g} %"
-    yield f"{'decode bound':18} {bound:9.3g} tokens/s at this hit rate; reached {100 * share:.3g} % of it"
+    yield f"{'hit rate':18} {three_digits(100 * hits):>9} %"
+    reached = f"reached {three_digits(100 * share)} % of it"
+    yield f"{'decode bound':18} {three_digits(bound):>9} tokens/s at this hit rate; {reached}"
     yield json.dumps(
         {
             "version": __version__,
@@ -130,4 +131,5 @@ def _measurement(name: str, unit: str, values: list[float]) -> Measurement:
 
 
 def _row(figure: Measurement) -> str:
-    return f"{figure.name:18} {figure.median:9.3g} {figure.unit:8} ({figure.low:.3g} to {figure.high:.3g})"
+    spread = f"({three_digits(figure.low)} to {three_digits(figure.high)})"
+    return f"{figure.name:18} {three_digits(figure.median):>9} {figure.unit:8} {spread}"

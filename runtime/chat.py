@@ -105,6 +105,8 @@ def chat_loop(
             return
         if line == "/reset":
             conversation.reset()
+        elif line == "/help":
+            click.echo(HELP, err=True)
         elif line == "/stats":
             show_stats(engine)
         elif line.startswith("/"):

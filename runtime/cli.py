@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -191,26 +191,39 @@ def run(out: Path, **options: Any) -> None:
         settings: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
         settings |= pick(options, ("max_new_tokens", "stop", "ignore_eos"))
         if options["verbose"]:
-            say(f"sampling: {engine.sampling_options(**overrides)}")
+            chosen = asdict(engine.sampling_options(**overrides))
+            say(f"sampling: {', '.join(f'{name} {value}' for name, value in chosen.items() if value is not None)}")
             say(f"stop tokens: {', '.join(f'{i} {engine.text.spelling(i)}' for i in engine.generation.stop_ids)}")
         if prompt is None:
             chat_loop(engine, settings, options["system"], chat=chat, **template_options)
+            if engine.stats.generated_tokens:
+                say(stats_line(engine.stats))
             return
         ids = engine.text.encode(prompt)
         if chat:
             ids = engine.chat_ids(prompt, options["system"], **template_options)
-        text = []
-        for piece in engine.generate(ids, **settings):
-            text.append(piece)
-            if not options["as_json"]:
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
+        pieces = engine.generate(ids, **settings)
         if options["as_json"]:
-            result = {"text": "".join(text), "prompt_token_ids": ids, **stats_json(engine.stats)}
+            result = {"text": "".join(pieces), "prompt_token_ids": ids, **stats_json(engine.stats)}
             click.echo(json.dumps(result))
         else:
-            click.echo()
+            show_text(pieces)
         say(stats_line(engine.stats))
+
+
+def show_text(pieces: Iterable[str]) -> None:
+    """Each piece as it comes, then a newline, also before an error or Ctrl-C that ends them early."""
+    begun = False
+    try:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+            begun = True
+    except (StreamingExpertsError, KeyboardInterrupt):
+        if begun:
+            click.echo()
+        raise
+    click.echo()
 
 
 ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "lookahead", "hot", "verbose")

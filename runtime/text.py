@@ -51,7 +51,7 @@ class Text:
         decoder cannot stream.
         """
         if TOKENIZER not in files:
-            raise FormatError(f"{TOKENIZER}: is missing")
+            raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do")
         with tokenizer_errors():
             tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
         tokenizer.no_truncation()  # settings of training; transformers switches them off too
@@ -90,13 +90,15 @@ class Text:
 
         Only the template writes control tokens: see `StandIns` for how. thinking turns the template's own switch,
         under whichever name it has; `variables` go to the template as they are (reasoning_effort...). Raises
-        RequestError without a template, for a switch that it does not have, or when it refuses the messages,
-        FormatError for a template that fails or tries to leave its sandbox.
+        RequestError without a template, for a switch that it does not have or tools that it does not use, or when it
+        refuses the messages, FormatError for a template that fails or tries to leave its sandbox.
         """
         template = self._templates.get("tool_use") if tools is not None else None
         template = template or self._templates.get("default")
         if template is None:
             raise RequestError("chat template: the model has none, expected a raw prompt")
+        if tools is not None and "tool_use" not in self._templates and "tools" not in template.variables:
+            raise RequestError(f"{template.name}: does not use tools, so the model would not see them")
         messages = normalized(messages)
         variables = {"documents": documents, **_switches(template, thinking), **variables}
         stand_ins = StandIns(

@@ -243,6 +243,12 @@ def test_stats_in_the_loop_are_one_line_on_stderr(capture: Any) -> None:
     assert "cache hits 0 %, peak memory " in err
 
 
+def test_help_is_shown_again(capture: Any) -> None:
+    err = capture("/help", "/quit")[1]
+    assert err.count("/reset begins anew") == 2
+    assert "unknown" not in err
+
+
 def test_an_unknown_command_is_named(capture: Any) -> None:
     assert "unknown command /bye" in capture("/bye bye", "/quit")[1]
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import click
 import pytest
 
 from formats import __version__
+from formats.errors import RequestError
 from runtime import Engine, bench
-from runtime.cli import Size
+from runtime.cli import Size, show_text
 from runtime.sampling import Sampler
 from runtime.stats import Stats
 from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, Command, Outcome, flip, floor_bytes, one_line
@@ -197,7 +199,7 @@ def test_verbose_says_what_was_chosen_on_stderr(command: Command, demo4: Path, e
     outcome = command(demo4, "-p", PROMPT, *GREEDY, "-v")
     assert outcome.out == expected
     assert re.search(r"^backend (numpy|native \(.+\)), reads (direct|buffered), ctx-size 2048", outcome.err)
-    assert "sampling: SamplingOptions(temperature=0.0, top_k=40, top_p=0.95" in outcome.err
+    assert "sampling: temperature 0.0, top_k 40, top_p 0.95" in outcome.err
     assert "stop tokens: 0 <|endoftext|>, 2 <|im_end|>\n" in outcome.err
     assert "floor " in outcome.err
 
@@ -267,7 +269,10 @@ def test_an_option_value_out_of_range_is_one_line(command: Command, demo4: Path)
 
 
 def test_a_container_without_a_tokenizer_is_one_line(command: Command, fused16: Path) -> None:
-    assert one_line(command(fused16, "-p", PROMPT)) == "tokenizer.json: is missing"
+    assert (
+        one_line(command(fused16, "-p", PROMPT))
+        == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
+    )
 
 
 @pytest.mark.parametrize("words", [("--no-such-option",), ("-n", "0"), ("-n", "many"), ("--ram", "lots"), ("extra",)])
@@ -413,3 +418,14 @@ def test_floors_are_those_that_the_engine_keeps(command: Command, demo4: Path) -
     floor = floor_bytes(demo4, threads=2)
     assert command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor)).status == 0
     one_line(command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor - 1)))
+
+
+def test_an_error_after_some_text_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces(text: str) -> Iterator[str]:
+        yield from text
+        raise RequestError("damaged")
+
+    for text, shown in (("It was", "It was\n"), ("", "")):
+        with pytest.raises(RequestError):
+            show_text(pieces(text))
+        assert capsys.readouterr().out == shown

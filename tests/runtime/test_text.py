@@ -253,6 +253,12 @@ def test_named_templates_are_chosen_as_transformers_does() -> None:
     assert text.encode_chat(user(""), tools=[{"name": "f"}]) == plain_ids("tools")
 
 
+def test_tools_that_a_template_does_not_use_are_refused() -> None:
+    text = demo_with("{{ messages[0].content }}", THINKING_TOKENS)
+    with pytest.raises(RequestError, match="does not use tools, so the model would not see them"):
+        text.encode_chat(user(""), tools=[{"name": "f"}])
+
+
 def test_a_model_without_a_template_says_so() -> None:
     text = demo_with(chat_template=None)
     assert not text.has_chat_template
