@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from formats.errors import UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
-from formats.window import first_kept, forgets, room
+from formats.window import forgets, room
 from runtime.backends import native
 from runtime.backends.base import Routing, State, Turn
 from runtime.backends.native import address
+from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
@@ -31,45 +31,6 @@ SCORING = {
     CHOSEN_SIGMOID: native.SCORE_CHOSEN_SIGMOID,
 }
 ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
-
-
-class NativeCache(NamedTuple):
-    """Keys and values of tokens `first` to `length` where `memory` says; a longer cache may share the same memory."""
-
-    memory: native.KVCache
-    arrays: tuple[Float32, ...]  # which the memory is
-    length: int
-    first: int = 0  # a multiple of the kernels' blocks, so that forgetting changes no sum
-    window: int | None = None  # of a cache that forgets
-
-    def with_room(self, tokens: int) -> "NativeCache":
-        """Itself, or a cache of its own memory that has forgotten what the next tokens do not see."""
-        if self.window is None or self.length - self.first + tokens <= self.memory.capacity:
-            return self
-        first = first_kept(self.window, self.length)
-        kept = -(-(self.length - first) // native.LANES) * native.LANES  # keys of LANES tokens lie together
-        new = _kv_cache(self.memory.heads, self.memory.width, room(self.window, tokens))
-        for old, array in zip(self.arrays, new.arrays, strict=True):
-            array[:, :kept] = old[:, first - self.first :][:, :kept]
-        return new._replace(length=self.length, first=first, window=self.window)
-
-
-def _kv_cache(heads: int, width: int, capacity: int) -> NativeCache:
-    """An empty one; its memory becomes resident only as tokens come."""
-    keys = np.empty((heads, capacity, width), np.float32)
-    values = np.empty((heads, capacity, -(-width // native.LANES) * native.LANES), np.float32)
-    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, width)
-    return NativeCache(memory, (keys, values), 0)
-
-
-class DeltaState(NamedTuple):
-    """The state of a gated DeltaNet, [H, panels of 16 columns, dk, 16], and room for the one after it.
-
-    A step reads the one and writes the other, so a step that raises has changed nothing.
-    """
-
-    now: Float32
-    next: Float32
 
 
 @dataclass(frozen=True)
@@ -280,9 +241,9 @@ class NativeOps(NumpyOps):
         self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
     ) -> State:
         if window is not None and forgets(window, self._ctx_size):
-            return _kv_cache(num_heads, head_dim, room(window, 0))._replace(window=window)
+            return new_cache(num_heads, head_dim, room(window, 0))._replace(window=window)
         tokens = min(max_tokens or self._ctx_size, self._ctx_size)
-        return _kv_cache(num_heads, head_dim, -(-tokens // native.LANES) * native.LANES)
+        return new_cache(num_heads, head_dim, -(-tokens // native.LANES) * native.LANES)
 
     def attention(
         self,

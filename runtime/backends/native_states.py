@@ -1,0 +1,48 @@
+"""What the native backend remembers of a sequence: caches of keys and values, states of gated DeltaNet."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.dtypes import Float32
+from formats.window import first_kept, room
+from runtime.backends import native
+
+
+class NativeCache(NamedTuple):
+    """Keys and values of tokens `first` to `length` where `memory` says; a longer cache may share the same memory."""
+
+    memory: native.KVCache
+    arrays: tuple[Float32, ...]  # which the memory is
+    length: int
+    first: int = 0  # a multiple of the kernels' blocks, so that forgetting changes no sum
+    window: int | None = None  # of a cache that forgets
+
+    def with_room(self, tokens: int) -> "NativeCache":
+        """Itself, or a cache of its own memory that has forgotten what the next tokens do not see."""
+        if self.window is None or self.length - self.first + tokens <= self.memory.capacity:
+            return self
+        first = first_kept(self.window, self.length)
+        kept = -(-(self.length - first) // native.LANES) * native.LANES  # keys of LANES tokens lie together
+        new = new_cache(self.memory.heads, self.memory.width, room(self.window, tokens))
+        for old, array in zip(self.arrays, new.arrays, strict=True):
+            array[:, :kept] = old[:, first - self.first :][:, :kept]
+        return new._replace(length=self.length, first=first, window=self.window)
+
+
+def new_cache(heads: int, width: int, capacity: int) -> NativeCache:
+    """An empty one; its memory becomes resident only as tokens come."""
+    keys = np.empty((heads, capacity, width), np.float32)
+    values = np.empty((heads, capacity, -(-width // native.LANES) * native.LANES), np.float32)
+    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, width)
+    return NativeCache(memory, (keys, values), 0)
+
+
+class DeltaState(NamedTuple):
+    """The state of a gated DeltaNet, [H, panels of 16 columns, dk, 16], and room for the one after it.
+
+    A step reads the one and writes the other, so a step that raises has changed nothing.
+    """
+
+    now: Float32
+    next: Float32
