@@ -59,6 +59,10 @@ class MemoryTerms:
         spare = ram_bytes - self.floor_bytes
         return min(every, MIN_SLOTS + spare // max(1, largest_record_bytes(layout)))
 
+    def taken_bytes(self, layout: Layout, ram_bytes: int) -> int:
+        """What a run takes of ram_bytes: no more than all experts need. Raises as `slots`."""
+        return self.floor_bytes + (self.slots(layout, ram_bytes) - MIN_SLOTS) * largest_record_bytes(layout)
+
 
 @dataclass(frozen=True)
 class TokenBytes:

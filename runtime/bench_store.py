@@ -218,7 +218,7 @@ class Decoding:
         self._layers = list(layers)
         experts, num_experts = self.engine.experts, next(iter(layers.values())).num_experts
         self.ops = Scripted(ops, experts, num_experts)
-        self.engine.model = replace(self.engine.model, ops=self.ops)  # type: ignore[type-var]  # models are dataclasses
+        self.engine.steps.model = replace(self.engine.steps.model, ops=self.ops)  # type: ignore[type-var]  # models are dataclasses
         for layer in self._layers:  # every layer fills its share of the slots, and all checksums count as compared
             experts.store.proven.update(ExpertKey(layer, e) for e in range(num_experts))
             for _ in experts.get(layer, list(range(num_experts // 2))):

@@ -19,7 +19,8 @@ from formats.errors import RequestError, StreamingExpertsError
 from formats.memory import default_ram_bytes
 from runtime.bench import run_bench
 from runtime.chat import chat_loop, read_template_options, refuse_without_chat
-from runtime.engine import BACKENDS, Engine, memory_needs
+from runtime.engine import BACKENDS, Engine
+from runtime.needs import memory_needs
 from runtime.perplexity import measure
 from runtime.plan import memory_plan, plan_text
 from runtime.simulate import hit_rates
@@ -262,11 +263,14 @@ def stats_json(stats: Stats) -> dict[str, Any]:
 
 
 def stats_line(stats: Stats) -> str:
-    """The one line of numbers after a run."""
+    """The one line of numbers after a run; speeds of what was done."""
+    done = (
+        ("prompt", stats.prompt_tokens, stats.prompt_tokens_per_s),
+        ("decode", stats.generated_tokens, stats.decode_tokens_per_s),
+    )
+    speeds = [f"{name} {tokens} tokens, {rate:.3g} tokens/s; " for name, tokens, rate in done if tokens]
     return (
-        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_s:.3g} tokens/s; "
-        f"decode {stats.generated_tokens} tokens, {stats.decode_tokens_per_s:.3g} tokens/s; "
-        f"read {human(stats.bytes_read)} at {stats.read_bytes_per_s / 1e9:.3g} GB/s; "
+        f"{''.join(speeds)}read {human(stats.bytes_read)} at {stats.read_bytes_per_s / 1e9:.3g} GB/s; "
         f"cache hits {100 * stats.hit_rate:.3g} %; peak memory {human(stats.peak_memory_bytes)}; "
         f"{stats.backend}, {stats.read_mode} reads"
     )

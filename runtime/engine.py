@@ -2,21 +2,20 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, LOGITS_ROWS, MemoryTerms, human, memory_terms
+from formats.budget import LOGITS_ROWS, MemoryTerms, human
 from formats.container import Container, open_container
 from formats.dtypes import Float32
-from formats.errors import FormatError, RequestError
+from formats.errors import RequestError
 from formats.index import REHEARSAL
 from formats.kernels import PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
@@ -26,11 +25,12 @@ from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
 from runtime.experts import Experts
 from runtime.hot import hot_path, load_hot, save_hot
-from runtime.models import MODELS, Model
+from runtime.models import MODELS
+from runtime.needs import memory_needs
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
-from runtime.session import Sequence as StepSequence
 from runtime.session import Session
 from runtime.stats import Stats
+from runtime.steps import Steps, ignore_nan
 from runtime.store import EmbeddingRows, ExpertStore, load_resident
 from runtime.streaming import StopStrings
 from runtime.text import Text
@@ -77,7 +77,6 @@ class Engine:
             self._files.get("generation_config.json"), self._files.get("config.json")
         )
         self._text: Text | None = None
-        self._blas = ThreadpoolController()
         with ExitStack() as resources:
             store = resources.enter_context(closing(ExpertStore(container)))
             embedding = resources.enter_context(closing(EmbeddingRows(container)))
@@ -88,8 +87,7 @@ class Engine:
                     Experts(store, num_slots, readers, policy, writer, native=backend == "native", lookahead=lookahead)
                 )
             )
-            pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", _ignore_nan))
-            self._stepper = resources.enter_context(ThreadPoolExecutor(1, "step"))
+            pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", ignore_nan))
             self.resident = load_resident(container)
             self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size)
             if backend == "native":
@@ -107,8 +105,9 @@ class Engine:
                         )
                     )
                 )
+            model = MODELS[type(self.config)](self.config, self.ops)
+            self.steps = resources.enter_context(closing(Steps(model, self.experts, ctx_size, container.folder)))
             self._resources = resources.pop_all()
-        self.model: Model = MODELS[type(self.config)](self.config, self.ops)
         self._hot = hot_path(container.folder) if hot else None
         self._policy = policy
         try:
@@ -162,10 +161,10 @@ class Engine:
             backend = "numpy" if slow else "native"
         container = open_container(Path(path))
         terms, ctx_size, chunk_size, threads = memory_needs(container, ctx_size, chunk_size, threads)
-        free = terms.floor_bytes
+        granted = default_ram_bytes()
         if ram_bytes is None:
-            free = default_ram_bytes()
-            ram_bytes = max(free, terms.floor_bytes)
+            ram_bytes = max(granted, terms.floor_bytes)
+        taken = terms.taken_bytes(container.index.layout, ram_bytes)
         routing = Path(trace) if trace is not None else None
         engine = cls(
             container,
@@ -183,95 +182,27 @@ class Engine:
         )
         if slow:
             engine.warnings.append("NumPy only: the native kernels were not built, as no C compiler was there; slow")
-        if free < terms.floor_bytes:
-            engine.warnings.append(f"{human(free)} of memory are free, but this model needs {human(ram_bytes)}")
+        if taken > granted:
+            engine.warnings.append(f"{human(granted)} of memory are free for it, but this run takes {human(taken)}")
         return engine
 
     # ---- tokens
 
     def new_session(self) -> Session:
         """The state of a sequence that has not begun."""
-        return Session([], self.model.new_states())
+        return self.steps.new_session()
 
     def step(self, batch: Sequence[tuple[Session, Sequence[int]]]) -> list[Float32]:
-        """Feed each session its next token ids (at least one) in one pass; experts are read once for all of them.
-
-        Returns per session the logits after its last id: [vocab_size]. A step that raises leaves the sessions as
-        they were. Raises RequestError for an id outside the vocabulary, no ids, more than ctx_size tokens in a
-        session or a session that stands twice in the batch, FormatError for logits that are no numbers.
-        """
-        hidden, sequences = self._forward(batch)
-        last = [hidden[sequence.rows.stop - 1 : sequence.rows.stop] for sequence in sequences]
-        logits = self._logits(self.ops.concatenate(last))
-        _keep(batch, sequences)
-        return list(logits)
-
-    def _advance(self, session: Session, token_ids: Sequence[int]) -> Float32:
-        """As `step` for one session, but the last hidden states of all new tokens: [tokens, hidden_size]."""
-        batch = [(session, token_ids)]
-        hidden, sequences = self._forward(batch)
-        _keep(batch, sequences)
-        return hidden
-
-    def _forward(self, batch: Sequence[tuple[Session, Sequence[int]]]) -> tuple[Float32, list[StepSequence]]:
-        """Last hidden states of all new tokens, session after session, and the states that the sessions would have."""
-        if len({id(session) for session, _ in batch}) != len(batch):
-            raise RequestError("a session stands twice in a step, expected distinct ones")
-        sequences: list[StepSequence] = []
-        token_ids: list[int] = []
-        for session, ids in batch:
-            self._check_ids(session, ids)
-            rows = slice(len(token_ids), len(token_ids) + len(ids))
-            sequences.append(StepSequence(rows, len(session.token_ids), list(session.states)))
-            token_ids.extend(ids)
-        began, before = time.perf_counter(), self.experts.bytes_read
-        hidden = self._whole(lambda: self.model.forward(token_ids, sequences))
-        self.experts.lookahead.ended(len(token_ids), time.perf_counter() - began, self.experts.bytes_read - before)
-        return hidden, sequences
-
-    def _whole(self, compute: Callable[[], Float32]) -> Float32:
-        """Compute on a thread that Ctrl-C does not reach, so that it never leaves the cache half changed.
-
-        Ctrl-C ends the wait for it here, and the computation at its next expert.
-        """
-
-        def computing() -> Float32:
-            try:
-                with self._computing():
-                    return compute()
-            except BaseException:
-                self.experts.abandon()
-                raise
-
-        self.experts.resume()
-        future = self._stepper.submit(computing)
-        try:
-            return future.result()
-        except BaseException:
-            self.experts.stop()
-            wait([future])
-            raise
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Where sums do not depend on BLAS threads, and NaN is not warned of on the way: the logits tell of it."""
-        with self._blas.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
-            yield
-
-    def _logits(self, hidden: Float32) -> Float32:
-        with self._computing():
-            logits: Float32 = self.model.logits(hidden)
-        if not np.isfinite(logits.max(axis=1)).all():  # the largest is NaN if any is
-            raise FormatError(f"{self.container.folder}: its logits are no finite numbers; are weights damaged?")
-        return logits
+        """Feed each session its next token ids: see Steps.step. Returns per session its logits: [vocab_size]."""
+        return self.steps.step(batch)
 
     def prefill(self, session: Session, token_ids: Sequence[int]) -> Float32:
         """Feed token_ids (at least one) in chunks; the logits after the last one: [vocab_size]."""
         began = time.perf_counter()
-        self._check_ids(session, token_ids)
+        self.steps.check_ids(session, token_ids)
         *chunks, last = self._chunks(token_ids)
         for chunk in chunks:
-            self._advance(session, chunk)
+            self.steps.advance(session, chunk)
         (logits,) = self.step([(session, last)])
         self._stats.prompt_tokens += len(token_ids)
         self._stats.prompt_s += time.perf_counter() - began
@@ -284,11 +215,11 @@ class Engine:
     def logits_in_chunks(self, token_ids: Sequence[int]) -> Iterator[Float32]:
         """The rows of `logits`, some at a time: all of them can be larger than memory."""
         session = self.new_session()
-        self._check_ids(session, token_ids)
+        self.steps.check_ids(session, token_ids)
         for chunk in self._chunks(token_ids):
-            hidden = self._advance(session, chunk)
+            hidden = self.steps.advance(session, chunk)
             for i in range(0, len(hidden), LOGITS_ROWS):
-                yield self._logits(hidden[i : i + LOGITS_ROWS])
+                yield self.steps.logits(hidden[i : i + LOGITS_ROWS])
 
     def generate_ids(
         self,
@@ -411,16 +342,6 @@ class Engine:
     def _chunks(self, token_ids: Sequence[int]) -> Iterator[Sequence[int]]:
         return (token_ids[i : i + self.chunk_size] for i in range(0, len(token_ids), self.chunk_size))
 
-    def _check_ids(self, session: Session, token_ids: Sequence[int]) -> None:
-        if len(token_ids) == 0:
-            raise RequestError("the prompt has no tokens, expected at least one")
-        total = len(session.token_ids) + len(token_ids)
-        if total > self.ctx_size:
-            raise RequestError(f"the prompt makes {total} tokens, but --ctx-size is {self.ctx_size}")
-        for token_id in token_ids:
-            if not 0 <= token_id < self.config.vocab_size:
-                raise RequestError(f"token id is {token_id}, expected 0 to {self.config.vocab_size - 1}")
-
     def _load_hot(self) -> int:
         """Fill free slots with what earlier runs used most; how many experts."""
         assert self._hot is not None
@@ -445,48 +366,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def memory_needs(
-    container: Container, ctx_size: int | None, chunk_size: int | None, threads: int | None
-) -> tuple[MemoryTerms, int, int, int]:
-    """What one sequence takes, and ctx_size, chunk_size and threads with their defaults. Raises RequestError."""
-    index = container.index
-    longest = index.layout.model.max_position_embeddings
-    ctx_size = _at_least_one("--ctx-size", ctx_size, min(DEFAULT_CTX_SIZE, longest))
-    if ctx_size > longest:
-        raise RequestError(f"--ctx-size is {ctx_size}, but the model's max_position_embeddings is {longest}")
-    chunk_size = _at_least_one("--chunk", chunk_size, DEFAULT_CHUNK_SIZE)
-    threads = _at_least_one("--threads", threads, os.cpu_count() or 1)
-    tokenizer = index.files.get("tokenizer.json")
-    terms = memory_terms(
-        index.layout,
-        tokenizer_json_bytes=tokenizer.nbytes if tokenizer else 0,
-        ctx_size=ctx_size,
-        chunk_size=chunk_size,
-        threads=threads,
-    )
-    return terms, ctx_size, chunk_size, threads
-
-
-def _keep(batch: Sequence[tuple[Session, Sequence[int]]], sequences: Sequence[StepSequence]) -> None:
-    """Give the sessions what a step has made, each in one statement that Ctrl-C cannot part."""
-    for (session, ids), sequence in zip(batch, sequences, strict=True):
-        token_ids = [*session.token_ids, *ids]
-        session.token_ids, session.states = token_ids, sequence.states
-
-
-def _ignore_nan() -> None:
-    """What `_computing` does for its own thread, for a thread of the pool."""
-    np.seterr(all="ignore")
-
-
-def _at_least_one(option: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if value < 1:
-        raise RequestError(f"{option} is {value}, expected at least 1")
-    return value
 
 
 def _rehearsal_warning(mark: Any) -> str:

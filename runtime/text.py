@@ -90,15 +90,17 @@ class Text:
 
         Only the template writes control tokens: see `StandIns` for how. thinking turns the template's own switch,
         under whichever name it has; `variables` go to the template as they are (reasoning_effort...). Raises
-        RequestError without a template, for a switch that it does not have or tools that it does not use, or when it
-        refuses the messages, FormatError for a template that fails or tries to leave its sandbox.
+        RequestError without a template, for a switch that it does not have, for tools or documents that it does not
+        use, or when it refuses the messages, FormatError for a template that fails or tries to leave its sandbox.
         """
         template = self._templates.get("tool_use") if tools is not None else None
         template = template or self._templates.get("default")
         if template is None:
             raise RequestError("chat template: the model has none, expected a raw prompt")
-        if tools is not None and "tool_use" not in self._templates and "tools" not in template.variables:
-            raise RequestError(f"{template.name}: does not use tools, so the model would not see them")
+        needed = {"tools": tools is not None and "tool_use" not in self._templates, "documents": documents is not None}
+        for name, given in needed.items():
+            if given and name not in template.variables:
+                raise RequestError(f"{template.name}: does not use {name}, so the model would not see them")
         messages = normalized(messages)
         variables = {"documents": documents, **_switches(template, thinking), **variables}
         stand_ins = StandIns(

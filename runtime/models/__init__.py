@@ -23,6 +23,14 @@ from runtime.session import Sequence as StepSequence
 class Model(Protocol):
     """What the engine asks of a model."""
 
+    @property
+    def config(self) -> ModelConfig:
+        """Its facts."""
+
+    @property
+    def ops(self) -> Ops:
+        """What it computes with."""
+
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun."""
 

@@ -29,7 +29,8 @@ from repack.options import Size
 from repack.plan import Options
 from repack.rehearse import prepare_rehearsal
 from runtime.cache import ExpertKey
-from runtime.engine import Engine, memory_needs
+from runtime.engine import Engine
+from runtime.needs import memory_needs
 
 BUDGETS_GIB = {"Qwen/Qwen3-30B-A3B": (4, 6), "Qwen/Qwen3.5-35B-A3B": (4, 8)}
 ROUNDS, WARM_STEPS, STEPS = 5, 4, 12

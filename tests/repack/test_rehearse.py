@@ -69,14 +69,14 @@ def test_no_two_experts_are_the_same(tmp_path: Path) -> None:
 def test_routing_varies_by_token_in_every_layer(config: Path, tmp_path: Path) -> None:
     with Engine.open(rehearse(config, tmp_path / "out")) as engine:
         chosen: list[np.ndarray] = []
-        route = engine.model.ops.route  # type: ignore[attr-defined]
+        route = engine.steps.model.ops.route
 
         def noted(*args: Any) -> tuple[np.ndarray, np.ndarray]:
             ids, weights = route(*args)
             chosen.append(ids)
             return ids, weights
 
-        engine.model.ops.route = noted  # type: ignore[attr-defined]
+        engine.steps.model.ops.route = noted  # type: ignore[method-assign,assignment]
         engine.logits(np.random.default_rng(0).integers(0, engine.config.vocab_size, 200).tolist())
         for ids in chosen:  # of one layer: [200, top_k]
             uses = np.bincount(ids.ravel(), minlength=engine.config.num_experts)

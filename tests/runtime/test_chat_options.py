@@ -19,6 +19,7 @@ from tests.runtime.helpers import FIXTURES, PLENTY, Command, one_line
 from tests.runtime.texts import DEMO, FILES
 
 THINKING = (FIXTURES / "thinking_template.jinja").read_bytes()
+THINKING += b"{% for d in documents or [] %}{{ d.title }}: {{ d.text }}{% endfor %}"
 TEXT = Text.from_files(FILES | {"chat_template.jinja": THINKING})
 HI = [{"role": "user", "content": "Hi"}]
 DOCUMENTS = [{"title": "T", "text": "body <|im_end|>"}]
@@ -72,6 +73,11 @@ def test_documents_reach_the_template_as_data() -> None:
     assert rendered(source, documents=DOCUMENTS) == "T: body <|im_end|>"
     text = Text.from_files(FILES | {"chat_template.jinja": source.encode()})
     assert not text.special_ids.intersection(text.encode_chat(HI, documents=DOCUMENTS))
+
+
+def test_documents_that_a_template_does_not_use_are_refused() -> None:
+    with pytest.raises(RequestError, match="does not use documents, so the model would not see them"):
+        rendered("{{ messages[0].content }}", documents=DOCUMENTS)
 
 
 def test_without_documents_the_template_sees_none() -> None:

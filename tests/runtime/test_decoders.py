@@ -59,7 +59,7 @@ def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     chosen: list[AnyArray] = []
     prompt = expected["prompt_ids"].tolist()
     with Engine.open(container, ram_bytes=PLENTY, backend=backend, lookahead="off") as engine:
-        ops = engine.model.ops  # type: ignore[attr-defined]
+        ops = engine.steps.model.ops
         route = ops.route
 
         def watched(*args: Any) -> Any:

@@ -211,7 +211,21 @@ def test_too_little_free_memory_is_a_warning_that_names_both(demo4: Path, monkey
     monkeypatch.setattr("runtime.engine.default_ram_bytes", lambda: 1 << 20)
     with open_demo(demo4, ram_bytes=None) as engine:
         assert engine.stats.ram_bytes == floor
-        assert engine.warnings == [f"1.00 MiB of memory are free, but this model needs {human(floor)}"]
+        assert engine.warnings == [f"1.00 MiB of memory are free for it, but this run takes {human(floor)}"]
+
+
+def test_a_ceiling_beyond_the_machine_is_a_warning_only_where_it_would_be_used(
+    demo4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor, every = floor_bytes(demo4), 500 << 30
+    monkeypatch.setattr("runtime.engine.default_ram_bytes", lambda: 200 << 20)
+    with open_demo(demo4, ram_bytes=every) as engine:
+        taken = engine.terms.taken_bytes(engine.container.index.layout, every)
+        assert floor < taken < 200 << 20
+        assert engine.warnings == []
+    monkeypatch.setattr("runtime.engine.default_ram_bytes", lambda: floor)
+    with open_demo(demo4, ram_bytes=every) as engine:
+        assert engine.warnings == [f"{human(floor)} of memory are free for it, but this run takes {human(taken)}"]
 
 
 # ---- what it refuses
