@@ -8,7 +8,10 @@
 
 #include <immintrin.h>
 
-enum { HALF_GROUPS = 8 };
+enum {
+    HALF_GROUPS = 8,
+    AHEAD_BYTES = 4096, /* how far ahead codes are asked for: past the caches, which others need (docs/LEARNED.md 38) */
+};
 
 /* What the compiler must know of an encoding and a precision to make straight code. */
 struct kind {

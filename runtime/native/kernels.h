@@ -156,8 +156,7 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
-    /* By code, group size (group_index) and precision, plain by enum value. NULL: the plain loops
-     * stand in, or no encoding has that. */
+    /* By code, group size (group_index) and precision, plain by enum value. NULL: no encoding has that. */
     tile_fn *coded[NUM_CODES][4][2];
     tile_fn *plain[NUM_VALUES];
     /* gate [n] becomes activation(gate, up). */

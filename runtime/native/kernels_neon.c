@@ -312,23 +312,9 @@ INLINE void plain_tile(const struct tile *tile, int value) {
     }
 }
 
+#include "plain.h"
+
 /* ---- the table */
-
-static void plain_bf16(const struct tile *tile) {
-    plain_tile(tile, SE_BF16);
-}
-
-static void plain_f16(const struct tile *tile) {
-    plain_tile(tile, SE_F16);
-}
-
-static void plain_f32(const struct tile *tile) {
-    plain_tile(tile, SE_F32);
-}
-
-static void plain_fp8(const struct tile *tile) {
-    plain_tile(tile, VALUE_FP8);
-}
 
 #define KERNEL(code, group_size, planes)                                                       \
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \

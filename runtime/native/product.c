@@ -51,8 +51,7 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     const int32_t planes = precision == SE_FAST ? 1 : order == ORDER_WIDE ? 2 : 3;
     w->shape = (struct shape){m->columns, code, group_size, order, planes};
     p->tile = kernels->coded[code][group_index(group_size)][precision];
-    if (p->tile == NULL) p->tile = kernels_portable.coded[code][group_index(group_size)][precision];
-    return SE_OK;
+    return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }
 
 static int32_t plain_product(struct product *p, const struct kernels *kernels, const se_matrix *m) {
@@ -69,7 +68,7 @@ static int32_t plain_product(struct product *p, const struct kernels *kernels, c
     w->per_scale = m->group_size;
     w->weight_stride = m->columns;
     w->scales_stride = (m->columns + m->group_size - 1) / m->group_size * size;
-    p->tile = kernels->plain[VALUE_FP8] != NULL ? kernels->plain[VALUE_FP8] : kernels_portable.plain[VALUE_FP8];
+    p->tile = kernels->plain[VALUE_FP8];
     return SE_OK;
 }
 

@@ -46,34 +46,20 @@ EMULATED simde__m512 emulated_cvtepi32_ps(simde__m512i a) {
 }
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 
-EMULATED simde__m512i emulated_cvtepu16_epi32(simde__m256i a) {
-    COPY(a, uint16_t, 16);
-    uint32_t r_[16];
-    simde__m512i r;
-    for (int i = 0; i < 16; i++) r_[i] = a_[i];
-    memcpy(&r, r_, sizeof r);
-    return r;
-}
+#define EMULATED_WIDEN(name, vector, from, to)      \
+    EMULATED simde__m512i name(vector a) {          \
+        COPY(a, from, 16);                          \
+        to r_[16];                                  \
+        simde__m512i r;                             \
+        for (int i = 0; i < 16; i++) r_[i] = a_[i]; \
+        memcpy(&r, r_, sizeof r);                   \
+        return r;                                   \
+    }
+EMULATED_WIDEN(emulated_cvtepu16_epi32, simde__m256i, uint16_t, uint32_t)
+EMULATED_WIDEN(emulated_cvtepu8_epi32, simde__m128i, uint8_t, uint32_t)
+EMULATED_WIDEN(emulated_cvtepi8_epi32, simde__m128i, int8_t, int32_t)
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
-
-EMULATED simde__m512i emulated_cvtepu8_epi32(simde__m128i a) {
-    COPY(a, uint8_t, 16);
-    uint32_t r_[16];
-    simde__m512i r;
-    for (int i = 0; i < 16; i++) r_[i] = a_[i];
-    memcpy(&r, r_, sizeof r);
-    return r;
-}
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
-
-EMULATED simde__m512i emulated_cvtepi8_epi32(simde__m128i a) {
-    COPY(a, int8_t, 16);
-    int32_t r_[16];
-    simde__m512i r;
-    for (int i = 0; i < 16; i++) r_[i] = a_[i];
-    memcpy(&r, r_, sizeof r);
-    return r;
-}
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 
 EMULATED simde__m512 emulated_cvtph_ps(simde__m256i a) {

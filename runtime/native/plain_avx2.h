@@ -1,0 +1,78 @@
+/* Plain weights times floats, for AVX2: sums of 32 lanes as kernels.h has them. */
+#ifndef SE_PLAIN_AVX2_H
+#define SE_PLAIN_AVX2_H
+
+#include "groups_avx2.h"
+
+/* The tree of kernels.h: lanes 0..7 and 8..15. */
+INLINE float add_lanes(__m256 low, __m256 high) {
+    low = _mm256_add_ps(low, _mm256_shuffle_ps(low, low, 0x4e));
+    high = _mm256_add_ps(high, _mm256_shuffle_ps(high, high, 0x4e));
+    low = _mm256_add_ps(low, _mm256_shuffle_ps(low, low, 0xb1));
+    high = _mm256_add_ps(high, _mm256_shuffle_ps(high, high, 0xb1));
+    const __m128 first = _mm_add_ss(_mm256_castps256_ps128(low), _mm256_extractf128_ps(low, 1));
+    const __m128 second = _mm_add_ss(_mm256_castps256_ps128(high), _mm256_extractf128_ps(high, 1));
+    return _mm_cvtss_f32(_mm_add_ss(first, second));
+}
+
+/* One row of each stream times `tokens` operands; streams * tokens is 1 or 2: four vectors of lanes each. */
+INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
+    const int64_t columns = tile->weights[0]->shape.columns;
+    const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
+    __m256 lanes[MAX_STREAMS][2][4];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
+        UNROLL
+        for (int s = 0; s < streams; s++) {
+            const struct weights *w = tile->weights[s];
+            const uint8_t *values = w->weight + (tile->first[s] + row) * w->weight_stride + k * size;
+            uint8_t copy[4 * PLAIN_LANES];
+            if (columns - k < PLAIN_LANES) {
+                memset(copy, 0, sizeof copy);
+                values = memcpy(copy, values, (size_t)((columns - k) * size));
+            }
+            __m256 scale = _mm256_setzero_ps();
+            if (value == VALUE_FP8) {
+                const uint8_t *scales = w->scales + (tile->first[s] + row) * w->scales_stride;
+                const int64_t at = w->per_scale == 128 ? k / 128 : k / w->per_scale;
+                scale = _mm256_set1_ps(256.0f * dtype_float(w->dtype, scales, at));
+            }
+            UNROLL
+            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                __m256 v = load_values(values + 8 * i * size, value);
+                if (value == VALUE_FP8) v = _mm256_mul_ps(v, scale);
+                UNROLL
+                for (int t = 0; t < tokens; t++) {
+                    const float *x = (const float *)(const void *)tile->operands[token + t] + k + 8 * i;
+                    lanes[s][t][i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x), lanes[s][t][i]);
+                }
+            }
+        }
+    }
+    for (int s = 0; s < streams; s++) {
+        for (int t = 0; t < tokens; t++) {
+            const __m256 *l = lanes[s][t];
+            tile->y[s][token + t][tile->first[s] + row] =
+                add_lanes(_mm256_add_ps(l[0], l[2]), _mm256_add_ps(l[1], l[3]));
+        }
+    }
+}
+
+INLINE void plain_tile(const struct tile *tile, int value) {
+    for (int64_t row = 0; row < tile->rows; row++) {
+        int64_t token = 0;
+        if (tile->streams == 2) {
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 2, 2, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, value);
+        } else {
+            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 1, 2, value);
+            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, value);
+        }
+    }
+}
+
+#include "plain.h"
+
+#endif
