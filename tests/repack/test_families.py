@@ -3,7 +3,8 @@
 import json
 
 from formats.config import CONFIG_CLASSES, FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, read_config
-from repack.families import FAMILIES, QWEN3_5_MOE
+from repack.families import FAMILIES
+from repack.families.qwen3_5 import QWEN3_5_MOE
 from repack.family import EMBEDDING
 from tests.repack.checkpoints import QWEN3_5_397B, SMALL, config_json
 

@@ -1,0 +1,38 @@
+"""Families of checkpoints as data, one per model type of the container (repack/family.py says what the words mean)."""
+
+from collections.abc import Mapping
+
+from repack.families.decoders import (
+    ERNIE4_5_MOE,
+    GLM4_MOE,
+    GPT_OSS,
+    GRANITEMOE,
+    LLAMA4,
+    MINIMAX_M2,
+    MIXTRAL,
+    OLMOE,
+    QWEN2_MOE,
+    QWEN3_MOE,
+)
+from repack.families.deepseek import DEEPSEEK_V3, KIMI_LINEAR
+from repack.families.gemma4 import GEMMA4
+from repack.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
+from repack.family import Family
+
+FAMILIES: Mapping[str, Family] = {
+    "deepseek_v3": DEEPSEEK_V3,
+    "ernie4_5_moe": ERNIE4_5_MOE,
+    "gemma4": GEMMA4,
+    "glm4_moe": GLM4_MOE,
+    "gpt_oss": GPT_OSS,
+    "granitemoe": GRANITEMOE,
+    "kimi_linear": KIMI_LINEAR,
+    "llama4": LLAMA4,
+    "minimax_m2": MINIMAX_M2,
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
+}

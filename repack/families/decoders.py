@@ -1,0 +1,169 @@
+"""Families of one shape: attention over heads, then experts; each is what it does not share with the others."""
+
+from collections.abc import Mapping
+
+from formats.config import (
+    CHUNKED_ATTENTION,
+    FULL_ATTENTION,
+    HEAD_NORM,
+    SLIDING_ATTENTION,
+    WHOLE_NORM,
+    DecoderConfig,
+)
+from repack.families.shared import (
+    CORRECTION_BIAS,
+    DENSE_MLP,
+    PER_EXPERT,
+    ROUTER,
+    SHARED_EXPERT,
+    SHARED_EXPERT_GATE,
+    SWITCH_GATE_UP,
+    SWITCH_MLP,
+    W1_W3_W2,
+)
+from repack.family import Experts, Family, Tensor
+
+
+def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
+        "F": config.intermediate_size or 0,
+        "S": config.shared_expert_intermediate_size or 0,
+        "O": config.num_attention_heads * config.head_dim,
+        "K": config.num_key_value_heads * config.head_dim,
+        "h": config.head_dim,
+        "H": config.num_attention_heads,
+    }
+
+
+ATTENTION = (
+    Tensor("self_attn.q_proj", "O D"),
+    Tensor("self_attn.k_proj", "K D"),
+    Tensor("self_attn.v_proj", "K D"),
+    Tensor("self_attn.q_proj.bias", "O", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.k_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.v_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
+    Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+    Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+    Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
+    Tensor("self_attn.k_norm", "K", when=lambda c: c.qk_norm == WHOLE_NORM),
+    Tensor("self_attn.sinks", "H", suffix="", when=lambda c: c.attention_sinks),
+    Tensor("self_attn.o_proj", "D O"),
+    Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
+)
+
+NOTHING: Mapping[str, str] = {}
+
+
+def _decoder(
+    moe: tuple[Tensor, ...],
+    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
+    extra_layers: str = "",
+    skipped: Mapping[str, str] = NOTHING,
+    prefixes: tuple[str, ...] = ("model.",),
+    dense: tuple[Tensor, ...] = DENSE_MLP,
+) -> Family:
+    return Family(
+        prefixes=prefixes,
+        dims=_decoder_dims,
+        before_mixer=(Tensor("input_layernorm", "D"),),
+        mixers=dict.fromkeys((FULL_ATTENTION, SLIDING_ATTENTION, CHUNKED_ATTENTION), ATTENTION),
+        after_mixer=(Tensor("post_attention_layernorm", "D"),),
+        moe=moe,
+        dense=dense,
+        expert_layouts=expert_layouts,
+        skipped=skipped,
+        extra_layers=extra_layers,
+    )
+
+
+SPARSE_SWITCH_MLP = tuple(
+    rule._replace(name=rule.name.replace("mlp.switch", "block_sparse_moe.switch")) for rule in SWITCH_MLP
+)
+
+SHARED_EXPERTS = (
+    Tensor("mlp.shared_expert.gate_proj", "S D", source="mlp.shared_experts.gate_proj"),
+    Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
+    Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
+)
+ERNIE4_5_MOE = _decoder(
+    (
+        ROUTER,
+        CORRECTION_BIAS._replace(shape="1 E", keep=True, source="mlp.moe_statics.e_score_correction_bias"),
+        *(
+            tensor._replace(when=lambda config: config.shared_expert_intermediate_size is not None)
+            for tensor in SHARED_EXPERTS
+        ),
+    ),
+    skipped={"model.mtp_": "multi-token prediction"},
+)
+GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
+GRANITEMOE = _decoder(
+    (ROUTER._replace(source="block_sparse_moe.router.layer"),),
+    (
+        (
+            Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
+            Experts("block_sparse_moe.output_linear", "D I", ("down",)),
+        ),
+        SPARSE_SWITCH_MLP,
+        SWITCH_MLP,
+        SWITCH_GATE_UP,
+    ),
+)
+GPT_OSS = _decoder(
+    (
+        ROUTER._replace(source="mlp.router"),
+        Tensor("mlp.gate.bias", "E", suffix="", source="mlp.router.bias"),
+    ),
+    (
+        (
+            Experts(
+                "mlp.experts.gate_up_proj", "2I D", ("gate", "up"), "", interleaved=True, transposed=True, bias="_bias"
+            ),
+            Experts("mlp.experts.down_proj", "D I", ("down",), "", transposed=True, bias="_bias"),
+        ),
+        tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts"), bias=".bias") for rule in SWITCH_MLP),
+    ),
+)
+
+
+def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As Llama 4 calls what others call mlp."""
+    return tuple(tensor._replace(source=tensor.name.replace("mlp.", "feed_forward.")) for tensor in tensors)
+
+
+LLAMA4 = _decoder(
+    (ROUTER._replace(source="feed_forward.router"), *_in_feed_forward(SHARED_EXPERT)),
+    (
+        (
+            Experts("feed_forward.experts.gate_up_proj", "2I D", ("gate", "up"), "", transposed=True),
+            Experts("feed_forward.experts.down_proj", "D I", ("down",), "", transposed=True),
+        ),
+        tuple(rule._replace(name=rule.name.replace("mlp", "feed_forward")) for rule in PER_EXPERT),
+        tuple(rule._replace(name=rule.name.replace("mlp.switch_mlp", "feed_forward.experts")) for rule in SWITCH_MLP),
+    ),
+    dense=_in_feed_forward(DENSE_MLP),
+    prefixes=("language_model.model.", "model."),
+    skipped={
+        "vision_model.": "the vision tower",
+        "multi_modal_projector.": "the projector of the vision tower",
+    },
+)
+MINIMAX_M2 = _decoder(
+    (
+        ROUTER._replace(source="block_sparse_moe.gate"),
+        CORRECTION_BIAS._replace(source="block_sparse_moe.e_score_correction_bias"),
+    ),
+    (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP),
+    extra_layers="multi-token prediction",
+)
+MIXTRAL = _decoder(
+    (ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP)
+)
+OLMOE = _decoder((ROUTER,))
+QWEN2_MOE = _decoder((ROUTER, *SHARED_EXPERT, SHARED_EXPERT_GATE))
+QWEN3_MOE = _decoder((ROUTER,))

@@ -1,0 +1,122 @@
+"""Latent attention: DeepSeek-V3 and its like (Kimi K2, GLM-5), and Kimi Linear."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from formats.config import (
+    FULL_ATTENTION,
+    INDEXED_ATTENTION,
+    LINEAR_ATTENTION,
+    SHARED_INDEX_ATTENTION,
+    DeepseekV3Config,
+    KimiLinearConfig,
+)
+from repack.families.shared import CORRECTION_BIAS, DENSE_MLP, PER_EXPERT, ROUTER, SWITCH_GATE_UP, SWITCH_MLP, W1_W3_W2
+from repack.family import Family, Tensor
+
+
+def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
+    heads, indexer = config.num_attention_heads, config.indexer
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
+        "F": config.intermediate_size,
+        "S": config.shared_expert_intermediate_size,
+        "q": config.q_lora_rank or 0,
+        "Q": heads * config.head_dim,
+        "L": config.kv_lora_rank,
+        "L+r": config.kv_lora_rank + config.qk_rope_head_dim,
+        "KV": heads * (config.qk_nope_head_dim + config.v_head_dim),
+        "O": heads * config.v_head_dim,
+        "HL": heads * config.kv_lora_rank,
+        "n": config.qk_nope_head_dim,
+        "i": indexer.index_n_heads if indexer else 0,
+        "x": indexer.index_head_dim if indexer else 0,
+        "X": indexer.index_n_heads * indexer.index_head_dim if indexer else 0,
+    }
+
+
+LATENT_ATTENTION = (
+    Tensor("self_attn.q_proj", "Q D", when=lambda config: config.q_lora_rank is None),
+    Tensor("self_attn.q_a_proj", "q D", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.q_a_layernorm", "q", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.q_b_proj", "Q q", when=lambda config: config.q_lora_rank is not None),
+    Tensor("self_attn.kv_a_proj_with_mqa", "L+r D"),
+    Tensor("self_attn.kv_a_layernorm", "L"),
+    Tensor("self_attn.kv_b_proj", "KV L", when=lambda config: not config.kv_b_split),
+    Tensor("self_attn.embed_q", "HL n", when=lambda config: config.kv_b_split),  # per head W_k, turned
+    Tensor("self_attn.unembed_out", "O L", when=lambda config: config.kv_b_split),
+    Tensor("self_attn.o_proj", "D O"),
+)
+INDEXER = (
+    Tensor("self_attn.indexer.wq_b", "X q"),
+    Tensor("self_attn.indexer.wk", "x D"),
+    Tensor("self_attn.indexer.k_norm", "x"),
+    Tensor("self_attn.indexer.k_norm.bias", "x", suffix=""),
+    Tensor("self_attn.indexer.weights_proj", "i D", keep=True),
+)
+
+DEEPSEEK_V3 = Family(
+    prefixes=("model.", "language_model.model."),
+    dims=_deepseek_dims,
+    before_mixer=(Tensor("input_layernorm", "D"),),
+    mixers={
+        FULL_ATTENTION: LATENT_ATTENTION,
+        INDEXED_ATTENTION: LATENT_ATTENTION + INDEXER,
+        SHARED_INDEX_ATTENTION: LATENT_ATTENTION,
+    },
+    after_mixer=(Tensor("post_attention_layernorm", "D"),),
+    dense=DENSE_MLP,
+    moe=(
+        ROUTER,
+        CORRECTION_BIAS,
+        Tensor("mlp.shared_experts.gate_proj", "S D"),
+        Tensor("mlp.shared_experts.up_proj", "S D"),
+        Tensor("mlp.shared_experts.down_proj", "D S"),
+    ),
+    expert_layouts=(PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
+    skipped={"vision_tower.": "the vision tower", "mm_projector.": "the projector of the vision tower"},
+    extra_layers="multi-token prediction",
+)
+
+
+def _kimi_linear_dims(config: KimiLinearConfig) -> Mapping[str, int]:
+    return {
+        **_deepseek_dims(config),
+        "C": config.linear_width,
+        "k": config.linear_conv_kernel_dim,
+        "d": config.linear_head_dim,
+        "H": config.linear_num_heads,
+    }
+
+
+DELTA_ATTENTION = (
+    Tensor("self_attn.q_proj", "C D"),
+    Tensor("self_attn.k_proj", "C D"),
+    Tensor("self_attn.v_proj", "C D"),
+    Tensor("self_attn.q_conv1d", "C 1 k", keep=True),
+    Tensor("self_attn.k_conv1d", "C 1 k", keep=True),
+    Tensor("self_attn.v_conv1d", "C 1 k", keep=True),
+    # Small, and they make the decay and step of a recurrence, where errors add up over the sequence.
+    Tensor("self_attn.f_a_proj", "d D", keep=True),
+    Tensor("self_attn.f_b_proj", "C d", keep=True),
+    Tensor("self_attn.b_proj", "H D", keep=True),
+    Tensor("self_attn.A_log", "1 1 H 1", keep=True, suffix=""),
+    Tensor("self_attn.dt_bias", "C", suffix=""),
+    Tensor("self_attn.g_a_proj", "d D"),
+    Tensor("self_attn.g_b_proj", "C d"),
+    Tensor("self_attn.o_norm", "d"),
+    Tensor("self_attn.o_proj", "D C"),
+)
+KIMI_LINEAR = replace(
+    DEEPSEEK_V3,
+    prefixes=("model.",),
+    dims=_kimi_linear_dims,
+    mixers={FULL_ATTENTION: LATENT_ATTENTION, LINEAR_ATTENTION: DELTA_ATTENTION},
+    moe=tuple(tensor._replace(source=tensor.name.replace("mlp.", "block_sparse_moe.")) for tensor in DEEPSEEK_V3.moe),
+    expert_layouts=(W1_W3_W2,),
+    skipped={},
+)

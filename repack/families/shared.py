@@ -1,0 +1,37 @@
+"""What several families name alike: stacks of experts, dense layers, routers, shared experts."""
+
+from repack.family import Experts, Tensor
+
+PER_EXPERT = (
+    Experts("mlp.experts.{expert}.gate_proj", "I D", ("gate",)),
+    Experts("mlp.experts.{expert}.up_proj", "I D", ("up",)),
+    Experts("mlp.experts.{expert}.down_proj", "D I", ("down",)),
+)
+
+# Stacked part by part, as MLX names them; GGUF files are given these names (repack/sources/gguf_models.py).
+SWITCH_MLP = (
+    Experts("mlp.switch_mlp.gate_proj", "I D", ("gate",)),
+    Experts("mlp.switch_mlp.up_proj", "I D", ("up",)),
+    Experts("mlp.switch_mlp.down_proj", "D I", ("down",)),
+)
+# As llama.cpp's converter stacks them with --fuse-gate-up-exps.
+SWITCH_GATE_UP = (Experts("mlp.switch_mlp.gate_up_proj", "2I D", ("gate", "up")), SWITCH_MLP[2])
+W1_W3_W2 = (
+    Experts("block_sparse_moe.experts.{expert}.w1", "I D", ("gate",)),
+    Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
+    Experts("block_sparse_moe.experts.{expert}.w2", "D I", ("down",)),
+)
+
+DENSE_MLP = (
+    Tensor("mlp.gate_proj", "F D"),
+    Tensor("mlp.up_proj", "F D"),
+    Tensor("mlp.down_proj", "D F"),
+)
+ROUTER = Tensor("mlp.gate", "E D", keep=True)
+CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="")
+SHARED_EXPERT = (
+    Tensor("mlp.shared_expert.gate_proj", "S D"),
+    Tensor("mlp.shared_expert.up_proj", "S D"),
+    Tensor("mlp.shared_expert.down_proj", "D S"),
+)
+SHARED_EXPERT_GATE = Tensor("mlp.shared_expert_gate", "1 D", keep=True)
