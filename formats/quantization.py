@@ -98,7 +98,7 @@ def _read_method(fields: Fields) -> Quantization:
 
 def _left_out(fields: Fields) -> tuple[str, ...]:
     """Modules that are not quantized, under whichever name a method lists them."""
-    for key in ("modules_to_not_convert", "ignore", "exclude_modules"):
+    for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"):
         if isinstance(found := fields.raw(key, None), list):
             return tuple(str(entry) for entry in found)
     return ()

@@ -2,10 +2,10 @@
 
 
 Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
-F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of linear
-attention: C convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q
-and L the ranks of queries and of keys with values, r rotary part of a head; of its indexer: i
-heads, x the width of one, X of all. `1` is itself.
+F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of values
+that are not as wide as keys: Ov and Kv; in layers with a window: sK and sKv; of linear attention: C convolution
+channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L the ranks of queries
+and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of all. `1` is itself.
 """
 
 import re

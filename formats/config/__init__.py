@@ -38,6 +38,7 @@ from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
+from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
@@ -100,6 +101,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "granitemoe": read_granitemoe,
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
+    "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
     "mixtral": read_mixtral,
     "olmoe": read_olmoe,
@@ -119,6 +121,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "granitemoe": DecoderConfig,
     "kimi_linear": KimiLinearConfig,
     "llama4": DecoderConfig,
+    "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "mixtral": DecoderConfig,
     "olmoe": DecoderConfig,

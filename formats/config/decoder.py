@@ -53,11 +53,16 @@ class DecoderConfig(ModelConfig):
     intermediate_size: int | None = None  # of dense layers
     rope_interleave: bool = False  # pairs (2i, 2i + 1) turn together, as some GGUF files order queries and keys
     # attention
+    v_head_dim: int | None = None  # of values, where it is not head_dim
+    attention_value_scale: float = 1.0  # values are multiplied by it
     sliding_window: int | None = None  # of layers with sliding_attention: tokens that a token sees, itself included
+    swa_num_key_value_heads: int | None = None  # of these layers, where it is not num_key_value_heads
+    swa_rope_theta: float | None = None  # of these layers, where it is not rope_theta
     attention_chunk_size: int | None = None  # of layers with chunked_attention
     full_attention_rope: bool = True  # whether layers with full_attention know positions
     attention_temperature: Temperature | None = None  # of layers that know no positions
     attention_sinks: bool = False
+    full_attention_sinks: bool = True  # whether layers with full_attention have them, too
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, or unit
@@ -89,12 +94,36 @@ class DecoderConfig(ModelConfig):
     def rope(self) -> Rope:
         return replace(super().rope, interleaved=self.rope_interleave)
 
+    @cached_property
+    def _sliding_rope(self) -> Rope:
+        return replace(self.rope, theta=self.swa_rope_theta or self.rope_theta)
+
+    def rope_of(self, layer: int) -> Rope:
+        """How positions turn queries and keys of a layer that knows them."""
+        return self._sliding_rope if self._slides(layer) else self.rope
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        return self.v_head_dim or self.head_dim
+
+    def key_heads(self, layer: int) -> int:
+        """Heads of keys and values of a layer."""
+        return (self.swa_num_key_value_heads if self._slides(layer) else None) or self.num_key_value_heads
+
+    def has_sinks(self, layer: int) -> bool:
+        """Whether the softmax of a layer has a score per head that brings no value."""
+        return self.attention_sinks and (self.full_attention_sinks or self._slides(layer))
+
+    def _slides(self, layer: int) -> bool:
+        return self.layer_types[layer] == SLIDING_ATTENTION
+
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
 
     def window(self, layer: int) -> int | None:
         """Tokens that a token of this layer sees, itself included; None for all before it."""
-        return self.sliding_window if self.layer_types[layer] == SLIDING_ATTENTION else None
+        return self.sliding_window if self._slides(layer) else None
 
     def chunk(self, layer: int) -> int | None:
         """Tokens after which attention of this layer begins anew; None where it never does."""
@@ -122,12 +151,22 @@ class DecoderConfig(ModelConfig):
         return self.full_attention_rope or self.layer_types[layer] != FULL_ATTENTION
 
     @property
+    def queries_per_key(self) -> int:
+        return self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
+
+    @property
     def cache_values_per_token(self) -> int:
-        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim
+        return sum(map(self._cached_values, range(self.num_hidden_layers)))
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
-        tokens = sum(self._held_tokens(layer, ctx_size, chunk_size) for layer in range(self.num_hidden_layers))
-        return tokens * 2 * self.num_key_value_heads * self.head_dim
+        return sum(
+            self._held_tokens(layer, ctx_size, chunk_size) * self._cached_values(layer)
+            for layer in range(self.num_hidden_layers)
+        )
+
+    def _cached_values(self, layer: int) -> int:
+        """Keys and values of a token in one layer."""
+        return self.key_heads(layer) * (self.head_dim + self.value_dim)
 
     def _held_tokens(self, layer: int, ctx_size: int, chunk_size: int) -> int:
         if (window := self.window(layer)) is not None:
@@ -143,7 +182,7 @@ class DecoderConfig(ModelConfig):
     @property
     def mixer_values_per_token(self) -> int:
         width = max(self.intermediate_size or 0, self.shared_expert_intermediate_size or 0)
-        return max(6 * self.num_attention_heads * self.head_dim, 3 * width)
+        return max(6 * self.num_attention_heads * max(self.head_dim, self.value_dim), 3 * width)
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -156,9 +195,11 @@ class DecoderConfig(ModelConfig):
             self.require(where, self.intermediate_size is not None, "intermediate_size", "a width, for dense layers")
         if SLIDING_ATTENTION in self.layer_types:
             self.require(where, self.sliding_window is not None, "sliding_window", "a number, for sliding_attention")
+        if self.swa_num_key_value_heads is not None:
+            self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, UNIT_NORM))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
-        for key in ("clip_qkv", "swiglu_limit"):
+        for key in ("clip_qkv", "swiglu_limit", "swa_rope_theta"):
             value = getattr(self, key)
             self.require(where, value is None or value > 0, key, "a number above 0")
         self.require(where, self.logits_scaling != 0, "logits_scaling", "a number other than 0")
@@ -182,7 +223,6 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
         "max_position_embeddings": config.integer("max_position_embeddings", 1, 2**31),
-        "rms_norm_eps": config.number("rms_norm_eps"),
         "tie_word_embeddings": config.boolean("tie_word_embeddings", default=False),
         "layer_types": (FULL_ATTENTION,) * num_layers,
         "num_attention_heads": heads,
@@ -193,6 +233,8 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         "attention_multiplier": 1 / math.sqrt(head_dim),
         "mlp_layer_types": (SPARSE,) * num_layers,
     }
+    if "rms_norm_eps" not in facts:
+        common["rms_norm_eps"] = config.number("rms_norm_eps")
     if "rope_theta" not in facts:
         common["rope_theta"], common["rope_scaling"] = read_rope(config)
     if "top_k" not in facts:

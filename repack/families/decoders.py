@@ -34,28 +34,44 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
         "F": config.intermediate_size or 0,
         "S": config.shared_expert_intermediate_size or 0,
         "O": config.num_attention_heads * config.head_dim,
+        "Ov": config.num_attention_heads * config.value_dim,
         "K": config.num_key_value_heads * config.head_dim,
+        "Kv": config.num_key_value_heads * config.value_dim,
+        "sK": (config.swa_num_key_value_heads or config.num_key_value_heads) * config.head_dim,
+        "sKv": (config.swa_num_key_value_heads or config.num_key_value_heads) * config.value_dim,
         "h": config.head_dim,
         "H": config.num_attention_heads,
     }
 
 
-ATTENTION = (
-    Tensor("self_attn.q_proj", "O D"),
-    Tensor("self_attn.k_proj", "K D"),
-    Tensor("self_attn.v_proj", "K D"),
-    Tensor("self_attn.q_proj.bias", "O", suffix="", when=lambda c: c.attention_bias),
-    Tensor("self_attn.k_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
-    Tensor("self_attn.v_proj.bias", "K", suffix="", when=lambda c: c.attention_bias),
-    Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
-    Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
-    Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
-    Tensor("self_attn.k_norm", "K", when=lambda c: c.qk_norm == WHOLE_NORM),
-    Tensor("self_attn.sinks", "H", suffix="", when=lambda c: c.attention_sinks),
-    Tensor("self_attn.o_proj", "D O"),
-    Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
-)
+def _attention(keys: str, values: str, sinks: Tensor) -> tuple[Tensor, ...]:
+    """Of a kind of layers; keys and values are the symbols of their widths."""
+    return (
+        Tensor("self_attn.q_proj", "O D"),
+        Tensor("self_attn.k_proj", f"{keys} D"),
+        Tensor("self_attn.v_proj", f"{values} D"),
+        Tensor("self_attn.q_proj.bias", "O", suffix="", when=lambda c: c.attention_bias),
+        Tensor("self_attn.k_proj.bias", keys, suffix="", when=lambda c: c.attention_bias),
+        Tensor("self_attn.v_proj.bias", values, suffix="", when=lambda c: c.attention_bias),
+        Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+        Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+        Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
+        Tensor("self_attn.k_norm", keys, when=lambda c: c.qk_norm == WHOLE_NORM),
+        sinks,
+        Tensor("self_attn.o_proj", "D Ov"),
+        Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
+    )
 
+
+def _mixers(sinks_source: str = "") -> Mapping[str, tuple[Tensor, ...]]:
+    """Attention by layer type; its sinks may have another name in a source."""
+    sinks = Tensor("self_attn.sinks", "H", suffix="", source=sinks_source)
+    full = _attention("K", "Kv", sinks._replace(when=lambda c: c.attention_sinks and c.full_attention_sinks))
+    sliding = _attention("sK", "sKv", sinks._replace(when=lambda c: c.attention_sinks))
+    return {FULL_ATTENTION: full, CHUNKED_ATTENTION: full, SLIDING_ATTENTION: sliding}
+
+
+MIXERS = _mixers()
 NOTHING: Mapping[str, str] = {}
 
 
@@ -66,12 +82,13 @@ def _decoder(
     skipped: Mapping[str, str] = NOTHING,
     prefixes: tuple[str, ...] = ("model.",),
     dense: tuple[Tensor, ...] = DENSE_MLP,
+    mixers: Mapping[str, tuple[Tensor, ...]] = MIXERS,
 ) -> Family:
     return Family(
         prefixes=prefixes,
         dims=_decoder_dims,
         before_mixer=(Tensor("input_layernorm", "D"),),
-        mixers=dict.fromkeys((FULL_ATTENTION, SLIDING_ATTENTION, CHUNKED_ATTENTION), ATTENTION),
+        mixers=mixers,
         after_mixer=(Tensor("post_attention_layernorm", "D"),),
         moe=moe,
         dense=dense,
@@ -152,6 +169,11 @@ LLAMA4 = _decoder(
         "vision_model.": "the vision tower",
         "multi_modal_projector.": "the projector of the vision tower",
     },
+)
+MIMO_V2_FLASH = _decoder(
+    (ROUTER, CORRECTION_BIAS),
+    mixers=_mixers(sinks_source="self_attn.attention_sink_bias"),
+    skipped={"model.mtp.": "multi-token prediction"},
 )
 MINIMAX_M2 = _decoder(
     (

@@ -112,11 +112,16 @@ class Ops(Protocol):
         """
 
     def new_kv_cache(
-        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+        self,
+        num_heads: int,
+        head_dim: int,
+        window: int | None = None,
+        max_tokens: int | None = None,
+        value_dim: int | None = None,
     ) -> State:
         """An empty cache of keys and values of the whole context, or of max_tokens if those are fewer.
 
-        With a window it may forget what no later token sees.
+        With a window it may forget what no later token sees. Values are as wide as keys, or value_dim.
         """
 
     def attention(
@@ -131,10 +136,11 @@ class Ops(Protocol):
         sinks: Weight | None = None,
         turn: Turn | None = None,
     ) -> tuple[Array, State]:
-        """Causal softmax attention of q [T, Hq, d] over the cache and k, v [T, Hkv, d]: ([T, Hq, d], new cache).
+        """Causal softmax attention of q [T, Hq, d] over the cache and k [T, Hkv, d], v [T, Hkv, e].
 
         With a window a token sees itself and the window - 1 tokens before it. sinks [Hq]: a score per head that takes
         part in the softmax and brings no value. turn: q and k come as they were projected.
+        Returns ([T, Hq, e], new cache).
         """
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:

@@ -238,12 +238,17 @@ class NativeOps(NumpyOps):
     # ---- attention
 
     def new_kv_cache(
-        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+        self,
+        num_heads: int,
+        head_dim: int,
+        window: int | None = None,
+        max_tokens: int | None = None,
+        value_dim: int | None = None,
     ) -> State:
         if window is not None and forgets(window, self._ctx_size):
-            return new_cache(num_heads, head_dim, room(window, 0))._replace(window=window)
+            return new_cache(num_heads, head_dim, value_dim or head_dim, room(window, 0))._replace(window=window)
         tokens = min(max_tokens or self._ctx_size, self._ctx_size)
-        return new_cache(num_heads, head_dim, -(-tokens // native.LANES) * native.LANES)
+        return new_cache(num_heads, head_dim, value_dim or head_dim, -(-tokens // native.LANES) * native.LANES)
 
     def attention(
         self,
@@ -257,9 +262,9 @@ class NativeOps(NumpyOps):
         sinks: Weight | None = None,
         turn: Turn | None = None,
     ) -> tuple[Float32, State]:
-        q, y = _with_result(q)
-        k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
+        q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
         tokens, heads, _ = q.shape
+        y = np.empty((tokens, heads, v.shape[2]), np.float32)
         cache = cache.with_room(tokens)
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,

@@ -24,17 +24,17 @@ class NativeCache(NamedTuple):
             return self
         first = first_kept(self.window, self.length)
         kept = -(-(self.length - first) // native.LANES) * native.LANES  # keys of LANES tokens lie together
-        new = new_cache(self.memory.heads, self.memory.width, room(self.window, tokens))
+        new = new_cache(self.memory.heads, self.memory.width, self.memory.value_width, room(self.window, tokens))
         for old, array in zip(self.arrays, new.arrays, strict=True):
             array[:, :kept] = old[:, first - self.first :][:, :kept]
         return new._replace(length=self.length, first=first, window=self.window)
 
 
-def new_cache(heads: int, width: int, capacity: int) -> NativeCache:
+def new_cache(heads: int, width: int, value_width: int, capacity: int) -> NativeCache:
     """An empty one; its memory becomes resident only as tokens come."""
     keys = np.empty((heads, capacity, width), np.float32)
-    values = np.empty((heads, capacity, -(-width // native.LANES) * native.LANES), np.float32)
-    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, width)
+    values = np.empty((heads, capacity, -(-value_width // native.LANES) * native.LANES), np.float32)
+    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, value_width)
     return NativeCache(memory, (keys, values), 0)
 
 

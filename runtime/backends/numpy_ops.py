@@ -56,7 +56,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values [capacity, H, d] of tokens `first` to `length`; a longer cache may share the same memory."""
+    """Keys [capacity, H, d] and values [capacity, H, e] of tokens `first` to `length`.
+
+    A longer cache may share the same memory.
+    """
 
     keys: Float32
     values: Float32
@@ -276,13 +279,20 @@ class NumpyOps:
         return y
 
     def new_kv_cache(
-        self, num_heads: int, head_dim: int, window: int | None = None, max_tokens: int | None = None
+        self,
+        num_heads: int,
+        head_dim: int,
+        window: int | None = None,
+        max_tokens: int | None = None,
+        value_dim: int | None = None,
     ) -> State:
         if window is not None and not forgets(window, self._ctx_size):
             window = None
         capacity = min(max_tokens or self._ctx_size, self._ctx_size) if window is None else room(window, 0)
-        shape = (capacity, num_heads, head_dim)  # memory becomes resident only as tokens come
-        return KVCache(np.empty(shape, np.float32), np.empty(shape, np.float32), 0, window=window)
+        keys, values = (
+            np.empty((capacity, num_heads, width), np.float32) for width in (head_dim, value_dim or head_dim)
+        )
+        return KVCache(keys, values, 0, window=window)  # memory becomes resident only as tokens come
 
     def attention(
         self,
@@ -304,7 +314,7 @@ class NumpyOps:
         cache.keys[start:stop], cache.values[start:stop] = k, v
         kv_heads = k.shape[1]
         group = heads // kv_heads  # query heads that share a key head
-        output = np.empty_like(q)
+        output = np.empty((tokens, heads, v.shape[2]), np.float32)
         block = max(1, SCORES_BYTES // (4 * group * stop))
         for first in range(0, tokens, block):
             queries = q[first : first + block]  # [n, heads, d]
@@ -318,7 +328,7 @@ class NumpyOps:
                 scores[hidden] = -np.inf
                 sink = None if sinks is None else np.tile(sinks.vector()[h * group : (h + 1) * group], len(queries))
                 mixed = softmax(scores, sink) @ cache.values[:seen, h]
-                output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, d)
+                output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, v.shape[2])
         return output, replace(cache, length=cache.length + tokens)
 
     def _turned(self, x: Float32, norm: Weight | None, turn: Turn) -> Float32:

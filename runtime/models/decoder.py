@@ -1,7 +1,8 @@
 """The plain decoder: attention over keys and values, then routed experts, each added to the stream.
 
-Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2, gpt-oss and Llama 4 are this model with other facts.
-Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D hidden_size, d width of a head.
+Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2, gpt-oss, Llama 4 and MiMo-V2-Flash are this model with
+other facts. Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D hidden_size, d width
+of a head.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Decoder:
 
     def _new_kv_cache(self, layer: int) -> State:
         c = self.config
-        return self.ops.new_kv_cache(c.num_key_value_heads, c.head_dim, c.window(layer), c.chunk(layer))
+        return self.ops.new_kv_cache(c.key_heads(layer), c.head_dim, c.window(layer), c.chunk(layer), c.value_dim)
 
     def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
@@ -60,12 +61,14 @@ class Decoder:
         biases = [ops.weight(f"{proj}.bias") for proj in names] if c.attention_bias else None
         q, k, v = ops.linears(x, [ops.weight(proj) for proj in names], biases)
         q = self._heads(q, f"{name}.q_norm", c.num_attention_heads)  # [T, heads, d]
-        k = self._heads(k, f"{name}.k_norm", c.num_key_value_heads)
-        v = self._heads(v, None, c.num_key_value_heads)
+        k = self._heads(k, f"{name}.k_norm", c.key_heads(layer))
+        v = self._heads(v, None, c.key_heads(layer))  # [T, key heads, value_dim]
+        if c.attention_value_scale != 1:
+            v = v * c.attention_value_scale
         if c.qk_norm == UNIT_NORM and c.turns(layer):
             q, k = self._unit(q), self._unit(k)  # a rotation, which follows here and comes first there, keeps lengths
         window, chunk = c.window(layer), c.chunk(layer)
-        sinks = ops.weight(f"{name}.sinks") if c.attention_sinks else None
+        sinks = ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None
         q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") if c.qk_norm == HEAD_NORM else None for part in "qk")
         outputs = []
         for s in sequences:
@@ -80,10 +83,10 @@ class Decoder:
                     c.attention_scale(layer, position),
                     window=window,
                     sinks=sinks,
-                    turn=Turn(c.rope, position, q_norm, k_norm, c.rms_norm_eps) if c.turns(layer) else None,
+                    turn=Turn(c.rope_of(layer), position, q_norm, k_norm, c.rms_norm_eps) if c.turns(layer) else None,
                 )
-                outputs.append(output)  # [tokens, heads, d]
-        o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.head_dim)
+                outputs.append(output)  # [tokens, heads, value_dim]
+        o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.value_dim)
         return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
 
     def _runs(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int]]:
@@ -107,7 +110,7 @@ class Decoder:
             y = self._norm(y, norm)
         if c.clip_qkv is not None:
             y = self.ops.clip(y, c.clip_qkv)
-        return y.reshape(-1, heads, c.head_dim)
+        return y.reshape(y.shape[0], heads, -1)
 
     # ---- feed forward
 

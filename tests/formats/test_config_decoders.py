@@ -22,9 +22,11 @@ from formats.config import (
 )
 from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
+from formats.window import held_tokens
 from tests.containers import MODEL
 from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B
 
+ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
 
 
@@ -32,6 +34,7 @@ def read(config: dict[str, Any]) -> ModelConfig:
     return read_config(json.dumps(config).encode())
 
 
+MIMO_SIX = ("full_attention", *("sliding_attention",) * 5)
 # What each of them has that a plain decoder has not.
 FACTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
@@ -102,7 +105,23 @@ FACTS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": False,
         "scale_expert_input": True,
     },
+    "mimo_v2_flash": {
+        "rotary_dim": 64,  # of 192 values 0.334, cut
+        "layer_types": ("full_attention", *(("sliding_attention",) * 4), *MIMO_SIX * 7, "full_attention"),
+        "v_head_dim": 128,
+        "attention_value_scale": 0.707,
+        "sliding_window": 129,
+        "swa_num_key_value_heads": 8,
+        "swa_rope_theta": 10000.0,
+        "attention_sinks": True,
+        "full_attention_sinks": False,
+        "mlp_layer_types": ("dense",) + ("sparse",) * 47,
+        "intermediate_size": 16384,
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": True,
+    },
 }
+CACHED = {"mimo_v2_flash": (9 * 4 + 39 * 8) * (192 + 128)}  # where key heads or widths differ: values per token
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -118,7 +137,8 @@ def test_published_configs_become_facts(model_type: str) -> None:
         if key in plain or key in own or hasattr(DecoderConfig, key):
             assert getattr(model, key) == expected, (key, value)
     assert model.state_values == 0
-    assert model.cache_values_per_token == model.num_hidden_layers * 2 * model.num_key_value_heads * model.head_dim
+    alike = model.num_hidden_layers * 2 * model.num_key_value_heads * model.head_dim
+    assert model.cache_values_per_token == CACHED.get(model_type, alike)
     assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
 
 
@@ -158,6 +178,19 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     assert isinstance(model, DecoderConfig)
     assert [model.window(layer) for layer in range(4)] == [128, None, 128, None]
     assert model == read(DECODERS["gpt_oss"])
+
+
+def test_layers_of_mimo_with_a_window_have_key_heads_sinks_and_a_theta_of_their_own() -> None:
+    model = read(DECODERS["mimo_v2_flash"])
+    assert isinstance(model, DecoderConfig)
+    assert [model.window(layer) for layer in (0, 1, 5)] == [None, 129, None]
+    assert [model.key_heads(layer) for layer in (0, 1, 5)] == [4, 8, 4]
+    assert [model.has_sinks(layer) for layer in (0, 1, 5)] == [False, True, False]
+    assert [model.rope_of(layer).theta for layer in (0, 1, 5)] == [5e6, 1e4, 5e6]
+    assert model.queries_per_key == 16
+    # Nine layers hold every token; what the others hold of a long context is that of a cache that forgets.
+    held = held_tokens(129, 2**18, 512)
+    assert model.cache_values(2**18, 512) == (9 * 2**18 * 4 + 39 * held * 8) * (192 + 128)
 
 
 def llama4(**changes: Any) -> DecoderConfig:
@@ -299,6 +332,21 @@ def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: floa
         ("gpt_oss", "layer_types", ["chunked_attention"] * 24, "layer_types is .*, expected only full_attention and"),
         ("gpt_oss", "sliding_window", None, "sliding_window is missing"),
         ("gpt_oss", "swiglu_limit", 0, "swiglu_limit is 0.0, expected a number above 0"),
+        ("mimo_v2_flash", "swa_num_attention_heads", 32, "swa_num_attention_heads is 32, only 64 is implemented"),
+        ("mimo_v2_flash", "swa_head_dim", 128, "swa_head_dim is 128, only 192 is implemented"),
+        ("mimo_v2_flash", "swa_v_head_dim", 192, "swa_v_head_dim is 192, only 128 is implemented"),
+        ("mimo_v2_flash", "add_swa_attention_sink_bias", False, "add_swa_attention_sink_bias is False, only True"),
+        ("mimo_v2_flash", "add_full_attention_sink_bias", True, "add_full_attention_sink_bias is True, only False"),
+        ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
+        ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
+        ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
+        ("mimo_v2_flash", "rope_scaling", {"type": "yarn", **ORIGINAL}, "rope_scaling is .*, only none is implemented"),
+        ("mimo_v2_flash", "swa_num_key_value_heads", 5, "swa_num_key_value_heads is 5, expected a divisor of"),
+        ("mimo_v2_flash", "swa_rope_theta", 0, "swa_rope_theta is 0.0, expected a number above 0"),
+        ("mimo_v2_flash", "hybrid_layer_pattern", None, "hybrid_layer_pattern is missing"),
+        ("mimo_v2_flash", "hybrid_layer_pattern", [0, 1], "layer_types is .*, expected 48 entries"),
+        ("mimo_v2_flash", "moe_layer_freq", 1, "moe_layer_freq is 1, expected a list"),
+        ("mimo_v2_flash", "sliding_window_size", None, "sliding_window_size is missing"),
     ],
 )
 def test_what_a_decoder_does_not_implement_is_refused(model_type: str, key: str, value: Any, message: str) -> None:

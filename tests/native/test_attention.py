@@ -63,20 +63,28 @@ def attended(q: Float32, k: Float32, v: Float32, scale: float, window: int, sink
     key_heads=st.integers(1, 2),
     group=st.sampled_from((1, 2, 3, 8)),
     width=st.sampled_from((1, 8, 20, 64)),
+    value_width=st.sampled_from((None, 1, 12, 48)),
     window=st.sampled_from((None, 1, 3, 128, 200)),
     with_sinks=st.booleans(),
     seed=seeds,
 )
 def test_attention_is_its_definition_whatever_computes_it_and_however_it_is_cut(
-    tokens: int, key_heads: int, group: int, width: int, window: int | None, with_sinks: bool, seed: int
+    tokens: int,
+    key_heads: int,
+    group: int,
+    width: int,
+    value_width: int | None,
+    window: int | None,
+    with_sinks: bool,
+    seed: int,
 ) -> None:
     heads = key_heads * group
     q, k = normal(seed, tokens, heads, width, scale=3), normal(seed + 1, tokens, key_heads, width)
-    v, sinks = normal(seed + 2, tokens, key_heads, width), normal(seed + 3, heads, scale=3)
+    v, sinks = normal(seed + 2, tokens, key_heads, value_width or width), normal(seed + 3, heads, scale=3)
     given_sinks = weight(sinks) if with_sinks else None
 
     def compute(ops: NativeOps) -> Sequence[Float32]:
-        cache, outputs = ops.new_kv_cache(key_heads, width), []
+        cache, outputs = ops.new_kv_cache(key_heads, width, value_dim=value_width), []
         for at in cuts(seed + ops.threads, tokens):
             output, cache = ops.attention(q[at], k[at], v[at], cache, 0.3, window=window, sinks=given_sinks)
             outputs.append(output)
@@ -89,10 +97,11 @@ def test_attention_is_its_definition_whatever_computes_it_and_however_it_is_cut(
 @pytest.mark.parametrize(("window", "seed"), [(1, 0), (11, 1), (128, 2), (200, 3)])
 def test_a_cache_that_forgets_what_its_window_hides_changes_no_bit(window: int, seed: int) -> None:
     tokens, width, sizes = 3000, 16, (700, 1, 129, 64)
-    q, k, v = (normal(seed + i, tokens, heads, width) for i, heads in enumerate((2, 1, 1)))
+    shapes = (2, width), (1, width), (1, 12)  # values narrower than keys
+    q, k, v = (normal(seed + i, tokens, *shape) for i, shape in enumerate(shapes))
     ops = NativeOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens, threads=2, precision="exact")
     for backend in (ops, NumpyOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens)):
-        whole, cache = backend.new_kv_cache(1, width), backend.new_kv_cache(1, width, window)
+        whole, cache = (backend.new_kv_cache(1, width, forgets, value_dim=12) for forgets in (None, window))
         start, turn = 0, 0
         while start < tokens:
             at = slice(start, min(start + sizes[turn % 4], tokens))

@@ -132,6 +132,13 @@ def test_a_well_known_model_can_be_rehearsed(name: str) -> None:
     assert rehearsal.output_bytes <= 64 << 30 or not rehearsal.links
 
 
+def test_modules_that_a_config_leaves_out_stay_bf16() -> None:
+    origins = prepare_rehearsal(known_geometry("XiaomiMiMo/MiMo-V2-Flash"), Options(), 0, 64 << 30).plan.origins()
+    kinds = {name.rpartition(".")[2]: origin.encoding for name, origin in origins.resident.items() if ".5." in name}
+    assert kinds["o_proj"] == "bf16"
+    assert kinds["q_proj"] == kinds["k_proj"] == kinds["v_proj"] == "fp8, f32 scales per 128 × 128"
+
+
 def test_another_seed_does_not_go_on_with_the_first_one(tmp_path: Path) -> None:
     rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=1)
     with pytest.raises(RequestError, match="extensions rehearsal seed 1, not 2; --force replaces it"):

@@ -11,7 +11,7 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures import decoders_tiny, gemma_tiny, hybrids_tiny, kimi_linear_tiny, llama4_tiny
+from tests.fixtures import decoders_tiny, gemma_tiny, hybrids_tiny, kimi_linear_tiny, llama4_tiny, mimo_tiny
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
@@ -21,6 +21,7 @@ CASES: dict[str, Any] = {
     **hybrids_tiny.CASES,
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
+    **mimo_tiny.CASES,
 }
 EXACT_AT_4 = (
     "gptq",
