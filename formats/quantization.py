@@ -49,6 +49,7 @@ class Quantization:
     default: "MLXLayer | None" = None  # MLX
     form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt
     left_out: tuple[str, ...] = ()  # patterns of modules that are not quantized
+    expert_dtype: str = ""  # DeepSeek-V4: experts in fp4 or fp8, which its config says beside quantization_config
 
     def mlx_layer(self, module: str) -> "MLXLayer | None":
         """What MLX's config says of a module."""
@@ -72,7 +73,10 @@ def read_quantization(config: bytes, modelopt: bytes | None = None, where: str =
     outer = Fields(parse_json(config, where), where)
     for fields in (outer, *([outer.object("text_config")] if "text_config" in outer else ())):
         if "quantization_config" in fields and "quant_method" in fields.object("quantization_config"):
-            return _read_method(fields.object("quantization_config"))
+            found = _read_method(fields.object("quantization_config"))
+            if "expert_dtype" not in fields:
+                return found
+            return replace(found, expert_dtype=_only(fields, "expert_dtype", ("fp4", "fp8")))
         for key in ("quantization", "quantization_config"):  # MLX writes both, the same
             if key in fields:
                 return _read_mlx(fields.object(key))

@@ -223,7 +223,7 @@ def write_checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_bytes(raw)
     config = read_config(raw)
     shards: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    for name, shape in FAMILIES[config.model_type].checkpoint(config):
+    for name, shape, _ in FAMILIES[config.model_type].checkpoint(config):
         layer = name.split(".")[2] if ".layers." in name else "rest"
         shards.setdefault(f"model-{layer}.safetensors", []).append((name, shape))
     pool = normal(1 << 25).data.cast("B")

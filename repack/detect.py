@@ -10,6 +10,7 @@ from typing import NamedTuple
 from formats.encodings.fp4 import MX_GROUP_SIZE, NV_GROUP_SIZE
 from formats.encodings.sources import (
     AWQSource,
+    ExpertIdsSource,
     FP8Source,
     GGMLSource,
     GPTQSource,
@@ -22,6 +23,7 @@ from formats.encodings.sources import (
     SourceEncoding,
 )
 from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
+from formats.encodings.sources.expert_ids import INTEGERS
 from formats.encodings.sources.fp4 import BLOCKS, BYTES, WORDS
 from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
 from formats.errors import FormatError, UnsupportedError
@@ -42,6 +44,7 @@ class Module(NamedTuple):
     shape: tuple[int, ...]  # of the plain tensor, as the family has it
     stacked: int = 0  # 0: one matrix, no such axis
     transposed: bool = False  # when plain
+    num_experts: int = 0  # of a table of experts; 0 for weights
 
     @property
     def weight(self) -> str:
@@ -87,6 +90,8 @@ def take_module(module: Module, tensors: MutableMapping[str, SourceTensor], quan
 
 def _kind(module: Module, tensor: SourceTensor) -> str:
     """Which of _LOOKS tells the encoding, from a tell-tale name and its dtype."""
+    if module.num_experts:
+        return "expert ids"
     if tensor.name != module.weight:
         return tensor.name.removeprefix(module.base).removeprefix(module.suffix)
     if tensor.dtype in FLOATS:
@@ -240,6 +245,13 @@ def _plain(look: _Look) -> Looked:
     return encoding, {"weight": module.weight}, ()
 
 
+def _expert_ids(look: _Look) -> Looked:
+    tensor = look.tensor
+    if tensor.dtype not in INTEGERS:
+        raise FormatError(f"{tensor.file}: {tensor.name} has dtype {tensor.dtype}, expected {' or '.join(INTEGERS)}")
+    return ExpertIdsSource(tensor.dtype, look.module.num_experts), {"weight": tensor.name}, ()
+
+
 def _ggml(look: _Look) -> Looked:
     return GGMLSource(look.tensor.dtype), {"blocks": look.module.weight}, ()
 
@@ -359,6 +371,7 @@ def _qweight(look: _Look) -> Looked:
 
 _LOOKS: Mapping[str, Callable[[_Look], Looked]] = {
     "plain": _plain,
+    "expert ids": _expert_ids,
     "ggml": _ggml,
     "F8_E4M3": _fp8,
     "_packed": _packed,

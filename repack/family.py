@@ -1,16 +1,16 @@
 """What a family of checkpoints is: which tensors a model has, their shapes, and what becomes of each.
 
-
 Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
 F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of values
 that are not as wide as keys: Ov and Kv; in layers with a window: sK and sKv; of linear attention: C convolution
 channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L the ranks of queries
-and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of all. `1` is itself.
+and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of all; of DeepSeek-V4:
+N residual streams, G the outputs of all groups of heads, m and M tokens of an entry. `1` is itself.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from formats.config import ModelConfig
@@ -25,6 +25,7 @@ class Tensor(NamedTuple):
     suffix: str = ".weight"
     when: Callable[[Any], bool] | None = None  # it is only there for such a config
     source: str = ""  # its name in a source, where that is another
+    dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
 
     @property
     def base(self) -> str:
@@ -49,6 +50,12 @@ class Experts(NamedTuple):
     bias: str = ""  # suffix of the projection's bias, "_bias" or ".bias"; "" without one
 
 
+EMBEDDING = Tensor("embed_tokens", "V D")
+FINAL_NORM = Tensor("norm", "D")
+LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
+ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
+
+
 @dataclass(frozen=True)
 class Family:
     """All tensors of a model type, in model order."""
@@ -64,30 +71,36 @@ class Family:
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
+    routers: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # more of a layer, by mlp_layer_types
+    never_quantized: tuple[str, ...] = ()  # modules or globs, beside those that no family quantizes
+    after_layers: tuple[Tensor, ...] = ()
+    embedding: Tensor = EMBEDDING
+    head: Tensor = LM_HEAD
 
     def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
         """The shape that a word of symbols means for this config."""
         dims = self.dims(config)
         return tuple(1 if word == "1" else dims[word] for word in words.split())
 
-    def checkpoint(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """(name, shape) of every tensor of a whole checkpoint, as the first prefix and layout of experts have it."""
+    def checkpoint(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """(name, shape, dtype) of every tensor of a whole checkpoint, by the first prefix and layout of experts."""
         prefix = self.prefixes[0]
 
-        def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-            return f"{prefix}{tensor.base}{tensor.suffix}", self.shape(tensor.shape, config)
+        def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
+            return f"{prefix}{tensor.base}{tensor.suffix}", self.shape(tensor.shape, config), tensor.dtype
 
-        yield named(prefix, EMBEDDING)
+        yield named(prefix, self.embedding)
         for i in range(config.num_hidden_layers):
             for tensor in self.layer_tensors(config, i):
                 yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 yield from self._experts(rule, f"{prefix}layers.{i}.", config)
-        yield named(prefix, FINAL_NORM)
+        for tensor in (*self.after_layers, FINAL_NORM):
+            yield named(prefix, tensor)
         if not config.tie_word_embeddings:
-            yield named(head_prefix(prefix), LM_HEAD)
+            yield named(head_prefix(prefix), self.head)
 
-    def _experts(self, rule: Experts, at: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _experts(self, rule: Experts, at: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """As `checkpoint`, of one rule in one layer."""
         rows, columns = self.shape(rule.shape, config)
         plain = (columns, rows) if rule.transposed else (rows, columns)
@@ -95,14 +108,16 @@ class Family:
         stack = (config.num_experts,) if stacked else ()
         for expert in range(1 if stacked else config.num_experts):
             name = f"{at}{rule.name.format(expert=expert)}"
-            yield f"{name}{rule.suffix}", (*stack, *plain)
+            yield f"{name}{rule.suffix}", (*stack, *plain), "BF16"
             if rule.bias:
-                yield f"{name}{rule.bias}", (*stack, rows)
+                yield f"{name}{rule.bias}", (*stack, rows), "BF16"
 
-    def layer_tensors(self, config: ModelConfig, layer: int) -> tuple[Tensor, ...]:
+    def layer_tensors(self, config: Any, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""
         feed_forward = self.moe if config.has_experts(layer) else self.dense
         tensors = self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
+        if self.routers:
+            tensors += self.routers[config.mlp_layer_types[layer]]
         return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
 
     def skip_reason(self, name: str, prefix: str, config: ModelConfig) -> str | None:
@@ -116,12 +131,6 @@ class Family:
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
             return self.extra_layers
         return None
-
-
-EMBEDDING = Tensor("embed_tokens", "V D")
-FINAL_NORM = Tensor("norm", "D")
-LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
-ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
 
 
 def head_prefix(prefix: str) -> str:

@@ -8,6 +8,7 @@ from formats.config import DeepseekV3Config, ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
+from formats.encodings.sources.expert_ids import INTEGERS
 from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
@@ -23,7 +24,7 @@ from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.detect import Found, Module, activation_scales, is_there, take_module
 from repack.families import FAMILIES
-from repack.family import EMBEDDING, FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
+from repack.family import FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
@@ -64,7 +65,11 @@ class _Planner:
         self.options = options
         self.quantization = quantization
         self.prefix = next(
-            (p for p in self.family.prefixes if f"{p}{EMBEDDING.base}{EMBEDDING.suffix}" in tensors),
+            (
+                p
+                for p in self.family.prefixes
+                if f"{p}{self.family.embedding.base}{self.family.embedding.suffix}" in tensors
+            ),
             self.family.prefixes[0],
         )
         self.config = config
@@ -77,7 +82,7 @@ class _Planner:
         self.end = 0  # of the resident file
 
     def plan(self) -> Plan:
-        embedding = self.take(self.prefix, EMBEDDING)
+        embedding = self.take(self.prefix, self.family.embedding)
         layers: list[LayerLayout | None] = []
         experts = {}
         for i in range(self.config.num_hidden_layers):
@@ -87,9 +92,10 @@ class _Planner:
             layers.append(None)
             if self.config.has_experts(i):
                 layers[i], experts[i] = self.expert_layer(i)
-        self.add_resident(FINAL_NORM.name, FINAL_NORM, self.take(self.prefix, FINAL_NORM))
+        for tensor in (*self.family.after_layers, FINAL_NORM):
+            self.add_resident(tensor.name, tensor, self.take(self.prefix, tensor))
         tied = self.config.tie_word_embeddings
-        head = embedding if tied else self.take(head_prefix(self.prefix), LM_HEAD)
+        head = embedding if tied else self.take(head_prefix(self.prefix), self.family.head)
         self.add_resident(LM_HEAD.name, LM_HEAD, head)
         encoding = self.resident_encoding(embedding)
         layout = lay_out_embedding(embedding.rows, embedding.columns, encoding)
@@ -113,7 +119,14 @@ class _Planner:
     def take(self, at: str, tensor: Tensor) -> SourceMatrix:
         """A resident tensor's matrix; a vector is one row, and only the last axis of others are columns."""
         shape = self.shape(tensor)
-        module = Module(at + tensor.base, tensor.suffix, math.prod(shape[:-1]), shape[-1], shape)
+        module = Module(
+            at + tensor.base,
+            tensor.suffix,
+            math.prod(shape[:-1]),
+            shape[-1],
+            shape,
+            num_experts=self.config.num_experts if tensor.dtype in INTEGERS else 0,
+        )
         return self.matrix(module, take_module(module, self.left, self.quantization))
 
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:
@@ -250,7 +263,7 @@ class _Planner:
         scales = set(activation_scales(self.left))
         for name, tensor in self.left.items():
             known = self.family.skip_reason(name, self.prefix, self.config)
-            if known is None and tied and name.startswith(f"{head_prefix(self.prefix)}{LM_HEAD.name}."):
+            if known is None and tied and name.startswith(f"{head_prefix(self.prefix)}{self.family.head.base}."):
                 known = "lm_head, which is tied to the embedding"
             if known is None and name in scales:
                 known = "scales of quantized activations"

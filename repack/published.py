@@ -24,6 +24,7 @@ class Kept(NamedTuple):
 
     encoding: SourceEncoding
     names: dict[str, str]  # {base} and {weight} stand for the module's names
+    carrier: int = 0  # which of the dtypes that a plane may have
 
 
 Keeper = Callable[[int, int], Kept]
@@ -37,21 +38,25 @@ def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterato
     """
     family = FAMILIES[config.model_type]
     keep = None if said is None else _keeper(said)
-    left_out = () if said is None else said.left_out
+    fp4_experts = said is not None and said.expert_dtype == "fp4"
+    left_out = (*family.never_quantized, *(() if said is None else said.left_out))
     transposed = any(rule.transposed for rule in family.expert_layouts[0])
-    for name, shape in family.checkpoint(config):
+    for name, shape, dtype in family.checkpoint(config):
         base, suffix = (name.removesuffix(".weight"), ".weight") if name.endswith(".weight") else (name, "")
         experts = ".experts." in name
         only_experts = said is not None and said.method == MXFP4
-        if keep is None or not _is_chosen(name, base, shape, left_out) or (only_experts and not experts):
-            yield _tensor(name, "BF16", shape)
+        chosen = dtype == "BF16" and _is_chosen(name, base, shape, left_out)
+        if keep is None or not chosen or (only_experts and not experts):
+            yield _tensor(name, dtype, shape)
             continue
         rows, columns = reversed(shape[-2:]) if transposed and experts else shape[-2:]
-        kept = keep(rows, columns)
+        kept = _fp4_of_deepseek(rows, columns) if experts and fp4_experts else keep(rows, columns)
         for plane in kept.encoding.planes(rows, columns):
             stack = shape[:-2]
             yield _tensor(
-                kept.names[plane.name].format(base=base, weight=base + suffix), plane.dtypes[0], (*stack, *plane.shape)
+                kept.names[plane.name].format(base=base, weight=base + suffix),
+                plane.dtypes[kept.carrier],
+                (*stack, *plane.shape),
             )
 
 
@@ -81,6 +86,9 @@ def _means(pattern: str, module: str) -> bool:
 
 def _keeper(said: Quantization) -> Keeper:
     """How a method keeps matrices. Raises UnsupportedError."""
+    if said.method == FP8 and said.expert_dtype:
+        names = {"weight": "{weight}", "scale": "{base}.scale"}
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "e8m0"), names, -1)
     if said.method == FP8:
         scale = {"weight": "{weight}", "scale": "{weight}_scale_inv"}
         return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32"), scale)
@@ -100,6 +108,10 @@ def _keeper(said: Quantization) -> Keeper:
         f"{said.where}: {said.method} checkpoints differ in what only their headers tell; plan the repository or its "
         "folder instead"
     )
+
+
+def _fp4_of_deepseek(rows: int, columns: int) -> Kept:
+    return Kept(MXFP4Source(BYTES), {"codes": "{weight}", "scales": "{base}.scale"}, -1)
 
 
 def _compressed(said: Quantization, form: str) -> Keeper:

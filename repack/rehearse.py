@@ -17,6 +17,7 @@ from formats.checksum import xxh3_64
 from formats.config import read_config
 from formats.dtypes import AnyArray, Float32, from_float32, storage_dtype
 from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings.sources import ExpertIdsSource
 from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
 from formats.layout import LayerLayout
@@ -24,7 +25,7 @@ from formats.quantization import read_quantization
 from formats.record import RecordLayout
 from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
-from repack.family import EMBEDDING
+from repack.families import FAMILIES
 from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix, Unit
 from repack.published import published_tensors
@@ -148,7 +149,10 @@ class MadeUpWeights:
         step = max(1, BLOCK_BYTES // row_bytes)
         for first in range(0, source.rows, step):
             rows = min(step, source.rows - first)
-            if isinstance(encoding, Plain):
+            arrays: dict[str, AnyArray]
+            if isinstance(source.encoding, ExpertIdsSource):
+                arrays = {"weight": _experts_of_tokens(rng, source.encoding.num_experts, rows, source.columns)}
+            elif isinstance(encoding, Plain):
                 arrays = {"weight": from_float32(self._normal(rng, source, rows), encoding.id)}
             else:
                 arrays = self._codes(rng, source, encoding, rows)
@@ -187,6 +191,12 @@ class MadeUpWeights:
         del self._pool
 
 
+def _experts_of_tokens(rng: np.random.Generator, num_experts: int, tokens: int, k: int) -> Float32:
+    """Distinct experts for each token, evenly spread from a random first one: [tokens, k]."""
+    first = rng.integers(num_experts, size=(tokens, 1))
+    return ((first + np.arange(k) * (num_experts // k)) % num_experts).astype(np.float32)
+
+
 def _constants(encoding: Encoding, std: float) -> dict[str, Any]:
     """Bits of scales and the like with which random codes have this standard deviation."""
     match encoding:
@@ -210,12 +220,13 @@ def _bits(value: float, dtype: str) -> Any:
     return from_float32(np.array([value], np.float32), dtype)[0]
 
 
+_EMBEDDINGS = tuple(f"{family.embedding.base}{family.embedding.suffix}" for family in FAMILIES.values())
 _ROUTERS = (".gate.weight", ".router.weight", ".router.layer.weight")
 
 
 def _std(source: SourceMatrix) -> float:
     """Of the weights: the embedding and the router have outputs of about 1, all else stays below them."""
-    if source.tensor.endswith(f"{EMBEDDING.name}{EMBEDDING.suffix}"):
+    if source.tensor.endswith(_EMBEDDINGS):
         return 1.0
     gain = 1.0 if source.tensor.endswith(_ROUTERS) else GAIN
     return gain / math.sqrt(source.columns)

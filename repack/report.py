@@ -31,6 +31,8 @@ CLASSES = (
     ("linear_attn.norm", "norms"),
     ("self_attn.q_norm", "norms"),
     ("self_attn.k_norm", "norms"),
+    ("self_attn.q_a_norm", "norms"),
+    ("self_attn.kv_norm", "norms"),
     ("self_attn.q_a_layernorm", "norms"),
     ("self_attn.kv_a_layernorm", "norms"),
     ("linear_attn.", "linear attention"),
@@ -46,6 +48,9 @@ CLASSES = (
     ("pre_feedforward_layernorm", "norms"),
     ("post_feedforward_layernorm", "norms"),
     ("norm", "norms"),
+    ("attn_hc.", "residual streams"),
+    ("ffn_hc.", "residual streams"),
+    ("hc_head.", "residual streams"),
     ("lm_head", "lm_head"),
 )
 

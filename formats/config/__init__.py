@@ -9,12 +9,15 @@ from typing import Any, get_args, get_type_hints
 
 from formats.config.base import (
     CHUNKED_ATTENTION,
+    COMPRESSED_SPARSE_ATTENTION,
     FULL_ATTENTION,
     GELU_TANH,
+    HEAVILY_COMPRESSED_ATTENTION,
     INDEXED_ATTENTION,
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
     SILU,
+    SILU_CLAMPED,
     SLIDING_ATTENTION,
     SWIGLU_CLAMPED,
     Activation,
@@ -25,12 +28,14 @@ from formats.config.decoder import (
     HEAD_NORM,
     SIGMOID,
     SOFTMAX,
+    SQRT_SOFTPLUS,
     UNIT_NORM,
     WHOLE_NORM,
     DecoderConfig,
     Temperature,
 )
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
+from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe
@@ -51,25 +56,32 @@ from formats.fields import Fields, parse_json, shown
 __all__ = [
     "CHOSEN_SIGMOID",
     "CHUNKED_ATTENTION",
+    "COMPRESSED_SPARSE_ATTENTION",
     "CONFIG_CLASSES",
     "FACTORS",
     "FULL_ATTENTION",
     "GELU_TANH",
+    "HASH_MOE",
     "HEAD_NORM",
+    "HEAVILY_COMPRESSED_ATTENTION",
     "INDEXED_ATTENTION",
     "LINEAR_ATTENTION",
     "MODEL_TYPES",
+    "MOE",
     "SHARED_INDEX_ATTENTION",
     "SIGMOID",
     "SILU",
+    "SILU_CLAMPED",
     "SLIDING_ATTENTION",
     "SOFTMAX",
+    "SQRT_SOFTPLUS",
     "SWIGLU_CLAMPED",
     "UNIT_NORM",
     "WHOLE_NORM",
     "Activation",
     "DecoderConfig",
     "DeepseekV3Config",
+    "DeepseekV4Config",
     "Factors",
     "Gemma4Config",
     "Indexer",
@@ -88,6 +100,7 @@ __all__ = [
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
+    "deepseek_v4": DeepseekV4Config.read,
     "ernie4_5_moe": read_ernie4_5_moe,
     "gemma4": Gemma4Config.read,
     "gemma4_text": Gemma4Config.read,  # the language model saved alone: a flat config
@@ -114,6 +127,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
+    "deepseek_v4": DeepseekV4Config,
     "ernie4_5_moe": DecoderConfig,
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,

@@ -15,8 +15,10 @@ SLIDING_ATTENTION = "sliding_attention"
 CHUNKED_ATTENTION = "chunked_attention"  # to the tokens since the last multiple of attention_chunk_size
 INDEXED_ATTENTION = "indexed_attention"  # to the tokens that an indexer chooses
 SHARED_INDEX_ATTENTION = "shared_index_attention"  # to those that the layer before chose
+COMPRESSED_SPARSE_ATTENTION = "compressed_sparse_attention"  # to a window, and to entries that an indexer chooses
+HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, and to all entries
 DENSE, SPARSE = "dense", "sparse"
-SILU, SWIGLU_CLAMPED, GELU_TANH = "silu", "swiglu_clamped", "gelu_tanh"
+SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 
 
 class Activation(NamedTuple):
@@ -24,7 +26,7 @@ class Activation(NamedTuple):
 
     kind: str = SILU
     alpha: float = 0.0  # of swiglu_clamped
-    limit: float = 0.0  # of swiglu_clamped
+    limit: float = 0.0  # of swiglu_clamped and silu_clamped
     scale_input: bool = False  # routing weights multiply the experts' input, not their output
 
 

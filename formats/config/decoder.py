@@ -22,6 +22,7 @@ from formats.fields import Fields
 from formats.window import chunked_tokens, held_tokens
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
+SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
 UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned

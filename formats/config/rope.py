@@ -91,12 +91,14 @@ class Rope:
     interleaved: bool = False
     scaling: Scaling | None = None
     turned: int | None = None  # only the first so many pairs turn (Gemma 4's proportional RoPE); None for all
+    stride: int = 1  # a row at p turns as position p * stride; with -1 back what 1 has turned
 
     @cached_property
     def inv_freq(self) -> Float64:
-        """Angle per position of each pair: [dim / 2]."""
+        """Angle per row of each pair: [dim / 2]."""
         angles = self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
-        return angles if self.turned is None else np.where(np.arange(len(angles)) < self.turned, angles, 0)
+        angles = angles if self.turned is None else np.where(np.arange(len(angles)) < self.turned, angles, 0)
+        return angles * self.stride
 
     @property
     def attention_factor(self) -> float:

@@ -16,12 +16,14 @@ from repack.families.decoders import (
     QWEN3_MOE,
 )
 from repack.families.deepseek import DEEPSEEK_V3, KIMI_LINEAR
+from repack.families.deepseek_v4 import DEEPSEEK_V4
 from repack.families.gemma4 import GEMMA4
 from repack.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
 from repack.family import Family
 
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v4": DEEPSEEK_V4,
     "ernie4_5_moe": ERNIE4_5_MOE,
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,

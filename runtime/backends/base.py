@@ -18,14 +18,14 @@ Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
 class Routing(NamedTuple):
     """How a router chooses, in the names of config.json (source: transformers' DeepseekV3TopkRouter).
 
-    Scores are the softmax or sigmoid of the logits, and those of the chosen ones are the weights. What is compared is
-    score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups only experts of the
-    topk_group best groups, by the sum of their two best.
+    Scores are the softmax, the sigmoid or the root of the softplus of the logits, and those of the chosen ones are the
+    weights. What is compared is score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups
+    only experts of the topk_group best groups, by the sum of their two best.
     The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
     """
 
     top_k: int
-    scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen
+    scoring_func: str = SOFTMAX  # or sigmoid, sigmoid_of_chosen, sqrtsoftplus
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
@@ -41,6 +41,14 @@ class Turn(NamedTuple):
     k_norm: Weight | None = None
     eps: float = 0.0
     offset: float = 0.0
+
+
+class Beside(NamedTuple):
+    """Entries that queries see beside the tokens of a cache: of each query the first `seen`, of them those selected."""
+
+    entries: State
+    seen: Sequence[int]  # [T]
+    selection: Array | None = None  # of `select_tokens`; None for all
 
 
 class Ops(Protocol):
@@ -135,11 +143,13 @@ class Ops(Protocol):
         window: int | None = None,
         sinks: Weight | None = None,
         turn: Turn | None = None,
+        beside: Beside | None = None,
     ) -> tuple[Array, State]:
         """Causal softmax attention of q [T, Hq, d] over the cache and k [T, Hkv, d], v [T, Hkv, e].
 
         With a window a token sees itself and the window - 1 tokens before it. sinks [Hq]: a score per head that takes
-        part in the softmax and brings no value. turn: q and k come as they were projected.
+        part in the softmax and brings no value. turn: q and k come as they were projected. beside: keys, each its own
+        value, that share the softmax; for a cache of one key head.
         Returns ([T, Hq, e], new cache).
         """
 
@@ -168,15 +178,59 @@ class Ops(Protocol):
         Source: DeepSeek-V2 (2405.04434), 2.1; transformers' DeepseekV3Attention expands keys and values instead.
         """
 
-    def new_index_cache(self, head_dim: int) -> State:
-        """An empty cache of an indexer's keys."""
+    def new_index_cache(self, head_dim: int, rate: int = 1) -> State:
+        """An empty cache of an indexer's keys, one for each `rate` tokens."""
 
-    def select_tokens(self, q: Array, k: Array, weights: Array, cache: State, top_k: int) -> tuple[Array, State]:
+    def select_tokens(
+        self, q: Array, k: Array, weights: Array, cache: State, top_k: int, seen: Sequence[int] | None = None
+    ) -> tuple[Array, State]:
         """The top_k tokens j <= i of the highest sum over heads of weights * relu(q . k_j), of equals the first.
 
-        q [T, H, d], k [T, d], weights [T, H]. Returns (selection for `latent_attention`, new cache).
+        q [T, H, d], k [T, d], weights [T, H]; or k [any, d] where `seen` tells of how many keys each query chooses.
+        Returns (selection for `latent_attention` or `Beside`, new cache).
         Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
         """
+
+    def new_entries(self, width: int, rate: int) -> State:
+        """An empty cache of keys that are their own values, one for each `rate` tokens."""
+
+    def add_entries(self, entries: State, keys: Array) -> State:
+        """With the next keys [any, width]."""
+
+    def new_open_window(self, rate: int, width: int, overlap: bool) -> State:
+        """What `compress` remembers, before the first token; width is that of its projections."""
+
+    def compress(self, kv: Array, gate: Array, position_bias: Weight, window: State) -> tuple[Array, State]:
+        """One entry for each window of `rate` tokens that these complete: ([any, d], what remains open).
+
+        kv, gate [T, width], position_bias [rate, width]. An entry is, channel by channel, the mean of the kv of its
+        tokens, weighed by the softmax of their gate + position_bias. Where windows overlap width is 2 d, and an entry
+        takes the first half of each token of the window before and the second half of each of its own.
+        Source: DeepSeek-V4; transformers' DeepseekV4CSACompressor and DeepseekV4HCACompressor.
+        """
+
+    def stream_gates(self, mixes: Array, scale: Weight, base: Weight, eps: float) -> Array:
+        """sigmoid(mixes * scale + base) + eps: mixes and base [.., N], scale [1]."""
+
+    def stream_weights(
+        self, mixes: Array, scale: Weight, base: Weight, streams: int, iterations: int, eps: float
+    ) -> tuple[Array, Array, Array]:
+        """What weighs N residual streams before and after a layer: pre [T, N], post [T, N], comb [T, N, N].
+
+        mixes [T, (2 + N) N] and base alike hold pre, post and comb; scale [3] is of each. pre is
+        sigmoid(.) + eps, post 2 sigmoid(.), comb the softmax of its rows + eps, then made doubly stochastic:
+        columns, then iterations - 1 times rows and columns are divided by their sum + eps.
+        Source: manifold-constrained hyper-connections (Xie et al.); transformers' DeepseekV4HyperConnection.
+        """
+
+    def collapse_streams(self, h: Array, pre: Array) -> Array:
+        """Sum over streams of h [T, N, D] weighed by pre [T, N]: [T, D]."""
+
+    def expand_streams(self, h: Array, y: Array, post: Array, comb: Array) -> Array:
+        """Stream j becomes post_j * y + sum over i of comb[i, j] * h_i: h [T, N, D], y [T, D] -> [T, N, D]."""
+
+    def grouped_linear(self, x: Array, weight: Weight) -> Array:
+        """Each group's rows of weight [G * r, columns] times its own x [T, G, columns]: [T, G * r]."""
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """An empty convolution state."""
@@ -209,6 +263,11 @@ class Ops(Protocol):
 
         correction_bias and expert_scale [num_experts]: the latter multiplies the weight of an expert that was chosen.
         """
+
+    def route_by_token(
+        self, logits: Array, token_ids: Sequence[int], table: Weight, routing: Routing
+    ) -> tuple[Array, Array]:
+        """As `route`, but the experts of a token are its row of table [vocab_size, k], in that order."""
 
     def fetch(self, layer: int, expert_ids: Array) -> None:
         """Tell which experts the next call of `experts` wants: they are read while something else is computed."""

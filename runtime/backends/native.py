@@ -41,7 +41,7 @@ class ExpertLayout(ctypes.Structure):
     _fields_ = (("gate", Matrix), ("up", Matrix), ("down", Matrix), ("activation", Activation))
 
 
-SILU, SWIGLU_CLAMPED, GELU_TANH = 0, 1, 2
+SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = 0, 1, 2, 3
 
 
 class KVCache(ctypes.Structure):
@@ -69,6 +69,12 @@ class Turn(ctypes.Structure):
         ("interleaved", c_int32),
         ("eps", c_float),
     )
+
+
+class Beside(ctypes.Structure):
+    """se_beside: keys that queries see beside those of a cache."""
+
+    _fields_ = (("keys", c_void_p), ("count", c_int64), ("selection", c_void_p))
 
 
 class Heads(ctypes.Structure):
@@ -100,13 +106,13 @@ class Routing(ctypes.Structure):
         ("scoring", c_int32),
         ("normalize", c_int32),
         ("scaling_factor", c_float),
-        ("reserved", c_int32),
+        ("chosen", c_int32),
     )
 
 
 LANES = 16  # keys, and columns of a state, that lie side by side
 MAP_SIGMOID, MAP_SILU = 0, 1  # enum se_map_kind
-SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_CHOSEN_SIGMOID = 0, 1, 2  # enum se_scoring
+SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_CHOSEN_SIGMOID, SCORE_SQRT_SOFTPLUS = 0, 1, 2, 3  # enum se_scoring
 _ADDRESS = ctypes.c_char * 0
 
 
@@ -195,9 +201,19 @@ def declare(library: ctypes.CDLL) -> None:
             c_int32,
             (
                 context, POINTER(KVCache), c_int64, floats, floats, floats,
-                c_int64, c_int64, c_float, c_int64, floats, c_void_p, POINTER(Turn), floats,
+                c_int64, c_int64, c_float, c_int64, floats, c_void_p, POINTER(Turn),
+                POINTER(Beside), floats,
             ),
         ),
+        "se_stream_weights": (
+            c_int32,
+            (context, floats, floats, floats, c_int64, c_int64, c_int64, c_float, floats, floats, floats),
+        ),
+        "se_collapse_streams": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
+        "se_expand_streams": (
+            c_int32, (context, floats, floats, floats, floats, c_int64, c_int64, c_int64, floats),
+        ),
+        "se_pool": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),
         "se_heads_product": (
             c_int32, (context, POINTER(Matrix), c_void_p, POINTER(Heads), c_int32, floats, c_int64, floats),
         ),

@@ -3,24 +3,31 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 
-from formats.budget import SCORES_BYTES
-from formats.config import CHOSEN_SIGMOID, GELU_TANH, SIGMOID, SILU, SOFTMAX, SWIGLU_CLAMPED, Rope
+from formats.config import (
+    CHOSEN_SIGMOID,
+    GELU_TANH,
+    SIGMOID,
+    SILU,
+    SILU_CLAMPED,
+    SOFTMAX,
+    SQRT_SOFTPLUS,
+    SWIGLU_CLAMPED,
+    Rope,
+)
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import Plain
-from formats.errors import UnsupportedError
-from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from formats.window import forgets, room
 from runtime.backends import native
-from runtime.backends.base import Routing, State, Turn
+from runtime.backends.base import Beside, Routing, State, Turn
 from runtime.backends.native import address
-from runtime.backends.native_states import DeltaState, NativeCache, new_cache
-from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens
+from runtime.backends.native_compressed import NativeCompressedOps
+from runtime.backends.native_states import DeltaState, new_cache
+from runtime.backends.native_weights import NativeWeight, native_weight, with_result
+from runtime.backends.numpy_compressed import visible
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
@@ -29,18 +36,17 @@ SCORING = {
     SOFTMAX: native.SCORE_SOFTMAX,
     SIGMOID: native.SCORE_SIGMOID,
     CHOSEN_SIGMOID: native.SCORE_CHOSEN_SIGMOID,
+    SQRT_SOFTPLUS: native.SCORE_SQRT_SOFTPLUS,
 }
-ACTIVATION_KINDS = {SILU: native.SILU, SWIGLU_CLAMPED: native.SWIGLU_CLAMPED, GELU_TANH: native.GELU_TANH}
+ACTIVATION_KINDS = {
+    SILU: native.SILU,
+    SWIGLU_CLAMPED: native.SWIGLU_CLAMPED,
+    GELU_TANH: native.GELU_TANH,
+    SILU_CLAMPED: native.SILU_CLAMPED,
+}
 
 
-@dataclass(frozen=True)
-class NativeWeight(Weight):
-    """A resident matrix that kernels can read where it lies: offsets count from the start of resident memory."""
-
-    matrix: Matrix
-
-
-class NativeOps(NumpyOps):
+class NativeOps(NativeCompressedOps, NumpyOps):
     """Ops on native kernels. Results do not depend on threads, chunks, cache or on sequences that share a step."""
 
     name = "native"
@@ -73,6 +79,7 @@ class NativeOps(NumpyOps):
         self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
         self._prepared: dict[tuple[int, float], Float32] = {}  # small weights as floats, by place and offset
+        self._cut = {}
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
         self.level = self._context.level
@@ -92,15 +99,16 @@ class NativeOps(NumpyOps):
         return self.linears(x, [weight], None if bias is None else [bias])[0]
 
     def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
-        results = self._context.linears([_native(weight).matrix for weight in weights], self._base, x)
+        results = self._context.linears([native_weight(weight).matrix for weight in weights], self._base, x)
         if biases is None:
             return results
         return [y + self._vector(bias) for y, bias in zip(results, biases, strict=True)]
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        layout = native.ExpertLayout(*(_native(weight).matrix for weight in (gate, up, down)), self._dense_activation)
-        x, y = _with_result(x)
+        matrices = (native_weight(weight).matrix for weight in (gate, up, down))
+        layout = native.ExpertLayout(*matrices, self._dense_activation)
+        x, y = with_result(x)
         everyone = native.Chosen(self._resident, np.arange(len(x)))
         self._context.experts(layout, [everyone], x, np.empty((len(x), 1), np.float32), y)
         return y
@@ -144,14 +152,14 @@ class NativeOps(NumpyOps):
 
     def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
         """offset + weight as float32, decoded once."""
-        key = (_native(weight).matrix.weight_offset, offset)
+        key = (native_weight(weight).matrix.weight_offset, offset)
         if key not in self._prepared:
             self._prepared[key] = np.float32(offset) + weight.vector()
         return self._prepared[key]
 
     def _repeated(self, weight: Weight, channels: int) -> Float32:
         """A vector's values, each for as many channels as it has."""
-        key = (_native(weight).matrix.weight_offset, float(channels))
+        key = (native_weight(weight).matrix.weight_offset, float(channels))
         if key not in self._prepared:
             values = weight.vector()
             self._prepared[key] = np.repeat(values, channels // len(values))
@@ -159,7 +167,7 @@ class NativeOps(NumpyOps):
 
     def _taps(self, weight: Weight) -> Float32:
         """A convolution's weights [C, K] as [K, C]."""
-        key = (_native(weight).matrix.weight_offset, 0.0)
+        key = (native_weight(weight).matrix.weight_offset, 0.0)
         if key not in self._prepared:
             self._prepared[key] = np.ascontiguousarray(weight.decode().T)
         return self._prepared[key]
@@ -167,7 +175,7 @@ class NativeOps(NumpyOps):
     # ---- row by row
 
     def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         columns = x.shape[-1]
         scale = address(self._vector(weight, offset))
         self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
@@ -176,36 +184,36 @@ class NativeOps(NumpyOps):
     def add_norm(
         self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
     ) -> tuple[Float32, Float32]:
-        h, x = _with_result(h)
-        y, total = _with_result(y)
+        h, x = with_result(h)
+        y, total = with_result(y)
         scale = address(self._vector(weight, offset))
         self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
         return total, x
 
     def l2_norm(self, x: Float32, eps: float) -> Float32:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         columns = x.shape[-1]
         self._call("se_l2_norm", address(x), x.size // columns, columns, eps, address(y))
         return y
 
     def silu(self, x: Float32) -> Float32:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         self._call("se_map", native.MAP_SILU, address(x), x.size, address(y))
         return y
 
     def sigmoid(self, x: Float32) -> Float32:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         self._call("se_map", native.MAP_SIGMOID, address(x), x.size, address(y))
         return y
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
-        a, y = _with_result(a)
+        a, y = with_result(a)
         bias, log = address(self._vector(dt_bias)), address(self._repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
     def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         cos, sin = rope_tables(rope, position, len(x))
         half, interleaved = rope.dim // 2, rope.interleaved
         self._call("se_rope", address(x), *x.shape, half, interleaved, address(cos), address(sin), address(y))
@@ -225,15 +233,29 @@ class NativeOps(NumpyOps):
         correction_bias: Weight | None = None,
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
-        tokens, num_experts = logits.shape
-        ids, weights = np.empty((tokens, routing.top_k), np.int64), np.empty((tokens, routing.top_k), np.float32)
+        ids = np.empty((len(logits), routing.top_k), np.int64)
         bias = address(self._vector(correction_bias)) if correction_bias is not None else None
+        weights = self._routing_weights_of(logits, routing, bias, ids, False)
+        return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
+
+    def route_by_token(
+        self, logits: Float32, token_ids: Sequence[int], table: Weight, routing: Routing
+    ) -> tuple[AnyArray, Float32]:
+        ids = self.experts_of_tokens(token_ids, table, logits.shape[1])
+        return ids, self._routing_weights_of(logits, routing, None, ids, True)
+
+    def _routing_weights_of(
+        self, logits: Float32, routing: Routing, bias: object, ids: AnyArray, chosen: bool
+    ) -> Float32:
+        """Of ids that are chosen, or that this chooses: [T, k]."""
+        tokens, num_experts = logits.shape
+        weights = np.empty((tokens, routing.top_k), np.float32)
         how = native.Routing(
             num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
-            routing.norm_topk_prob, routing.routed_scaling_factor, 0,
+            routing.norm_topk_prob, routing.routed_scaling_factor, chosen,
         )  # fmt: skip
         self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
-        return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
+        return weights
 
     # ---- attention
 
@@ -261,15 +283,19 @@ class NativeOps(NumpyOps):
         window: int | None = None,
         sinks: Weight | None = None,
         turn: Turn | None = None,
+        beside: Beside | None = None,
     ) -> tuple[Float32, State]:
         q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
         tokens, heads, _ = q.shape
         y = np.empty((tokens, heads, v.shape[2]), np.float32)
         cache = cache.with_room(tokens)
+        seen = visible(beside) if beside is not None and beside.entries.length else None  # kept until the call ends
+        further = beside.entries.seen_by(seen) if beside is not None and seen is not None else None
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
             scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None,
-            self._turn(turn, tokens) if turn is not None else None, address(y),
+            self._turn(turn, tokens) if turn is not None else None,
+            further, address(y),
         )  # fmt: skip
         return y, cache._replace(length=cache.length + tokens)
 
@@ -283,81 +309,10 @@ class NativeOps(NumpyOps):
         rope = turn.rope
         return native.Turn(*norms, cos.ctypes.data, sin.ctypes.data, rope.dim // 2, rope.interleaved, turn.eps)
 
-    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
-        """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
-        if kv_lora_rank % native.LANES != 0:
-            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {native.LANES}")
-        capacity = -(-self._ctx_size // native.LANES) * native.LANES
-        keys = np.empty((capacity, kv_lora_rank + rope_dim), np.float32)
-        memory = native.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
-        return NativeCache(memory, (keys,), 0)
-
-    def latent_attention(
-        self,
-        q: Float32,
-        q_rope: Float32,
-        latent: Float32,
-        k_rope: Float32,
-        kv_b: Sequence[Weight],
-        cache: State,
-        scale: float,
-        selection: Bool | None = None,
-    ) -> tuple[Float32, State]:
-        heads, n = q.shape[1:]
-        if len(kv_b) == 1:
-            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, n), transposed=True)
-            values = slice(n, kv_b[0].rows // heads)
-        else:  # W_k transposed and W_v, each a matrix of its own
-            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, kv_b[0].rows // heads))
-            values = slice(0, kv_b[1].rows // heads)
-        queries = np.concatenate([absorbed, q_rope], axis=2)
-        keys, mixed = np.concatenate([latent, k_rope], axis=1), np.empty_like(absorbed)
-        self._call(
-            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, len(q), heads,
-            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
-            None, address(mixed),
-        )  # fmt: skip
-        return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + len(q))
-
-    def heads_product(
-        self, x: Float32, weight: Weight, heads: int, rows: slice, *, transposed: bool = False
-    ) -> Float32:
-        """Rows of each head of a matrix [heads * (rows per head), columns] times its own input [T, heads, ...]."""
-        x = np.ascontiguousarray(x, np.float32)
-        number = rows.stop - rows.start
-        y = np.empty((len(x), heads, weight.columns if transposed else number), np.float32)
-        which = native.Heads(heads, weight.rows // heads, rows.start, number)
-        matrix = _native(weight).matrix
-        self._call("se_heads_product", matrix, self._base, which, transposed, address(x), len(x), address(y))
-        return y
-
-    def select_tokens(
-        self, q: Float32, k: Float32, weights: Float32, cache: IndexCache, top_k: int
-    ) -> tuple[Bool, IndexCache]:
-        """The keys are a matrix of float32, its rows the tokens so far."""
-        cache = cache.extended(k)
-        tokens, heads, d = q.shape
-        seen = cache.length
-        keys = matrix_of(Plain("f32"), seen, d, {"weight": 0})
-        selection = np.zeros((tokens, seen), np.bool_)
-        block = max(1, SCORES_BYTES // (4 * heads * seen))
-        for first in range(0, tokens, block):
-            part = np.ascontiguousarray(q[first : first + block])
-            dots = np.empty((len(part), heads, seen), np.float32)
-            self._call(
-                "se_heads_product", keys, cache.keys.ctypes.data, native.Heads(1, seen, 0, seen), 0,
-                address(part), len(part) * heads, address(dots),
-            )  # fmt: skip
-            np.maximum(dots, 0, out=dots)
-            rows = slice(first, first + len(part))
-            scores = np.add.reduce(dots * weights[rows, :, None], axis=1)  # [n, seen], head after head
-            choose_tokens(scores, rows, seen - tokens, top_k, selection)
-        return selection, cache
-
     # ---- gated DeltaNet
 
     def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
-        x, y = _with_result(x)
+        x, y = with_result(x)
         taps, after = self._taps(weight), np.empty_like(state)
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
@@ -370,7 +325,7 @@ class NativeOps(NumpyOps):
     def gated_delta_rule(
         self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
     ) -> tuple[Float32, State]:
-        v, y = _with_result(v)
+        v, y = with_result(v)
         shape = native.DeltaShape(v.shape[1], k.shape[1], k.shape[2], v.shape[2], log_decay.ndim == 3)
         inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
         self._call("se_delta_rule", shape, *inputs, len(v), address(state.now), address(state.next), address(y))
@@ -381,11 +336,6 @@ class NativeOps(NumpyOps):
         self._context.close()
 
 
-def _native(weight: Weight) -> NativeWeight:
-    assert isinstance(weight, NativeWeight)
-    return weight
-
-
 def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyArray]:
     """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
     flat = expert_ids.reshape(-1)
@@ -394,9 +344,3 @@ def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyA
         return flat[pairs].tolist(), np.arange(len(flat)), np.ones(len(flat), np.int64), pairs
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
     return distinct.tolist(), starts, counts, pairs
-
-
-def _with_result(x: Float32) -> tuple[Float32, Float32]:
-    """x as kernels take it, and an array of its shape for what they make of it."""
-    x = np.ascontiguousarray(x, np.float32)
-    return x, np.empty(x.shape, np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 from formats.dtypes import Float32
 from formats.window import first_kept, room
 from runtime.backends import native
+from runtime.backends.numpy_latent import Bool
 
 
 class NativeCache(NamedTuple):
@@ -36,6 +37,27 @@ def new_cache(heads: int, width: int, value_width: int, capacity: int) -> Native
     values = np.empty((heads, capacity, -(-value_width // native.LANES) * native.LANES), np.float32)
     memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, value_width)
     return NativeCache(memory, (keys, values), 0)
+
+
+class Entries(NamedTuple):
+    """Keys that are their own values, [capacity / 16, width, 16]; a longer one may share the same memory."""
+
+    keys: Float32
+    length: int
+
+    @classmethod
+    def empty(cls, capacity: int, width: int) -> "Entries":
+        return cls(np.empty((-(-capacity // native.LANES), width, native.LANES), np.float32), 0)
+
+    def extended(self, keys: Float32) -> "Entries":
+        """With the next keys [any, width]."""
+        places = np.arange(self.length, self.length + len(keys))
+        self.keys[places // native.LANES, :, places % native.LANES] = keys
+        return self._replace(length=self.length + len(keys))
+
+    def seen_by(self, selection: Bool) -> native.Beside:
+        """As kernels take them; selection [T, length], which must outlive it, tells who sees which."""
+        return native.Beside(self.keys.ctypes.data, self.length, selection.ctypes.data)
 
 
 class DeltaState(NamedTuple):

@@ -11,6 +11,7 @@ from formats.budget import SCORES_BYTES
 from formats.dtypes import Float32
 
 Bool = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,33 @@ def values_matrix(kv_b: Sequence[Any], head: int, heads: int, n: int) -> Float32
     return decoded
 
 
-def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int) -> Bool:
-    """As Ops.select_tokens, over a cache that holds the new tokens: bool [T, length]."""
+def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int, seen: Integers) -> Bool:
+    """As Ops.select_tokens, over a cache that holds the new keys, of which each query sees `seen`: bool [T, length]."""
     tokens, heads, _ = q.shape
-    start = cache.length - tokens
     selection = np.zeros((tokens, cache.length), np.bool_)
-    block = max(1, SCORES_BYTES // (4 * cache.length))
+    block = max(1, SCORES_BYTES // (4 * max(1, cache.length)))
     for first in range(0, tokens, block):
         rows = slice(first, min(first + block, tokens))
-        seen = start + rows.stop
-        scores = np.zeros((rows.stop - first, seen), np.float32)
+        most = int(seen[rows].max())
+        scores = np.zeros((rows.stop - first, most), np.float32)
         for h in range(heads):
-            scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:seen].T, 0)
-        choose_tokens(scores, rows, start, top_k, selection)
+            scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:most].T, 0)
+        choose_tokens(scores, seen[rows], top_k, selection[rows])
     return selection
 
 
-def choose_tokens(scores: Float32, rows: slice, start: int, top_k: int, selection: Bool) -> None:
-    """Mark the best of what each of the new tokens `rows` may see in its row of selection [T, length]."""
-    scores[later(rows, start, scores.shape[1])] = -np.inf
+def choose_tokens(scores: Float32, seen: Integers, top_k: int, selection: Bool) -> None:
+    """Mark the best of the first `seen` [n] keys by scores [n, keys] in selection [n, any]."""
+    unseen = np.arange(scores.shape[1]) >= seen[:, None]
+    scores[unseen] = -np.inf
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    np.put_along_axis(selection[rows], best, True, axis=1)
+    np.put_along_axis(selection, best, True, axis=1)
+    selection[:, : scores.shape[1]] &= ~unseen
+
+
+def seen_tokens(cache: IndexCache, tokens: int) -> Integers:
+    """How many keys each of the new tokens sees where every token has one and no later one is seen: [T]."""
+    return cache.length - tokens + 1 + np.arange(tokens)
 
 
 def later(rows: slice, start: int, seen: int) -> Bool:

@@ -14,23 +14,33 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import CHOSEN_SIGMOID, GELU_TANH, SILU, SOFTMAX, SWIGLU_CLAMPED, Activation, Rope
+from formats.config import (
+    GELU_TANH,
+    SILU,
+    SILU_CLAMPED,
+    SWIGLU_CLAMPED,
+    Activation,
+    Rope,
+)
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from formats.window import first_kept, forgets, room
-from runtime.backends.base import Routing, State, Turn
+from runtime.backends.base import Beside, Routing, State, Turn
+from runtime.backends.numpy_compressed import CompressedOps, visible
 from runtime.backends.numpy_latent import (
     Bool,
     IndexCache,
     LatentCache,
     keys_matrix,
     latent_attention,
+    seen_tokens,
     select_tokens,
     softmax,
     values_matrix,
 )
+from runtime.backends.numpy_route import route, sigmoid
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -81,7 +91,7 @@ class KVCache:
         return KVCache(arrays[0], arrays[1], self.length, first, self.window)
 
 
-class NumpyOps:
+class NumpyOps(CompressedOps):
     """Ops (backends/base.py) over a container's resident memory, embedding file and experts."""
 
     name = "numpy"
@@ -177,9 +187,11 @@ class NumpyOps:
         if activation.kind == GELU_TANH:
             inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
             return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
-        assert activation.kind == SWIGLU_CLAMPED
         limit = np.float32(activation.limit)
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        if activation.kind == SILU_CLAMPED:
+            return self.silu(gate) * up
+        assert activation.kind == SWIGLU_CLAMPED
         return gate * self.sigmoid(np.float32(activation.alpha) * gate) * (up + 1)
 
     def _project(self, part: Part, record: AnyArray) -> Callable[[Float32], Float32]:
@@ -204,21 +216,8 @@ class NumpyOps:
         correction_bias: Weight | None = None,
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
-        scores = softmax(logits) if routing.scoring_func == SOFTMAX else self.sigmoid(logits)  # [T, num_experts]
-        compared = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
-        if correction_bias is not None:
-            compared = compared + correction_bias.vector()
-        if routing.n_group > 1:
-            groups = compared.reshape(len(logits), routing.n_group, -1).copy()
-            best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)  # [T, n_group]
-            lost = np.argsort(-best, axis=1, kind="stable")[:, routing.topk_group :]
-            np.put_along_axis(groups, lost[..., None], -np.inf, axis=1)
-            compared = groups.reshape(scores.shape)
-        expert_ids = np.argsort(-compared, axis=1, kind="stable")[:, : routing.top_k]
-        weights = np.take_along_axis(scores, expert_ids, axis=1)
-        if routing.norm_topk_prob:
-            weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-20))
-        weights = weights * np.float32(routing.routed_scaling_factor)
+        bias = None if correction_bias is None else correction_bias.vector()
+        expert_ids, weights = route(logits, routing, bias)
         return expert_ids, weights if expert_scale is None else weights * expert_scale.vector()[expert_ids]
 
     # ---- element by element
@@ -245,8 +244,7 @@ class NumpyOps:
         return x * self.sigmoid(x)
 
     def sigmoid(self, x: Float32) -> Float32:
-        y = np.exp(-np.abs(x))  # never overflows
-        return np.where(x >= 0, np.float32(1), y) / (1 + y)
+        return sigmoid(x)
 
     def clip(self, x: Float32, limit: float) -> Float32:
         return np.clip(x, np.float32(-limit), np.float32(limit))
@@ -305,6 +303,7 @@ class NumpyOps:
         window: int | None = None,
         sinks: Weight | None = None,
         turn: Turn | None = None,
+        beside: Beside | None = None,
     ) -> tuple[Float32, State]:
         if turn is not None:
             q, k = (self._turned(x, norm, turn) for x, norm in ((q, turn.q_norm), (k, turn.k_norm)))
@@ -315,19 +314,27 @@ class NumpyOps:
         kv_heads = k.shape[1]
         group = heads // kv_heads  # query heads that share a key head
         output = np.empty((tokens, heads, v.shape[2]), np.float32)
-        block = max(1, SCORES_BYTES // (4 * group * stop))
+        keys = stop + (beside.entries.length if beside is not None else 0)
+        block = max(1, SCORES_BYTES // (4 * group * keys))
         for first in range(0, tokens, block):
             queries = q[first : first + block]  # [n, heads, d]
             seen = start + first + len(queries)
             behind = start + first + np.arange(len(queries))[:, None] - np.arange(seen)  # [n, seen]
             hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
             hidden = np.repeat(hidden, group, axis=0)  # [n * group, seen]
+            unseen = None if beside is None else np.repeat(~visible(beside)[first : first + block], group, axis=0)
             for h in range(kv_heads):
                 q_h = queries[:, h * group : (h + 1) * group].reshape(-1, d)  # [n * group, d]
                 scores = q_h @ cache.keys[:seen, h].T * np.float32(scale)
                 scores[hidden] = -np.inf
                 sink = None if sinks is None else np.tile(sinks.vector()[h * group : (h + 1) * group], len(queries))
-                mixed = softmax(scores, sink) @ cache.values[:seen, h]
+                values = cache.values[:seen, h]
+                if beside is not None:
+                    entries = beside.entries.keys[: beside.entries.length]
+                    further = q_h @ entries.T * np.float32(scale)
+                    further[unseen] = -np.inf
+                    scores, values = np.concatenate([scores, further], axis=1), np.concatenate([values, entries])
+                mixed = softmax(scores, sink) @ values
                 output[first : first + block, h * group : (h + 1) * group] = mixed.reshape(-1, group, v.shape[2])
         return output, replace(cache, length=cache.length + tokens)
 
@@ -357,14 +364,21 @@ class NumpyOps:
         matrices = ((keys_matrix(kv_b, h, heads, n), values_matrix(kv_b, h, heads, n)) for h in range(heads))
         return latent_attention(q, q_rope, matrices, extended, scale, selection), extended
 
-    def new_index_cache(self, head_dim: int) -> IndexCache:
-        return IndexCache(np.empty((self._ctx_size, head_dim), np.float32), 0)
+    def new_index_cache(self, head_dim: int, rate: int = 1) -> IndexCache:
+        return IndexCache(np.empty((-(-self._ctx_size // rate), head_dim), np.float32), 0)
 
     def select_tokens(
-        self, q: Float32, k: Float32, weights: Float32, cache: IndexCache, top_k: int
+        self,
+        q: Float32,
+        k: Float32,
+        weights: Float32,
+        cache: IndexCache,
+        top_k: int,
+        seen: Sequence[int] | None = None,
     ) -> tuple[Bool, IndexCache]:
         extended = cache.extended(k)
-        return select_tokens(q, weights, extended, top_k), extended
+        each = seen_tokens(extended, len(q)) if seen is None else np.asarray(seen)
+        return select_tokens(q, weights, extended, top_k, each), extended
 
     # ---- gated DeltaNet
 

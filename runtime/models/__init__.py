@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from formats.config import (
     DecoderConfig,
     DeepseekV3Config,
+    DeepseekV4Config,
     Gemma4Config,
     KimiLinearConfig,
     ModelConfig,
@@ -14,6 +15,7 @@ from formats.config import (
 from runtime.backends.base import Array, Ops, State
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
+from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
@@ -44,6 +46,7 @@ class Model(Protocol):
 MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
+    DeepseekV4Config: DeepseekV4,
     Gemma4Config: Gemma4,
     KimiLinearConfig: KimiLinear,
     Qwen3_5MoeConfig: Qwen3_5Moe,

@@ -19,6 +19,7 @@ struct attention_job {
     const float *q, *k, *v, *sinks;
     const uint8_t *selection;
     const se_turn *turn;
+    const se_beside *beside;
     float *turned_q, *turned_k; /* as q and k, turned */
     int64_t length, tokens, heads, window;
     float scale;
@@ -27,6 +28,7 @@ struct attention_job {
     int64_t group;       /* query heads per key head */
     int64_t value_width; /* rounded up to LANES */
     int64_t tile_tokens, tile_rows, num_tiles;
+    int64_t own_blocks, num_blocks; /* of the cache; and of what is seen beside it, behind them */
     int64_t first_block, wave_blocks; /* of the wave */
 
     _Atomic int64_t num_threads; /* that have taken their scratch */
@@ -106,9 +108,9 @@ static void turn_tokens(void *argument) {
 /* ---- tiles */
 
 struct tile_of_queries {
-    struct queries queries;
+    struct queries queries, beside;
     int64_t key_head, token; /* its first */
-    int64_t begin, end;      /* blocks that any of its queries sees */
+    int64_t begin, end;      /* blocks of the cache that any of its queries sees */
 };
 
 /* Tile number i; its rows are gathered into packed unless they lie together. */
@@ -137,14 +139,31 @@ static struct tile_of_queries tile_at(const struct attention_job *job, int64_t i
     if (job->selection != NULL) {
         tile.queries.selection = job->selection + tile.token * tile.queries.selection_stride;
     }
+    if (job->beside != NULL) {
+        tile.beside = tile.queries;
+        tile.beside.position = job->beside->count - 1;
+        tile.beside.together = true;
+        tile.beside.window = INT64_MAX;
+        tile.beside.selection = job->beside->selection + tile.token * job->beside->count;
+        tile.beside.selection_stride = job->beside->count;
+    }
     const int64_t oldest = tile.queries.position - job->window + 1;
     tile.begin = oldest < 0 ? 0 : oldest / BLOCK_KEYS;
     tile.end = (tile.queries.position + tokens - 1) / BLOCK_KEYS + 1;
     return tile;
 }
 
+static bool sees(const struct attention_job *job, const struct tile_of_queries *tile, int64_t block) {
+    return (block >= tile->begin && block < tile->end) || block >= job->own_blocks;
+}
+
 static void attend_block(const struct attention_job *job, const struct tile_of_queries *tile, int64_t block,
                          float *scores, const struct partial *partial) {
+    if (block >= job->own_blocks) {
+        const int64_t first = (block - job->own_blocks) * BLOCK_KEYS;
+        job->loops->attend(&tile->beside, first, job->beside->keys + first * job->cache->width, NULL, scores, partial);
+        return;
+    }
     const int64_t at = tile->key_head * job->cache->capacity + block * BLOCK_KEYS;
     const float *values = job->cache->values == NULL ? NULL : job->cache->values + at * job->value_width;
     job->loops->attend(&tile->queries, block * BLOCK_KEYS, job->cache->keys + at * job->cache->width, values, scores,
@@ -189,7 +208,8 @@ static void whole_tiles(void *argument) {
     for (int64_t i; take(&job->tasks, &i);) {
         const struct tile_of_queries tile = tile_at(job, i, packed);
         nothing_yet(job, &total);
-        for (int64_t block = tile.begin; block < tile.end; block++) {
+        for (int64_t block = tile.begin; block < job->num_blocks; block++) {
+            if (!sees(job, &tile, block)) continue;
             attend_block(job, &tile, block, scores, &partial);
             job->loops->merge(&tile.queries, &total, &partial);
         }
@@ -205,19 +225,19 @@ static void blocks_of_tiles(void *argument) {
         const int64_t block = job->first_block + i % job->wave_blocks;
         const struct tile_of_queries tile = tile_at(job, i / job->wave_blocks, packed);
         const struct partial partial = partial_at(job, job->partials, i);
-        if (block >= tile.begin && block < tile.end) attend_block(job, &tile, block, scores, &partial);
+        if (sees(job, &tile, block)) attend_block(job, &tile, block, scores, &partial);
     }
 }
 
 /* Blocks as tasks, some at a time, merged in order. */
-static void run_in_waves(se_context *context, struct attention_job *job, int64_t num_blocks, int64_t products) {
+static void run_in_waves(se_context *context, struct attention_job *job, int64_t products) {
     for (int64_t i = 0; i < job->num_tiles; i++) {
         const struct partial total = partial_at(job, job->totals, i);
         nothing_yet(job, &total);
     }
     struct tile_of_queries tile = tile_at(job, 0, job->packed);
-    for (job->first_block = tile.begin; job->first_block < num_blocks; job->first_block += WAVE_BLOCKS) {
-        const int64_t left = num_blocks - job->first_block;
+    for (job->first_block = tile.begin; job->first_block < job->num_blocks; job->first_block += WAVE_BLOCKS) {
+        const int64_t left = job->num_blocks - job->first_block;
         job->wave_blocks = left < WAVE_BLOCKS ? left : WAVE_BLOCKS;
         job->tasks = (struct tasks){0, job->num_tiles * job->wave_blocks};
         job->num_threads = 0;
@@ -227,7 +247,7 @@ static void run_in_waves(se_context *context, struct attention_job *job, int64_t
             tile = tile_at(job, i / job->wave_blocks, job->packed);
             const struct partial total = partial_at(job, job->totals, i / job->wave_blocks);
             const struct partial partial = partial_at(job, job->partials, i);
-            if (block >= tile.begin && block < tile.end) job->loops->merge(&tile.queries, &total, &partial);
+            if (sees(job, &tile, block)) job->loops->merge(&tile.queries, &total, &partial);
         }
     }
     for (int64_t i = 0; i < job->num_tiles; i++) {
@@ -240,14 +260,16 @@ static void run_in_waves(se_context *context, struct attention_job *job, int64_t
 static int32_t attention(se_context *context, struct attention_job *job) {
     const se_kv_cache *cache = job->cache;
     const int64_t threads = pool_threads(context->pool), stop = job->length + job->tokens;
-    const int64_t num_blocks = (stop + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    const int64_t further = job->beside != NULL ? job->beside->count : 0;
+    job->own_blocks = (stop + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    job->num_blocks = job->own_blocks + (further + BLOCK_KEYS - 1) / BLOCK_KEYS;
     job->group = job->heads / cache->heads;
     job->value_width = round_up(cache->value_width, LANES);
     job->tile_tokens = job->group < TILE_QUERIES ? TILE_QUERIES / job->group : 1;
     if (job->tile_tokens > job->tokens) job->tile_tokens = job->tokens;
     job->tile_rows = job->tile_tokens * job->group;
     job->num_tiles = cache->heads * ((job->tokens + job->tile_tokens - 1) / job->tile_tokens);
-    const bool waves = threads > 1 && num_blocks > 1 && job->num_tiles < TILES_PER_THREAD * threads;
+    const bool waves = threads > 1 && job->num_blocks > 1 && job->num_tiles < TILES_PER_THREAD * threads;
     struct cutter cutter = {0};
     for (int pass = 0; pass < 2; pass++) {
         cutter.used = 0;
@@ -261,7 +283,7 @@ static int32_t attention(se_context *context, struct attention_job *job) {
         cutter.memory = context->scratch;
     }
     const int64_t values = job->tokens * cache->heads * (cache->width + cache->value_width);
-    const int64_t products = job->tokens * job->heads * (cache->width + cache->value_width) * stop;
+    const int64_t products = job->tokens * job->heads * (cache->width + cache->value_width) * (stop + further);
     if (job->turn != NULL) {
         job->tasks = (struct tasks){0, job->tokens};
         context_run(context, turn_tokens, job, 2 * job->tokens * (job->heads + cache->heads) * cache->width);
@@ -273,7 +295,7 @@ static int32_t attention(se_context *context, struct attention_job *job) {
     context_run(context, store_tokens, job, values);
     job->tasks = (struct tasks){0, job->num_tiles};
     if (waves) {
-        run_in_waves(context, job, num_blocks, products);
+        run_in_waves(context, job, products);
     } else {
         context_run(context, whole_tiles, job, products);
     }
@@ -282,11 +304,13 @@ static int32_t attention(se_context *context, struct attention_job *job) {
 
 int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q, const float *k,
                      const float *v, int64_t tokens, int64_t heads, float scale, int64_t window, const float *sinks,
-                     const uint8_t *selection, const se_turn *turn, float *y) {
+                     const uint8_t *selection, const se_turn *turn, const se_beside *beside, float *y) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
     if (cache->heads < 1 || heads % cache->heads != 0 || cache->capacity % KEY_LANES != 0 || tokens < 1 || length < 0 ||
         length + tokens > cache->capacity || window < 0 ||
         (turn != NULL && (turn->half < 0 || 2 * turn->half > cache->width)) ||
+        (beside != NULL && (beside->count < 1 || cache->heads != 1 || cache->width % LANES != 0 ||
+                            cache->value_width != cache->width)) ||
         (cache->values == NULL && (cache->value_width % LANES != 0 || cache->value_width > cache->width))) {
         return context_leave(context, SE_UNSUPPORTED);
     }
@@ -299,6 +323,7 @@ int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t leng
         .sinks = sinks,
         .selection = selection,
         .turn = turn,
+        .beside = beside,
         .length = length,
         .tokens = tokens,
         .heads = heads,

@@ -112,6 +112,12 @@ static void activate(const se_activation *activation, float *gate, const float *
             gate[i] = g * sigmoid(alpha * g) * (clamp(up[i], -limit, limit) + 1.0f);
         }
         break;
+    case SE_SILU_CLAMPED:
+        for (int64_t i = 0; i < n; i++) {
+            float g = gate[i] > limit ? limit : gate[i];
+            gate[i] = g * sigmoid(g) * clamp(up[i], -limit, limit);
+        }
+        break;
     default: /* 0.5 x (1 + tanh(u)) is x * sigmoid(2 u) */
         for (int64_t i = 0; i < n; i++) {
             float x = gate[i];

@@ -24,6 +24,7 @@ struct queries {
     int64_t rows;
     int64_t group;
     int64_t position; /* of the first token */
+    bool together;    /* all tokens see up to this position, not one more each */
     int64_t width;
     int64_t value_width; /* rounded up to LANES */
     int64_t window;      /* a query sees that many positions, its own the last; no limit: INT64_MAX */

@@ -108,12 +108,13 @@ static void mix_keys(const struct queries *queries, const float *keys, int64_t n
 
 static void attend(const struct queries *queries, int64_t first_key, const float *keys, const float *values,
                    float *scores, const struct partial *partial) {
-    const int64_t last = queries->position + (queries->rows - 1) / queries->group; /* position of the last token */
+    const int64_t advance = queries->together ? 0 : 1; /* from a token to the next */
+    const int64_t last = queries->position + (queries->rows - 1) / queries->group * advance;
     const int64_t num_keys = last + 1 - first_key < BLOCK_KEYS ? last + 1 - first_key : BLOCK_KEYS;
     scores_of(queries, keys, num_keys, scores);
     for (int64_t r = 0; r < queries->rows; r++) {
         float *row = scores + r * BLOCK_KEYS;
-        const int64_t position = queries->position + r / queries->group;
+        const int64_t position = queries->position + r / queries->group * advance;
         int64_t begin = position - queries->window + 1 - first_key, end = position + 1 - first_key;
         begin = begin < 0 ? 0 : begin < num_keys ? begin : num_keys;
         end = end < begin ? begin : end < num_keys ? end : num_keys;

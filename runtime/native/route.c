@@ -42,6 +42,11 @@ static void drop_groups(const se_routing *routing, float *compared) {
     }
 }
 
+/* sqrt(log(1 + exp(x))) by the C library's functions. */
+static void root_of_softplus(const float *x, int64_t n, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] = sqrtf((x[i] > 0 ? x[i] : 0.0f) + log1pf(expf(-fabsf(x[i]))));
+}
+
 static void route_token(const struct route_job *job, int64_t t) {
     const se_routing *routing = job->routing;
     const int64_t E = routing->num_experts, k = routing->top_k;
@@ -49,18 +54,20 @@ static void route_token(const struct route_job *job, int64_t t) {
     int64_t *ids = job->ids + t * k;
     const float *logits = job->logits + t * E;
     const float *ranked = routing->scoring == SE_SCORE_CHOSEN_SIGMOID ? logits : scores;
-    if (routing->scoring != SE_SCORE_SOFTMAX) {
+    if (routing->scoring == SE_SCORE_SQRT_SOFTPLUS) {
+        root_of_softplus(logits, E, scores);
+    } else if (routing->scoring != SE_SCORE_SOFTMAX) {
         job->loops->map(SE_MAP_SIGMOID, logits, E, scores);
     } else {
         memcpy(scores, logits, (size_t)E * sizeof *scores);
         const float sum = job->loops->exponents(scores, job->loops->largest(scores, E), E);
         for (int64_t e = 0; e < E; e++) scores[e] /= sum;
     }
-    for (int64_t e = 0; e < E; e++) {
+    for (int64_t e = 0; !routing->chosen && e < E; e++) {
         compared[e] = job->correction_bias == NULL ? ranked[e] : ranked[e] + job->correction_bias[e];
     }
-    if (routing->n_group > 1) drop_groups(routing, compared);
-    choose(compared, E, k, ids);
+    if (!routing->chosen && routing->n_group > 1) drop_groups(routing, compared);
+    if (!routing->chosen) choose(compared, E, k, ids);
     float sum = 0.0f;
     for (int64_t i = 0; i < k; i++) sum += scores[ids[i]];
     for (int64_t i = 0; i < k; i++) {

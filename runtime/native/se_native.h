@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 2
+#define SE_ABI_VERSION 3
 
 enum se_status {
     SE_OK = 0,
@@ -79,6 +79,7 @@ enum se_activation_kind {
     SE_SILU = 0,           /* silu(gate) * up */
     SE_SWIGLU_CLAMPED = 1, /* gpt-oss: g = min(gate, limit), u = clip(up, -limit, limit); g * sigmoid(alpha g) * (u + 1) */
     SE_GELU_TANH = 2,      /* gelu(gate) by its tanh approximation, * up */
+    SE_SILU_CLAMPED = 3,   /* DeepSeek-V4: g = min(gate, limit), u = clip(up, -limit, limit); silu(g) * u */
 };
 
 typedef struct {
@@ -211,7 +212,12 @@ SE_API int32_t se_rope(se_context *context, const float *x, int64_t tokens, int6
                        int32_t interleaved, const float *cosine, const float *sine, float *y);
 
 /* How a router chooses: runtime/backends/base.py, Routing. */
-enum se_scoring { SE_SCORE_SOFTMAX = 0, SE_SCORE_SIGMOID = 1, SE_SCORE_CHOSEN_SIGMOID = 2 };
+enum se_scoring {
+    SE_SCORE_SOFTMAX = 0,
+    SE_SCORE_SIGMOID = 1,
+    SE_SCORE_CHOSEN_SIGMOID = 2,
+    SE_SCORE_SQRT_SOFTPLUS = 3,
+};
 
 typedef struct {
     int64_t num_experts;
@@ -221,7 +227,7 @@ typedef struct {
     int32_t scoring; /* enum se_scoring */
     int32_t normalize;
     float scaling_factor;
-    int32_t reserved; /* zero */
+    int32_t chosen; /* 1: ids say which experts, and only weights are made */
 } se_routing;
 static_assert(sizeof(se_routing) == 48, "mirrored in runtime/backends/native.py");
 
@@ -229,6 +235,28 @@ static_assert(sizeof(se_routing) == 48, "mirrored in runtime/backends/native.py"
  * [num_experts] or NULL. */
 SE_API int32_t se_route(se_context *context, const se_routing *routing, const float *logits,
                         const float *correction_bias, int64_t tokens, int64_t *ids, float *weights);
+
+/* ---- several residual streams, and entries that stand for tokens (streams.c)
+ *
+ * What they compute: runtime/backends/base.py, stream_weights, collapse_streams, expand_streams, compress. */
+
+/* mixes [T, (2 + streams) streams] with scale [3] and base [(2 + streams) streams] become pre and post [T, streams] and
+ * comb [T, streams, streams]. */
+SE_API int32_t se_stream_weights(se_context *context, const float *mixes, const float *scale, const float *base,
+                                 int64_t tokens, int64_t streams, int64_t iterations, float eps, float *pre, float *post,
+                                 float *comb);
+
+/* y [T, columns] = sum over streams of pre [T, streams] * h [T, streams, columns]. */
+SE_API int32_t se_collapse_streams(se_context *context, const float *h, const float *pre, int64_t tokens,
+                                   int64_t streams, int64_t columns, float *y);
+
+/* next [T, streams, columns] = post * y [T, columns] + sum over i of comb[t, i, j] * h[t, i]. */
+SE_API int32_t se_expand_streams(se_context *context, const float *h, const float *y, const float *post,
+                                 const float *comb, int64_t tokens, int64_t streams, int64_t columns, float *next);
+
+/* y [windows, width]: of each channel the mean of values [windows, slots, width], weighed by the softmax of its gates. */
+SE_API int32_t se_pool(se_context *context, const float *values, const float *gates, int64_t windows, int64_t slots,
+                       int64_t width, float *y);
 
 /* ---- attention (attention.c) */
 
@@ -256,15 +284,26 @@ typedef struct {
 } se_turn;
 static_assert(sizeof(se_turn) == 48, "mirrored in runtime/backends/native.py");
 
+/* Keys, each its own value, that queries see beside those of a cache of one head: [capacity / 16, width, 16], `count` of
+ * them, width a multiple of 16. selection [T, count]: 1 for those that a token sees. */
+typedef struct {
+    const float *keys;
+    int64_t count;
+    const uint8_t *selection;
+} se_beside;
+static_assert(sizeof(se_beside) == 24, "mirrored in runtime/backends/native.py");
+
 /* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
  * v [T, cache heads, value_width], if any, are written into it. A query sees `window` positions at most, its own the last, or all
  * if window is 0. sinks [heads] or NULL: logits that take part in the softmax without a value. selection
  * [T, length + T] or NULL: 1 for the keys that a token sees at all. turn or NULL: q and k as they were projected.
+ * beside or NULL: what shares the softmax.
  * y [T, heads, value_width].
  * The result of a token is the same whatever chunk it came in. */
 SE_API int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t length, const float *q,
                             const float *k, const float *v, int64_t tokens, int64_t heads, float scale, int64_t window,
-                            const float *sinks, const uint8_t *selection, const se_turn *turn, float *y);
+                            const float *sinks, const uint8_t *selection, const se_turn *turn,
+                            const se_beside *beside, float *y);
 
 /* ---- a matrix in heads (heads.c) */
 

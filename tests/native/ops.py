@@ -14,7 +14,8 @@ from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.kernels import matrix as matrix_of
 from runtime.backends import native
-from runtime.backends.native_ops import NativeOps, NativeWeight
+from runtime.backends.native_ops import NativeOps
+from runtime.backends.native_weights import NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
 from tests.containers import make_layout
 

@@ -13,7 +13,8 @@ from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Pla
 from formats.errors import UnsupportedError
 from formats.window import held_tokens
 from runtime.backends import native
-from runtime.backends.native_ops import NativeOps, NativeWeight
+from runtime.backends.native_ops import NativeOps
+from runtime.backends.native_weights import NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
 from tests.matrices import Matrix, columns_of
 from tests.native.ops import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, Rope
+from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS, Rope
 from formats.dtypes import Float32
 from runtime.backends import native
 from runtime.backends.base import Routing, Turn
@@ -122,7 +122,7 @@ def test_a_router_chooses_as_the_reference_does(tokens: int, groups: int, seed: 
     experts = groups * data.draw(st.integers(2, 140 // groups))
     routing = Routing(
         data.draw(st.integers(1, min(experts // groups, 10))),
-        data.draw(st.sampled_from((SOFTMAX, SIGMOID, CHOSEN_SIGMOID))),
+        data.draw(st.sampled_from((SOFTMAX, SIGMOID, CHOSEN_SIGMOID, SQRT_SOFTPLUS))),
         data.draw(st.booleans()),
         2.5,
         groups,

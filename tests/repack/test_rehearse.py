@@ -20,7 +20,9 @@ from repack.sources.folder import FolderSource
 from repack.tables import inspection_text
 from repack.verify import verify_container
 from runtime import Engine
+from tests.fixtures import deepseek_v4_tiny
 from tests.fixtures.deepseek_tiny import CASES
+from tests.fixtures.recipe import write_checkpoint
 from tests.repack.checkpoints import read_tree
 from tests.repack.quantized import CONFIGS
 
@@ -174,6 +176,17 @@ def test_a_config_of_quantized_weights_is_rehearsed_as_published(
     layer, found = next(iter(rehearsal.plan.layout.moe_layers()))
     assert found.record.parts[0].encoding.id == kept
     assert rehearsal.plan.origins().experts[layer][0].encoding.startswith(arrives)
+
+
+@pytest.mark.parametrize("name", deepseek_v4_tiny.CASES)
+def test_the_encodings_of_deepseek_v4_are_told_by_its_config(name: str, tmp_path: Path) -> None:
+    case, options = deepseek_v4_tiny.CASES[name], Options(16, 64, 16)
+    write_checkpoint(tmp_path / "source", case.tensors(), case.config)
+    out = rehearse(tmp_path / "source" / "config.json", tmp_path / "out", options)
+    assert open_container(out).index.layout == prepare(FolderSource(tmp_path / "source"), options).plan.layout
+    assert verify_container(out).sound
+    with Engine.open(out) as engine:
+        assert np.isfinite(engine.logits([1, 2, 3])).all()
 
 
 METHODS = [kind for kind in CONFIGS if not kind.startswith("mlx") and kind not in ("fp8_e8m0", "mxfp4_i8")]

@@ -11,7 +11,15 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures import decoders_tiny, gemma_tiny, hybrids_tiny, kimi_linear_tiny, llama4_tiny, mimo_tiny
+from tests.fixtures import (
+    decoders_tiny,
+    deepseek_v4_tiny,
+    gemma_tiny,
+    hybrids_tiny,
+    kimi_linear_tiny,
+    llama4_tiny,
+    mimo_tiny,
+)
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
 
@@ -19,6 +27,7 @@ CASES: dict[str, Any] = {
     **decoders_tiny.CASES,
     **gemma_tiny.CASES,
     **hybrids_tiny.CASES,
+    **deepseek_v4_tiny.CASES,
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **mimo_tiny.CASES,
@@ -61,14 +70,17 @@ def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     prompt = expected["prompt_ids"].tolist()
     with Engine.open(container, ram_bytes=PLENTY, backend=backend, lookahead="off") as engine:
         ops = engine.steps.model.ops
-        route = ops.route
 
-        def watched(*args: Any) -> Any:
-            ids, weights = route(*args)
-            chosen.append(np.sort(ids, axis=1))
-            return ids, weights
+        def watching(route: Any) -> Any:
+            def watched(*args: Any) -> Any:
+                ids, weights = route(*args)
+                chosen.append(np.sort(ids, axis=1))
+                return ids, weights
 
-        monkeypatch.setattr(ops, "route", watched)
+            return watched
+
+        for name in ("route", "route_by_token"):
+            monkeypatch.setattr(ops, name, watching(getattr(ops, name)))
         logits = engine.logits(prompt)
         assert np.array_equal(np.stack(chosen), expected["expert_ids"])
         greedy = engine.generate_ids(prompt, max_new_tokens=16, ignore_eos=True)

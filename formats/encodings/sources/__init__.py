@@ -1,6 +1,7 @@
 """Encodings of published checkpoints: one file per kind (base.py is the Protocol)."""
 
 from formats.encodings.sources.base import STORAGE, Flaw, Plane, SourceEncoding, find_flaw, stored
+from formats.encodings.sources.expert_ids import ExpertIdsSource
 from formats.encodings.sources.fp4 import MXFP4Source, NVFP4Source
 from formats.encodings.sources.fp8 import FP8Source
 from formats.encodings.sources.ggml import GGMLSource
@@ -12,6 +13,7 @@ from formats.encodings.sources.plain import PlainSource
 __all__ = [
     "STORAGE",
     "AWQSource",
+    "ExpertIdsSource",
     "FP8Source",
     "Flaw",
     "GGMLSource",

@@ -1,0 +1,212 @@
+"""DeepSeek-V4-Flash and Pro (source: transformers' configuration_deepseek_v4.py and the published config.json)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from formats.config.base import (
+    COMPRESSED_SPARSE_ATTENTION,
+    HEAVILY_COMPRESSED_ATTENTION,
+    SILU_CLAMPED,
+    SLIDING_ATTENTION,
+    Activation,
+    ModelConfig,
+    only,
+)
+from formats.config.rope import Rope, Yarn, read_rope
+from formats.errors import UnsupportedError
+from formats.fields import Fields
+from formats.window import held_tokens
+
+HASH_MOE, MOE = "hash_moe", "moe"  # experts by a table of token ids, or by scores
+_BY_RATIO = {0: SLIDING_ATTENTION, 4: COMPRESSED_SPARSE_ATTENTION, 128: HEAVILY_COMPRESSED_ATTENTION}
+
+
+@dataclass(frozen=True)
+class DeepseekV4Config(ModelConfig):
+    """Several residual streams; one key head, which is the value too, over a window and over compressed entries.
+
+    The last rotary_dim of head_dim values are turned: by rope_theta in layers of sliding_attention, by
+    compress_rope_theta and rope_scaling in the others. An entry stands for sparse_compress_rate tokens and as many
+    before them, or for heavy_compress_rate tokens.
+    """
+
+    rope_scaling: Yarn | None
+    compress_rope_theta: float
+    sparse_compress_rate: int
+    heavy_compress_rate: int
+    sliding_window: int  # tokens that a token of any layer sees as they are, itself included
+    mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
+    q_lora_rank: int
+    o_groups: int  # of heads, each with an output projection of its own
+    o_lora_rank: int  # of the output of each
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int  # entries that a token of a layer of compressed_sparse_attention sees
+    hc_mult: int  # residual streams
+    hc_sinkhorn_iters: int
+    hc_eps: float
+    routed_scaling_factor: float
+    swiglu_limit: float
+
+    @cached_property
+    def rope(self) -> Rope:
+        return Rope(self.rope_theta, self.rotary_dim, interleaved=True)
+
+    @cached_property
+    def compress_rope(self) -> Rope:
+        """How positions turn queries and keys of layers that compress, and their entries."""
+        return Rope(self.compress_rope_theta, self.rotary_dim, interleaved=True, scaling=self.rope_scaling)
+
+    def compress_rate(self, layer: int) -> int | None:
+        """Tokens from one entry to the next; None for a layer without entries."""
+        rates = {
+            COMPRESSED_SPARSE_ATTENTION: self.sparse_compress_rate,
+            HEAVILY_COMPRESSED_ATTENTION: self.heavy_compress_rate,
+        }
+        return rates.get(self.layer_types[layer])
+
+    def has_indexer(self, layer: int) -> bool:
+        """Whether the layer chooses among its entries; each then takes two windows of tokens."""
+        return self.layer_types[layer] == COMPRESSED_SPARSE_ATTENTION
+
+    def compressors(self) -> Iterator[tuple[int, int, bool]]:
+        """(tokens per entry, width of an entry, whether windows overlap) of every compressor."""
+        for layer in range(self.num_hidden_layers):
+            rate, overlap = self.compress_rate(layer), self.has_indexer(layer)
+            if rate is not None:
+                yield rate, self.head_dim, overlap
+            if rate is not None and overlap:
+                yield rate, self.index_head_dim, overlap
+
+    @property
+    def streams_width(self) -> int:
+        """Values of all residual streams of a token."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def expert_activation(self) -> Activation:
+        return Activation(SILU_CLAMPED, limit=self.swiglu_limit)
+
+    def cache_values(self, ctx_size: int, chunk_size: int) -> int:
+        windows = self.num_hidden_layers * held_tokens(self.sliding_window, ctx_size, chunk_size) * 2 * self.head_dim
+        return windows + sum(-(-ctx_size // rate) * width for rate, width, _ in self.compressors())
+
+    @property
+    def cache_values_per_token(self) -> int:
+        """Of a long context: what layers keep of their entries, rounded up."""
+        return sum(-(-width // rate) for rate, width, _ in self.compressors())
+
+    @property
+    def state_values(self) -> int:
+        """Projections of tokens that no entry stands for yet, and of the window before where windows overlap."""
+        return sum(
+            rate * 2 * width * (4 if overlap else 1)  # keys and gates; twice as wide and as many where they overlap
+            for rate, width, overlap in self.compressors()
+        )
+
+    @property
+    def mixer_values_per_token(self) -> int:
+        queries = 6 * self.query_values_per_token
+        compressed = 8 * self.head_dim + 3 * self.index_n_heads * self.index_head_dim
+        return 4 * self.streams_width + queries + compressed
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        self.require_known(where, "layer_types", tuple(_BY_RATIO.values()))
+        count = len(self.mlp_layer_types) == self.num_hidden_layers
+        self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
+        self.require_known(where, "mlp_layer_types", (HASH_MOE, MOE))
+        self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
+        self.require_divides(where, "o_groups", "num_attention_heads")
+        turned = self.index_head_dim >= self.rotary_dim
+        self.require(where, turned, "index_head_dim", f"rotary_dim {self.rotary_dim} or more")
+        for key in ("compress_rope_theta", "hc_eps", "swiglu_limit"):
+            self.require(where, getattr(self, key) > 0, key, "a number above 0")
+
+    @classmethod
+    def read(cls, config: Fields) -> "DeepseekV4Config":
+        """From config.json. Raises FormatError or UnsupportedError naming the key."""
+        for key, implemented in {
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "mlp_bias": False,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_key_value_heads": 1,
+            "partial_rotary_factor": None,  # qk_rope_head_dim says it
+            "rope_parameters": None,  # as transformers saves them; published files have rope_scaling
+            "scoring_func": "sqrtsoftplus",
+            "topk_method": "noaux_tc",
+        }.items():
+            only(config, key, implemented)
+        num_layers = config.integer("num_hidden_layers", 1, 10_000)
+        rope_theta, rope_scaling = _read_rope(config)
+        sparse, heavy = _read_compress_rates(config)
+        hashed = config.integer("num_hash_layers", 0, 10_000, default=3)
+        by_position = [HASH_MOE if layer < hashed else MOE for layer in range(num_layers)]
+        return cls(
+            model_type="deepseek_v4",
+            vocab_size=config.integer("vocab_size", 1, 2**31),
+            hidden_size=config.integer("hidden_size", 1, 2**24),
+            num_hidden_layers=num_layers,
+            max_position_embeddings=config.integer("max_position_embeddings", 1, 2**31),
+            rms_norm_eps=config.number("rms_norm_eps"),
+            tie_word_embeddings=config.boolean("tie_word_embeddings", default=False),
+            layer_types=_read_layer_types(config, num_layers),
+            num_attention_heads=config.integer("num_attention_heads", 1, 2**16),
+            num_key_value_heads=1,
+            head_dim=config.integer("head_dim", 1, 2**16),
+            rotary_dim=config.integer("qk_rope_head_dim", 1, 2**16),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            num_experts=config.integer("n_routed_experts", 1, 2**20),
+            top_k=config.integer("num_experts_per_tok", 1, 2**20),
+            moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),
+            compress_rope_theta=config.number("compress_rope_theta"),
+            sparse_compress_rate=sparse,
+            heavy_compress_rate=heavy,
+            sliding_window=config.integer("sliding_window", 1, 2**31),
+            mlp_layer_types=tuple(config.strings("mlp_layer_types", by_position)),
+            q_lora_rank=config.integer("q_lora_rank", 1, 2**24),
+            o_groups=config.integer("o_groups", 1, 2**16),
+            o_lora_rank=config.integer("o_lora_rank", 1, 2**24),
+            index_n_heads=config.integer("index_n_heads", 1, 2**16),
+            index_head_dim=config.integer("index_head_dim", 1, 2**16),
+            index_topk=config.integer("index_topk", 1, 2**31),
+            hc_mult=config.integer("hc_mult", 1, 64),
+            hc_sinkhorn_iters=config.integer("hc_sinkhorn_iters", 1, 1000),
+            hc_eps=config.number("hc_eps"),
+            routed_scaling_factor=config.number("routed_scaling_factor"),
+            swiglu_limit=config.number("swiglu_limit"),
+        )
+
+
+def _read_rope(config: Fields) -> tuple[float, Yarn | None]:
+    """(rope_theta, scaling of layers that compress), whose cosines and sines do not grow unless the file says so."""
+    theta, yarn = read_rope(config)
+    if yarn is None or "attention_factor" in config.object("rope_scaling"):
+        return theta, yarn
+    return theta, replace(yarn, attention_factor=1.0)
+
+
+def _read_layer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
+    """By name, or by how many tokens an entry stands for, which also says it of multi-token prediction behind."""
+    if "layer_types" in config:
+        return tuple(config.strings("layer_types"))
+    ratios = config.integers("compress_ratios")[:num_layers]
+    if unknown := set(ratios) - _BY_RATIO.keys():
+        known = ", ".join(map(str, _BY_RATIO))
+        raise UnsupportedError(f"{config.name('compress_ratios')} has {min(unknown)}, only {known} are implemented")
+    return tuple(_BY_RATIO[ratio] for ratio in ratios)
+
+
+def _read_compress_rates(config: Fields) -> tuple[int, int]:
+    """Tokens of an entry in layers that choose among entries, and in the others."""
+    if "compress_rates" not in config:
+        return 4, 128
+    rates = config.object("compress_rates")
+    return (
+        rates.integer(COMPRESSED_SPARSE_ATTENTION, 1, 2**20),
+        rates.integer(HEAVILY_COMPRESSED_ATTENTION, 1, 2**20),
+    )

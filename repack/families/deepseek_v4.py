@@ -1,0 +1,119 @@
+"""DeepSeek-V4: compressed attention, several residual streams, experts by table or by score."""
+
+from collections.abc import Mapping
+
+from formats.config import (
+    COMPRESSED_SPARSE_ATTENTION,
+    HASH_MOE,
+    HEAVILY_COMPRESSED_ATTENTION,
+    MOE,
+    SLIDING_ATTENTION,
+    DeepseekV4Config,
+)
+from repack.family import Experts, Family, Tensor
+
+
+def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
+    streams, groups = config.hc_mult, config.o_groups
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "K": config.top_k,
+        "I": config.moe_intermediate_size,
+        "H": config.num_attention_heads,
+        "h": config.head_dim,
+        "2h": 2 * config.head_dim,
+        "q": config.q_lora_rank,
+        "Q": config.query_values_per_token,
+        "O": config.query_values_per_token // groups,
+        "G": groups * config.o_lora_rank,
+        "i": config.index_n_heads,
+        "x": config.index_head_dim,
+        "2x": 2 * config.index_head_dim,
+        "X": config.index_n_heads * config.index_head_dim,
+        "m": config.sparse_compress_rate,
+        "M": config.heavy_compress_rate,
+        "3": 3,
+        "N": streams,
+        "ND": config.streams_width,
+        "W": (2 + streams) * streams,
+    }
+
+
+def _hyper_connection(half: str) -> tuple[Tensor, ...]:
+    """What weights the residual streams before and after one half of a layer."""
+    return (
+        Tensor(f"{half}_hc.fn", "W ND", keep=True, suffix="", dtype="F32", source=f"hc_{half}_fn"),
+        Tensor(f"{half}_hc.base", "W", suffix="", dtype="F32", source=f"hc_{half}_base"),
+        Tensor(f"{half}_hc.scale", "3", suffix="", dtype="F32", source=f"hc_{half}_scale"),
+    )
+
+
+def _compressor(name: str, source: str, rate: str, projected: str, width: str) -> tuple[Tensor, ...]:
+    return (
+        Tensor(f"{name}.kv_proj", f"{projected} D", source=f"{source}.wkv"),
+        Tensor(f"{name}.gate_proj", f"{projected} D", source=f"{source}.wgate"),
+        Tensor(
+            f"{name}.position_bias", f"{rate} {projected}", keep=True, suffix="", dtype="F32", source=f"{source}.ape"
+        ),
+        Tensor(f"{name}.kv_norm", width, source=f"{source}.norm"),
+    )
+
+
+_ATTENTION = (
+    Tensor("self_attn.q_a_proj", "q D", source="attn.wq_a"),
+    Tensor("self_attn.q_a_norm", "q", source="attn.q_norm"),
+    Tensor("self_attn.q_b_proj", "Q q", source="attn.wq_b"),
+    Tensor("self_attn.kv_proj", "h D", source="attn.wkv"),
+    Tensor("self_attn.kv_norm", "h", source="attn.kv_norm"),
+    Tensor("self_attn.sinks", "H", suffix="", dtype="F32", source="attn.attn_sink"),
+    Tensor("self_attn.o_a_proj", "G O", source="attn.wo_a"),
+    Tensor("self_attn.o_b_proj", "D G", source="attn.wo_b"),
+)
+_INDEXER = (
+    *_compressor("self_attn.indexer.compressor", "attn.indexer.compressor", "m", "2x", "x"),
+    Tensor("self_attn.indexer.q_b_proj", "X q", source="attn.indexer.wq_b"),
+    Tensor("self_attn.indexer.weights_proj", "i D", keep=True, source="attn.indexer.weights_proj"),
+)
+
+DEEPSEEK_V4 = Family(
+    prefixes=("",),
+    dims=_dims,
+    before_mixer=(*_hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
+    mixers={
+        SLIDING_ATTENTION: _ATTENTION,
+        COMPRESSED_SPARSE_ATTENTION: _ATTENTION
+        + _compressor("self_attn.compressor", "attn.compressor", "m", "2h", "h")
+        + _INDEXER,
+        HEAVILY_COMPRESSED_ATTENTION: _ATTENTION
+        + _compressor("self_attn.compressor", "attn.compressor", "M", "h", "h"),
+    },
+    after_mixer=(*_hyper_connection("ffn"), Tensor("post_attention_layernorm", "D", source="ffn_norm")),
+    moe=(
+        Tensor("mlp.gate", "E D", keep=True, source="ffn.gate"),
+        Tensor("mlp.shared_experts.gate_proj", "I D", source="ffn.shared_experts.w1"),
+        Tensor("mlp.shared_experts.up_proj", "I D", source="ffn.shared_experts.w3"),
+        Tensor("mlp.shared_experts.down_proj", "D I", source="ffn.shared_experts.w2"),
+    ),
+    routers={
+        HASH_MOE: (Tensor("mlp.gate.tid2eid", "V K", keep=True, suffix="", dtype="I64", source="ffn.gate.tid2eid"),),
+        MOE: (Tensor("mlp.gate.e_score_correction_bias", "E", suffix="", dtype="F32", source="ffn.gate.bias"),),
+    },
+    expert_layouts=(
+        (
+            Experts("ffn.experts.{expert}.w1", "I D", ("gate",)),
+            Experts("ffn.experts.{expert}.w3", "I D", ("up",)),
+            Experts("ffn.experts.{expert}.w2", "D I", ("down",)),
+        ),
+    ),
+    never_quantized=("embed", "head", "*.compressor.*"),
+    after_layers=(
+        Tensor("hc_head.fn", "N ND", keep=True, suffix="", dtype="F32", source="hc_head_fn"),
+        Tensor("hc_head.base", "N", suffix="", dtype="F32", source="hc_head_base"),
+        Tensor("hc_head.scale", "1", suffix="", dtype="F32", source="hc_head_scale"),
+    ),
+    embedding=Tensor("embed_tokens", "V D", source="embed"),
+    head=Tensor("lm_head", "V D", source="head"),
+    skipped={"mtp.": "multi-token prediction"},
+)

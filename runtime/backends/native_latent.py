@@ -1,0 +1,105 @@
+"""Multi-head latent attention and its indexer on native kernels; matrices that are cut into heads."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from formats.budget import SCORES_BYTES
+from formats.dtypes import Float32
+from formats.encodings import Plain
+from formats.errors import UnsupportedError
+from formats.kernels import matrix as matrix_of
+from runtime.backends import native
+from runtime.backends.base import State
+from runtime.backends.native import address
+from runtime.backends.native_states import NativeCache
+from runtime.backends.native_weights import native_weight
+from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens, seen_tokens
+from runtime.backends.numpy_ops import Weight
+
+
+class NativeLatentOps:
+    """Operations of numpy_latent.py by kernels; `_call` is that of native.Context."""
+
+    _call: Callable[..., None]
+    _base: int  # address of resident memory
+    _ctx_size: int
+
+    def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
+        """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
+        if kv_lora_rank % native.LANES != 0:
+            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {native.LANES}")
+        capacity = -(-self._ctx_size // native.LANES) * native.LANES
+        keys = np.empty((capacity, kv_lora_rank + rope_dim), np.float32)
+        memory = native.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
+        return NativeCache(memory, (keys,), 0)
+
+    def latent_attention(
+        self,
+        q: Float32,
+        q_rope: Float32,
+        latent: Float32,
+        k_rope: Float32,
+        kv_b: Sequence[Weight],
+        cache: State,
+        scale: float,
+        selection: Bool | None = None,
+    ) -> tuple[Float32, State]:
+        heads, n = q.shape[1:]
+        if len(kv_b) == 1:
+            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, n), transposed=True)
+            values = slice(n, kv_b[0].rows // heads)
+        else:  # W_k transposed and W_v, each a matrix of its own
+            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, kv_b[0].rows // heads))
+            values = slice(0, kv_b[1].rows // heads)
+        queries = np.concatenate([absorbed, q_rope], axis=2)
+        keys, mixed = np.concatenate([latent, k_rope], axis=1), np.empty_like(absorbed)
+        self._call(
+            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, len(q), heads,
+            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
+            None, None, address(mixed),
+        )  # fmt: skip
+        return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + len(q))
+
+    def heads_product(
+        self, x: Float32, weight: Weight, heads: int, rows: slice, *, transposed: bool = False
+    ) -> Float32:
+        """Rows of each head of a matrix [heads * (rows per head), columns] times its own input [T, heads, ...]."""
+        x = np.ascontiguousarray(x, np.float32)
+        number = rows.stop - rows.start
+        y = np.empty((len(x), heads, weight.columns if transposed else number), np.float32)
+        which = native.Heads(heads, weight.rows // heads, rows.start, number)
+        matrix = native_weight(weight).matrix
+        self._call("se_heads_product", matrix, self._base, which, transposed, address(x), len(x), address(y))
+        return y
+
+    def select_tokens(
+        self,
+        q: Float32,
+        k: Float32,
+        weights: Float32,
+        cache: IndexCache,
+        top_k: int,
+        seen: Sequence[int] | None = None,
+    ) -> tuple[Bool, IndexCache]:
+        """The keys are a matrix of float32, its rows the tokens so far."""
+        cache = cache.extended(k)
+        tokens, heads, d = q.shape
+        number, each = cache.length, seen_tokens(cache, tokens) if seen is None else np.asarray(seen)
+        selection = np.zeros((tokens, number), np.bool_)
+        if number == 0:
+            return selection, cache
+        keys = matrix_of(Plain("f32"), number, d, {"weight": 0})
+        block = max(1, SCORES_BYTES // (4 * heads * number))
+        for first in range(0, tokens, block):
+            part = np.ascontiguousarray(q[first : first + block])
+            dots = np.empty((len(part), heads, number), np.float32)
+            self._call(
+                "se_heads_product", keys, cache.keys.ctypes.data, native.Heads(1, number, 0, number), 0,
+                address(part), len(part) * heads, address(dots),
+            )  # fmt: skip
+            np.maximum(dots, 0, out=dots)
+            rows = slice(first, first + len(part))
+            scores = np.add.reduce(dots * weights[rows, :, None], axis=1)  # [n, number], head after head
+            choose_tokens(scores, each[rows], top_k, selection[rows])
+        return selection, cache

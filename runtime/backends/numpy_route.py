@@ -1,0 +1,68 @@
+"""The router in NumPy: how it scores and chooses experts, and what they weigh (Routing in base.py)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from formats.config import CHOSEN_SIGMOID, SOFTMAX, SQRT_SOFTPLUS
+from formats.dtypes import Float32
+from formats.errors import FormatError
+from runtime.backends.base import Routing
+from runtime.backends.numpy_latent import softmax
+
+Integers = npt.NDArray[np.int64]
+
+
+def route(logits: Float32, routing: Routing, correction_bias: Float32 | None) -> tuple[Integers, Float32]:
+    """As Ops.route, without a scale of experts."""
+    scores = scores_of(logits, routing)
+    compared = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
+    if correction_bias is not None:
+        compared = compared + correction_bias
+    if routing.n_group > 1:
+        groups = compared.reshape(len(logits), routing.n_group, -1).copy()
+        best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)  # [T, n_group]
+        lost = np.argsort(-best, axis=1, kind="stable")[:, routing.topk_group :]
+        np.put_along_axis(groups, lost[..., None], -np.inf, axis=1)
+        compared = groups.reshape(scores.shape)
+    expert_ids: Integers = np.argsort(-compared, axis=1, kind="stable")[:, : routing.top_k]
+    return expert_ids, routing_weights(scores, expert_ids, routing)
+
+
+def scores_of(logits: Float32, routing: Routing) -> Float32:
+    """Of all experts: [T, num_experts]."""
+    if routing.scoring_func == SOFTMAX:
+        return softmax(logits)
+    if routing.scoring_func == SQRT_SOFTPLUS:
+        scores: Float32 = np.sqrt(np.logaddexp(np.float32(0), logits))
+        return scores
+    return sigmoid(logits)
+
+
+def routing_weights(scores: Float32, expert_ids: Integers, routing: Routing) -> Float32:
+    """Of the chosen experts [T, k]."""
+    weights: Float32 = np.take_along_axis(scores, expert_ids, axis=1)
+    if routing.norm_topk_prob:
+        weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-20))
+    return weights * np.float32(routing.routed_scaling_factor)
+
+
+def expert_ids_of(rows: Float32, token_ids: Sequence[int], num_experts: int) -> Integers:
+    """Rows of a table of experts [T, k] as integers. Raises FormatError for a row that holds no distinct experts."""
+    ranked = np.sort(rows, axis=1)
+    good = (ranked[:, 0] >= 0) & (ranked[:, -1] < num_experts) & (np.diff(ranked) >= 1).all(axis=1)
+    good &= (rows == np.floor(rows)).all(axis=1)
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise FormatError(
+            f"resident.bin: the table of experts (tid2eid) has {rows[bad].tolist()} for token {token_ids[bad]}, "
+            f"expected distinct whole numbers from 0 to {num_experts - 1}"
+        )
+    return rows.astype(np.int64)
+
+
+def sigmoid(x: Float32) -> Float32:
+    """1 / (1 + exp(-x))."""
+    y = np.exp(-np.abs(x))  # never overflows
+    return np.where(x >= 0, np.float32(1), y) / (1 + y)

@@ -1,0 +1,180 @@
+"""DeepSeek-V4: several residual streams, attention to a window and to compressed entries, experts by table or score.
+
+Source: transformers' modeling_deepseek_v4.py. Shapes: T tokens of one step, D hidden_size, N streams, H heads, d width
+of a head.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
+from runtime.backends.base import Array, Beside, Ops, Routing, State, Weight
+from runtime.session import Sequence
+
+
+class LayerState(NamedTuple):
+    """What a layer remembers: tokens of the window, entries, the indexer's keys, and tokens without an entry yet."""
+
+    cache: State
+    entries: State = None
+    window: State = None  # of tokens, open
+    index: State = None
+    index_window: State = None
+
+
+@dataclass(frozen=True)
+class DeepseekV4:
+    config: DeepseekV4Config
+    ops: Ops
+
+    def new_states(self) -> list[State]:
+        """What every layer remembers of a sequence that has not begun."""
+        return [self._new_state(layer) for layer in range(self.config.num_hidden_layers)]
+
+    def _new_state(self, layer: int) -> LayerState:
+        c, ops, rate = self.config, self.ops, self.config.compress_rate(layer)
+        cache = ops.new_kv_cache(1, c.head_dim, c.sliding_window)
+        if rate is None:
+            return LayerState(cache)
+        entries = ops.new_entries(c.head_dim, rate)
+        if not c.has_indexer(layer):
+            return LayerState(cache, entries, ops.new_open_window(rate, c.head_dim, False))
+        return LayerState(
+            cache,
+            entries,
+            ops.new_open_window(rate, 2 * c.head_dim, True),
+            ops.new_index_cache(c.index_head_dim, rate),
+            ops.new_open_window(rate, 2 * c.index_head_dim, True),
+        )
+
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
+        ops = self.ops
+        embedded = ops.embed(token_ids)[:, None]  # [T, 1, D]
+        h = ops.concatenate([embedded] * self.config.hc_mult, axis=1)  # [T, N, D]
+        for layer in range(self.config.num_hidden_layers):
+            x, post, comb = self._collapse(h, f"layers.{layer}.attn_hc")
+            y = self._attention(layer, self._norm(x, f"layers.{layer}.input_layernorm"), sequences)
+            h = ops.expand_streams(h, y, post, comb)
+            x, post, comb = self._collapse(h, f"layers.{layer}.ffn_hc")
+            y = self._moe(layer, self._norm(x, f"layers.{layer}.post_attention_layernorm"), token_ids)
+            h = ops.expand_streams(h, y, post, comb)
+        gates = ops.stream_gates(
+            self._mixes(h, "hc_head"), ops.weight("hc_head.scale"), ops.weight("hc_head.base"), self.config.hc_eps
+        )
+        return self._norm(ops.collapse_streams(h, gates), "norm")
+
+    def logits(self, hidden: Array) -> Array:
+        """[T, D] -> [T, vocab_size]."""
+        return self.ops.linear(hidden, self.ops.weight("lm_head"))
+
+    # ---- residual streams
+
+    def _collapse(self, h: Array, name: str) -> tuple[Array, Array, Array]:
+        """(what half a layer reads [T, D], how its output enters the streams [T, N], how they mix [T, N, N])."""
+        c, ops = self.config, self.ops
+        scale, base = ops.weight(f"{name}.scale"), ops.weight(f"{name}.base")
+        pre, post, comb = ops.stream_weights(
+            self._mixes(h, name), scale, base, c.hc_mult, c.hc_sinkhorn_iters, c.hc_eps
+        )
+        return ops.collapse_streams(h, pre), post, comb
+
+    def _mixes(self, h: Array, name: str) -> Array:
+        """What weights of streams are made of: a projection of all streams together."""
+        together = h.reshape(len(h), self.config.streams_width)
+        return self.ops.linear(self._unit(together), self.ops.weight(f"{name}.fn"))
+
+    def _unit(self, x: Array) -> Array:
+        """x / sqrt(mean(x^2) + eps) over the last axis."""
+        d = x.shape[-1]
+        return self.ops.l2_norm(x, d * self.config.rms_norm_eps) * d**0.5
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
+
+    # ---- attention
+
+    def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
+        rope = c.rope if c.compress_rate(layer) is None else c.compress_rope
+        q_latent, kv = ops.linears(x, [ops.weight(f"{name}.q_a_proj"), ops.weight(f"{name}.kv_proj")])
+        q_latent = self._norm(q_latent, f"{name}.q_a_norm")  # [T, q_lora_rank]
+        q = ops.linear(q_latent, ops.weight(f"{name}.q_b_proj")).reshape(-1, c.num_attention_heads, c.head_dim)
+        q, kv = self._unit(q), self._norm(kv, f"{name}.kv_norm")[:, None]  # [T, H, d], [T, 1, d]
+        outputs = []
+        for s in sequences:
+            beside = self._beside(layer, x[s.rows], q_latent[s.rows], s)
+            q_s, kv_s = (self._turned(part[s.rows], s.position, rope) for part in (q, kv))
+            output, cache = ops.attention(
+                q_s,
+                kv_s,
+                kv_s,
+                s.states[layer].cache,
+                c.head_dim**-0.5,
+                window=c.sliding_window,
+                sinks=ops.weight(f"{name}.sinks"),
+                beside=beside,
+            )
+            s.states[layer] = s.states[layer]._replace(cache=cache)
+            outputs.append(self._turned(output, s.position, replace(rope, stride=-1)))
+        o = ops.concatenate(outputs).reshape(len(x), c.o_groups, -1)  # values were turned as keys, and are turned back
+        return ops.linear(ops.grouped_linear(o, ops.weight(f"{name}.o_a_proj")), ops.weight(f"{name}.o_b_proj"))
+
+    def _turned(self, x: Array, position: int, rope: Rope) -> Array:
+        """The last rotary_dim values of x [T, H, d] turned by rows that begin at a position."""
+        still = x.shape[2] - rope.dim
+        return self.ops.concatenate([x[:, :, :still], self.ops.rope(x[:, :, still:], position, rope)], axis=2)
+
+    def _beside(self, layer: int, x: Array, q_latent: Array, s: Sequence) -> Beside | None:
+        """The entries that a sequence's tokens see, after those that they complete."""
+        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
+        rate, state = c.compress_rate(layer), s.states[layer]
+        if rate is None:
+            return None
+        seen = [(s.position + i + 1) // rate for i in range(len(x))]
+        first = s.position // rate  # of the entries that are new
+        keys, window = self._compress(x, f"{name}.compressor", state.window, first, rate)
+        state = state._replace(entries=ops.add_entries(state.entries, keys), window=window)
+        selection = None
+        if c.has_indexer(layer):
+            keys, window = self._compress(x, f"{name}.indexer.compressor", state.index_window, first, rate)
+            q = ops.linear(q_latent, ops.weight(f"{name}.indexer.q_b_proj"))
+            q = self._turned(q.reshape(-1, c.index_n_heads, c.index_head_dim), s.position, c.compress_rope)
+            weights = ops.linear(x, ops.weight(f"{name}.indexer.weights_proj"))  # [tokens, index_n_heads]
+            weights = weights * (c.index_n_heads * c.index_head_dim) ** -0.5
+            selection, index = ops.select_tokens(q, keys, weights, state.index, c.index_topk, seen)
+            state = state._replace(index=index, index_window=window)
+        s.states[layer] = state
+        return Beside(state.entries, seen, selection)
+
+    def _compress(self, x: Array, name: str, window: State, first: int, rate: int) -> tuple[Array, State]:
+        """Entries [any, d] that tokens x complete, the first of them number `first`, and what remains open."""
+        ops = self.ops
+        kv, gate = ops.linears(x, [ops.weight(f"{name}.kv_proj"), ops.weight(f"{name}.gate_proj")])
+        entries, window = ops.compress(kv, gate, ops.weight(f"{name}.position_bias"), window)
+        if len(entries) == 0:
+            return entries, window
+        entries = self._norm(entries, f"{name}.kv_norm")[:, None]
+        return self._turned(entries, first, replace(self.config.compress_rope, stride=rate))[:, 0], window
+
+    # ---- feed forward
+
+    def _moe(self, layer: int, x: Array, token_ids: Items[int]) -> Array:
+        expert_ids, routing_weights = self._route(layer, x, token_ids)
+        self.ops.fetch(layer, expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x, token_ids)[0])
+        gate, up, down = (self._shared(layer, part) for part in ("gate", "up", "down"))
+        shared = self.ops.feed_forward(x, gate, up, down)
+        return self.ops.experts(layer, x, expert_ids, routing_weights) + shared
+
+    def _shared(self, layer: int, part: str) -> Weight:
+        return self.ops.weight(f"layers.{layer}.mlp.shared_experts.{part}_proj")
+
+    def _route(self, layer: int, x: Array, token_ids: Items[int]) -> tuple[Array, Array]:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
+        routing = Routing(c.top_k, SQRT_SOFTPLUS, routed_scaling_factor=c.routed_scaling_factor)
+        logits = ops.linear(x, ops.weight(name))
+        if c.mlp_layer_types[layer] == HASH_MOE:
+            return ops.route_by_token(logits, token_ids, ops.weight(f"{name}.tid2eid"), routing)
+        return ops.route(logits, routing, ops.weight(f"{name}.e_score_correction_bias"))
