@@ -22,6 +22,7 @@ from formats.config.base import (
     SWIGLU_CLAMPED,
     Activation,
     ModelConfig,
+    Where,
 )
 from formats.config.decoder import (
     CHOSEN_SIGMOID,
@@ -155,7 +156,7 @@ def read_config(raw: bytes, where: str = "config.json") -> ModelConfig:
     outer = Fields(parse_json(raw, where), where)
     reader = _of_model_type(_READERS, outer)
     config = reader(outer)
-    config.check(where)
+    config.check(Where.of_config(outer))
     return config
 
 
@@ -168,7 +169,7 @@ def read_model_facts(facts: Fields) -> ModelConfig:
     """Read the index's form strictly. Raises FormatError or UnsupportedError."""
     kind = _of_model_type(CONFIG_CLASSES, facts)
     config: ModelConfig = _read_dataclass(kind, facts)
-    config.check(facts.where)
+    config.check(Where.of_index(facts))
     return config
 
 

@@ -1,8 +1,10 @@
 """What every model's facts have, and how config.json is refused."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from formats.config.rope import Factors, Rope, Scaling
@@ -28,6 +30,42 @@ class Activation(NamedTuple):
     alpha: float = 0.0  # of swiglu_clamped
     limit: float = 0.0  # of swiglu_clamped and silu_clamped
     scale_input: bool = False  # routing weights multiply the experts' input, not their output
+
+
+# Keys of config.json that hold a field of another name, by field: the one that is there, else the last.
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "num_experts_per_tok"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"),
+    "n_group": ("num_expert_group", "n_group"),
+    "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
+    "indexer.index_head_dim": ("index_head_dim",),
+    "global_rope_theta": ("rope_parameters.full_attention.rope_theta",),
+}
+
+
+class Where(NamedTuple):
+    """The object of a file that a config was read from, and what fields are called there."""
+
+    source: Fields
+    keys: Mapping[str, str]
+
+    @classmethod
+    def of_index(cls, facts: Fields) -> "Where":
+        """An index, which calls every field by its name."""
+        return cls(facts, {})
+
+    @classmethod
+    def of_config(cls, outer: Fields) -> "Where":
+        """A config.json, nested in text_config or flat."""
+        text = outer.object("text_config") if "text_config" in outer else outer
+        return cls(text, {field: next((k for k in keys if k in text), keys[-1]) for field, keys in _KEYS.items()})
+
+    def key(self, field: str) -> str:
+        return self.keys.get(field, field)
+
+    def name(self, field: str) -> str:
+        """`file: a.b.key`, as messages name it."""
+        return self.source.name(self.key(field))
 
 
 @dataclass(frozen=True)
@@ -100,15 +138,17 @@ class ModelConfig(ABC):
     def mixer_values_per_token(self) -> int:
         """Activations per token alive at the widest point of a mixer (attention or what stands for it)."""
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         """Relations between values. Raises FormatError naming both; families add their own."""
         self.require(where, len(self.layer_types) == self.num_hidden_layers, "layer_types", self._entries)
         self.require_divides(where, "num_key_value_heads", "num_attention_heads")
-        self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to num_experts {self.num_experts}")
+        every = f"{where.key('num_experts')} {self.num_experts}"
+        self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to {every}")
         self.require(where, self.rms_norm_eps > 0, "rms_norm_eps", "a number above 0")
         self.require(where, self.rope_theta > 0, "rope_theta", "a number above 0")
-        even = self.rotary_dim % 2 == 0
-        self.require(where, even and 0 < self.rotary_dim <= self.head_dim, "rotary_dim", "even, up to head_dim")
+        self.require(where, self.rotary_dim % 2 == 0, "rotary_dim", "an even number")
+        fits = 0 < self.rotary_dim <= self.head_dim
+        self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
         if isinstance(scaling := self.rope_scaling, Factors):
             fit = len(scaling.factors) == self.rotary_dim // 2 and all(factor > 0 for factor in scaling.factors)
             self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors above 0")
@@ -117,28 +157,28 @@ class ModelConfig(ABC):
     def _entries(self) -> str:
         return f"{self.num_hidden_layers} entries"
 
-    def require(self, where: str, holds: bool, key: str, expected: str) -> None:
+    def require(self, where: Where, holds: bool, key: str, expected: str) -> None:
         """Raises FormatError unless the condition on field `key` holds."""
         if not holds:
-            raise FormatError(f"{where}: {key} is {shown(getattr(self, key))}, expected {expected}")
+            raise FormatError(f"{where.name(key)} is {shown(attrgetter(key)(self))}, expected {expected}")
 
-    def require_known(self, where: str, key: str, known: tuple[str, ...]) -> None:
+    def require_known(self, where: Where, key: str, known: tuple[str, ...]) -> None:
         """Raises FormatError unless field `key`, a name or several, holds only known ones."""
         value = getattr(self, key)
         names = {value} if isinstance(value, str) else set(value)
         self.require(where, names <= set(known), key, f"only {', '.join(known[:-1])} and {known[-1]}")
 
-    def check_groups(self, where: str, n_group: int, topk_group: int) -> None:
+    def check_groups(self, where: Where, n_group: int, topk_group: int) -> None:
         """Experts in n_group groups of which a token may use topk_group. Raises FormatError."""
         self.require_divides(where, "n_group", "num_experts")
-        self.require(where, 0 < topk_group <= n_group, "topk_group", f"1 to n_group {n_group}")
+        self.require(where, 0 < topk_group <= n_group, "topk_group", f"1 to {where.key('n_group')} {n_group}")
         reachable = topk_group * self.num_experts // n_group
         self.require(where, self.top_k <= reachable, "top_k", f"at most the {reachable} experts of topk_group groups")
 
-    def require_divides(self, where: str, key: str, other: str) -> None:
+    def require_divides(self, where: Where, key: str, other: str) -> None:
         """Raises FormatError unless field `key` divides field `other`."""
         divisor, value = getattr(self, key), getattr(self, other)
-        self.require(where, divisor > 0 and value % divisor == 0, key, f"a divisor of {other} {value}")
+        self.require(where, divisor > 0 and value % divisor == 0, key, f"a divisor of {where.key(other)} {value}")
 
 
 def only(source: Fields, key: str, implemented: Any) -> None:

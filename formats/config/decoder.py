@@ -15,6 +15,7 @@ from formats.config.base import (
     SWIGLU_CLAMPED,
     Activation,
     ModelConfig,
+    Where,
     only,
 )
 from formats.config.rope import Rope, read_rope
@@ -185,7 +186,7 @@ class DecoderConfig(ModelConfig):
         width = max(self.intermediate_size or 0, self.shared_expert_intermediate_size or 0)
         return max(6 * self.num_attention_heads * max(self.head_dim, self.value_dim), 3 * width)
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         layers, entries = self.num_hidden_layers, f"{self.num_hidden_layers} entries"
         chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)

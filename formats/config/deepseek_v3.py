@@ -10,6 +10,7 @@ from formats.config.base import (
     SHARED_INDEX_ATTENTION,
     SPARSE,
     ModelConfig,
+    Where,
     only,
 )
 from formats.config.rope import Rope, Yarn, mscale, read_rope
@@ -95,14 +96,15 @@ class DeepseekV3Config(ModelConfig):
         index = 3 * self.indexer.index_n_heads * self.indexer.index_head_dim if self.indexer else 0
         return max(queries + outputs + latents + index, 3 * self.intermediate_size)
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         self.require_known(where, "layer_types", self.known_layer_types)
         if self.indexer is not None:
             first = self.layer_types[0] == INDEXED_ATTENTION
             self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
-            wide = self.indexer.index_head_dim >= self.qk_rope_head_dim and self.q_lora_rank is not None
-            self.require(where, wide, "indexer", f"index_head_dim from {self.qk_rope_head_dim}, and a q_lora_rank")
+            wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
+            self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
+            self.require(where, self.q_lora_rank is not None, "q_lora_rank", "a rank, which the indexer needs")
         count = len(self.mlp_layer_types) == self.num_hidden_layers
         self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
         self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))

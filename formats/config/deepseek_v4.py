@@ -11,6 +11,7 @@ from formats.config.base import (
     SLIDING_ATTENTION,
     Activation,
     ModelConfig,
+    Where,
     only,
 )
 from formats.config.rope import Rope, Yarn, read_rope
@@ -111,7 +112,7 @@ class DeepseekV4Config(ModelConfig):
         compressed = 8 * self.head_dim + 3 * self.index_n_heads * self.index_head_dim
         return 4 * self.streams_width + queries + compressed
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         self.require_known(where, "layer_types", tuple(_BY_RATIO.values()))
         count = len(self.mlp_layer_types) == self.num_hidden_layers
@@ -120,7 +121,7 @@ class DeepseekV4Config(ModelConfig):
         self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
         self.require_divides(where, "o_groups", "num_attention_heads")
         turned = self.index_head_dim >= self.rotary_dim
-        self.require(where, turned, "index_head_dim", f"rotary_dim {self.rotary_dim} or more")
+        self.require(where, turned, "index_head_dim", f"{where.key('rotary_dim')} {self.rotary_dim} or more")
         for key in ("compress_rope_theta", "hc_eps", "swiglu_limit"):
             self.require(where, getattr(self, key) > 0, key, "a number above 0")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from formats.config.base import FULL_ATTENTION, GELU_TANH, SLIDING_ATTENTION, Activation, ModelConfig, only
+from formats.config.base import FULL_ATTENTION, GELU_TANH, SLIDING_ATTENTION, Activation, ModelConfig, Where, only
 from formats.config.rope import Rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -72,7 +72,7 @@ class Gemma4Config(ModelConfig):
     def mixer_values_per_token(self) -> int:
         return max(6 * self.query_values_per_token, 3 * self.intermediate_size)
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION))
         last = self.layer_types[-1] == FULL_ATTENTION  # transformers would make it so

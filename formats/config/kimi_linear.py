@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from formats.config.base import DENSE, FULL_ATTENTION, LINEAR_ATTENTION, SPARSE, only
+from formats.config.base import DENSE, FULL_ATTENTION, LINEAR_ATTENTION, SPARSE, Where, only
 from formats.config.deepseek_v3 import DeepseekV3Config
 from formats.fields import Fields
 
@@ -37,7 +37,7 @@ class KimiLinearConfig(DeepseekV3Config):
     def mixer_values_per_token(self) -> int:
         return max(super().mixer_values_per_token, 12 * self.linear_width)
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         self.require(where, self.linear_conv_kernel_dim > 1, "linear_conv_kernel_dim", "2 or more")
 

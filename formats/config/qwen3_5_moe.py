@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, only
+from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Where, only
 from formats.config.rope import read_rope, read_rotary_dim
 from formats.fields import Fields
 
@@ -45,7 +45,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         head = 2 * self.linear_key_head_dim + 7 * self.linear_value_head_dim
         return max(attention, 3 * self.linear_conv_channels + self.linear_num_value_heads * head)
 
-    def check(self, where: str) -> None:
+    def check(self, where: Where) -> None:
         super().check(where)
         known = (LINEAR_ATTENTION, FULL_ATTENTION)
         self.require(where, set(self.layer_types) <= set(known), "layer_types", f"only {' and '.join(known)}")

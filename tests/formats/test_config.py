@@ -147,7 +147,7 @@ def test_another_architecture_is_refused_by_name(config: dict[str, Any]) -> None
         ("layer_types", ["sliding_attention"] * 8, "layer_types is .*, expected only linear_attention and full_att"),
         ("num_key_value_heads", 3, "num_key_value_heads is 3, expected a divisor of num_attention_heads 4"),
         ("linear_num_key_heads", 3, "linear_num_key_heads is 3, expected a divisor of linear_num_value_heads 4"),
-        ("num_experts_per_tok", 41, "top_k is 41, expected 1 to num_experts 40"),
+        ("num_experts_per_tok", 41, "num_experts_per_tok is 41, expected 1 to num_experts 40"),
         ("rms_norm_eps", 0, "rms_norm_eps is 0.0, expected a number above 0"),
         ("rms_norm_eps", "small", "rms_norm_eps is small, expected a finite number"),
         ("head_dim", 6, "partial_rotary_factor is 0.25, expected a share of head_dim 6 that is an even"),

@@ -62,7 +62,7 @@ def test_caches_count_the_heads_of_each_layer_and_only_what_a_window_keeps() -> 
         ("layer_types", ["chunked_attention"] * 30, "layer_types is .*, expected only full_attention and"),
         ("layer_types", ["sliding_attention"] * 30, "layer_types is .*, expected full_attention as the last one"),
         ("sliding_window", None, "sliding_window is missing"),
-        ("top_k_experts", 129, "top_k is 129, expected 1 to num_experts 128"),
+        ("top_k_experts", 129, "top_k_experts is 129, expected 1 to num_experts 128"),
         ("final_logit_softcapping", 0, "final_logit_softcapping is 0.0, expected a number above 0"),
     ],
 )
@@ -77,7 +77,7 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         ("full_attention", "rope_type", "default", "full_attention.rope_type is default, only proportional"),
         ("full_attention", "factor", 8.0, "full_attention.factor is 8.0, only 1 is implemented"),
         ("full_attention", "partial_rotary_factor", 1.5, "partial_rotary_factor is 1.5, expected a share of head_dim"),
-        ("full_attention", "rope_theta", -1.0, "global_rope_theta is -1.0, expected a number above 0"),
+        ("full_attention", "rope_theta", -1.0, "full_attention.rope_theta is -1.0, expected a number above 0"),
         ("sliding_attention", "rope_type", "yarn", "sliding_attention.rope_type is yarn, only default"),
         ("sliding_attention", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1 is implemented"),
         ("sliding_attention", "rope_theta", None, "sliding_attention.rope_theta is missing"),
