@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -85,13 +86,26 @@ def cli() -> None:
     """
 
 
+def no_more_than_processors(_: click.Context, __: click.Parameter, threads: int | None) -> int | None:
+    """--threads, which share the machine's processors. Raises RequestError for more of them."""
+    processors = os.cpu_count()
+    if threads is not None and processors is not None and threads > processors:
+        raise RequestError(f"--threads is {threads}, expected at most {processors}, the processors of this machine")
+    return threads
+
+
+threads_option = click.option(
+    "-t", "--threads", type=int, callback=no_more_than_processors, help="Compute threads; default: one per processor."
+)
+
+
 def engine_options(command: Command) -> Command:
     """The options of every command that opens a container."""
     for option in reversed(
         (
             click.argument("out", type=click.Path(path_type=Path)),
             click.option("--ram", type=Size(), help="Ceiling on all memory, such as 2GiB; default: what is free."),
-            click.option("-t", "--threads", type=int, help="Compute threads; default: one per processor."),
+            threads_option,
             click.option("-c", "--ctx-size", type=int, help="Most tokens of a conversation; default: up to 4096."),
             click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512."),
             click.option("--backend", default="auto", show_default=True, help=f"auto or {', '.join(BACKENDS)}."),
@@ -333,7 +347,7 @@ def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: 
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("-t", "--threads", type=int, help="Compute threads; default: one per processor.")
+@threads_option
 @click.option("-c", "--ctx-size", type=int, help="Most tokens of a conversation; default: up to 4096.")
 @click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

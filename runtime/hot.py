@@ -34,7 +34,7 @@ def save_hot(path: Path, uses: Uses) -> None:
 def load_hot(path: Path, layout: Layout) -> list[tuple[ExpertKey, float]]:
     """The list of an earlier run, most used first; empty when there is none.
 
-    Raises FormatError for a list that is none, or of a model with other layers or experts.
+    Raises FormatError for a list that is none, or of a model with other layers or experts, with the way out.
     """
     try:
         raw = path.read_bytes()
@@ -42,16 +42,18 @@ def load_hot(path: Path, layout: Layout) -> list[tuple[ExpertKey, float]]:
         return []
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from None
-    found = parse_json(raw, str(path))
-    fields = Fields(found, str(path))
+    try:
+        return _read(raw, layout, path)
+    except FormatError as error:
+        raise FormatError(f"{error}; delete the file, or run without --hot") from None
+
+
+def _read(raw: bytes, layout: Layout, path: Path) -> list[tuple[ExpertKey, float]]:
+    fields = Fields(parse_json(raw, str(path)), str(path))
     if fields.string("format") != FORMAT or fields.integer("version") != 1:
         raise FormatError(f"{path}: is no list of hot experts of version 1")
-    assert isinstance(found, dict)
     number = {layer: moe.num_experts for layer, moe in layout.moe_layers()}
-    experts = found.get("experts")
-    if not isinstance(experts, list):
-        raise FormatError(f"{path}: experts is no list")
-    return [_entry(entry, number, path) for entry in experts]
+    return [_entry(entry, number, path) for entry in fields.items("experts")]
 
 
 def _entry(entry: object, number: Mapping[int, int], path: Path) -> tuple[ExpertKey, float]:

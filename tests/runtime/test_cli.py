@@ -92,6 +92,15 @@ def test_a_command_wins_over_a_folder_of_its_name(
     assert "Missing argument 'OUT'" in usage_error(command("bench"))
 
 
+@pytest.mark.parametrize("name", ["run", "plan", "perplexity", "bench"])
+def test_more_threads_than_processors_are_refused(
+    command: Command, demo4: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    message = one_line(command(name, demo4, "-t", "5"))
+    assert message == "--threads is 5, expected at most 4, the processors of this machine"
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
 def test_help_names_the_commands(command: Command, words: tuple[str, ...]) -> None:
     outcome = command(*words)

@@ -51,10 +51,22 @@ def test_it_is_off_unless_asked_for(own4: Path) -> None:
 
 @pytest.mark.parametrize(
     ("experts", "message"),
-    [([[0, 40, 1]], r"experts holds \[0, 40, 1\]"), ([[9, 0, 1]], "of this model"), ([3], "holds 3"), ({}, "no list")],
+    [
+        ([[0, 40, 1]], r"experts holds \[0, 40, 1\]"),
+        ([[9, 0, 1]], "of this model"),
+        ([3], "holds 3"),
+        ({}, "experts is {}, expected a list"),
+    ],
 )
 def test_a_list_of_another_model_is_refused_by_its_name(own4: Path, experts: object, message: str) -> None:
     content = {"format": "streaming-experts hot experts", "version": 1, "experts": experts}
     hot_path(own4).write_text(json.dumps(content))
     with pytest.raises(FormatError, match=rf"own\.hot\.json: .*{message}"):
+        Engine.open(own4, ram_bytes=PLENTY, hot=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": "another"}', '{"experts": [[0, 40, 1]]}'])
+def test_a_broken_list_says_how_to_get_on(own4: Path, content: str) -> None:
+    hot_path(own4).write_text(content)
+    with pytest.raises(FormatError, match=r"own\.hot\.json: .*; delete the file, or run without --hot$"):
         Engine.open(own4, ram_bytes=PLENTY, hot=True)
