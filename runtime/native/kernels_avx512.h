@@ -7,6 +7,8 @@
 #include "plain_avx512.h"
 #include "sums_avx512.h"
 
+#include <stdbool.h>
+
 /* A block of a row: its codes, packed or as vectors of bytes, and its scales. */
 struct block {
     const uint8_t *packed;
@@ -111,6 +113,12 @@ INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t 
 
 /* ---- tiles */
 
+/* Whether codes are asked for ahead. The processor's own prefetchers bring more than may be asked for (34 against 24 GB/s),
+ * but only to loops that come back soon: not with three planes, nor with the scales of Q4_K (docs/LEARNED.md 50). */
+INLINE bool asks_ahead(struct kind kind) {
+    return kind.planes > 1 || kind.group_size == 16 || (kind.group_size == 32 && kind.code == CODE_4);
+}
+
 /* One operand: each stream from its first byte to its last, which is how DRAM is fastest. lanes [2][TILE_ROWS][16] */
 INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, struct kind kind) {
     const int streams = 2, last = (int)tile->streams - 1; /* one stream alone is rare: it is computed twice */
@@ -136,8 +144,10 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
                 b[s].packed = block_codes(tile->weights[i], tile->first[i] + row, block, copy[s], kind);
                 b[s].decoded = NULL;
                 sixteen_groups(&b[s].scale, &b[s].bias, &from[s], at, left, kind);
-                UNROLL
-                for (int j = 0; j < block_bytes; j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
+                if (asks_ahead(kind)) {
+                    UNROLL
+                    for (int j = 0; j < block_bytes; j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
+                }
             }
             multiply(sum, b, streams, left, &x, block, kind);
         }
