@@ -122,7 +122,8 @@ def token_bytes(layout: Layout) -> TokenBytes:
     experts = sum(
         min(layout.model.top_k, layer.num_experts) * layer.record.record_bytes for _, layer in layout.moe_layers()
     )
-    return TokenBytes(experts, layout.resident_bytes, layout.embedding.row_bytes)
+    ngrams = layout.model.ngrams_per_token * layout.ngrams.row_bytes if layout.ngrams is not None else 0
+    return TokenBytes(experts, layout.resident_bytes, layout.embedding.row_bytes + ngrams)
 
 
 def bits_per_weight(nbytes: int, shape: tuple[int, ...]) -> float:

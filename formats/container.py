@@ -9,7 +9,7 @@ from formats.checksum import sha256
 from formats.errors import ChecksumError, FormatError
 from formats.index import INDEX_FILE, Index
 from formats.index_reader import MAX_INDEX_BYTES, index_from_bytes
-from formats.layout import EMBEDDING_FILE, RESIDENT_FILE
+from formats.layout import RESIDENT_FILE
 
 CONVERTING_FILE = "converting.json"  # lies in a folder while a conversion is unfinished
 
@@ -37,7 +37,7 @@ class Container:
         """Length of every data file by name."""
         layout = self.index.layout
         return {
-            EMBEDDING_FILE: layout.embedding.nbytes,
+            **{table.file: table.nbytes for table in layout.embeddings},
             RESIDENT_FILE: layout.resident_bytes,
             **{layer.file: layer.nbytes for _, layer in layout.moe_layers()},
         }

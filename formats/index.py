@@ -10,7 +10,6 @@ from formats.config import model_facts
 from formats.encodings import encoding_to_json
 from formats.layout import (
     BLOCK_BYTES,
-    EMBEDDING_FILE,
     RESIDENT_FILE,
     EmbeddingLayout,
     LayerLayout,
@@ -23,6 +22,7 @@ INDEX_FILE = "index.json"
 FORMAT_NAME = "streaming-experts"
 FORMAT_VERSION = 1
 REHEARSAL = "rehearsal"  # extension of a container whose weights are made up: {"seed": n}
+NGRAMS = "ngrams"  # a required feature: an embedding of n-grams beside that of tokens
 PROOFS = ("computed", "stated", "ranges", "none")  # what a source file's hash is worth, see FORMAT.md
 
 
@@ -83,7 +83,9 @@ def canonical_json(content: Any) -> bytes:
 
 def _to_json(index: Index) -> dict[str, Any]:
     layout = index.layout
+    ngrams = {} if layout.ngrams is None else {NGRAMS: _embedding_to_json(layout.ngrams, index)}
     return {
+        **ngrams,
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,
         "required_features": list(index.required_features),
@@ -117,9 +119,9 @@ def source_to_json(source: Source) -> dict[str, Any]:
 
 def _embedding_to_json(embedding: EmbeddingLayout, index: Index) -> dict[str, Any]:
     return {
-        "file": EMBEDDING_FILE,
+        "file": embedding.file,
         "bytes": embedding.nbytes,
-        "sha256": index.data_files[EMBEDDING_FILE],
+        "sha256": index.data_files[embedding.file],
         "rows": embedding.rows,
         "columns": embedding.columns,
         "row_bytes": embedding.row_bytes,

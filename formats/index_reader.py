@@ -14,6 +14,7 @@ from formats.index import (
     FORMAT_NAME,
     FORMAT_VERSION,
     INDEX_FILE,
+    NGRAMS,
     PROOFS,
     FileChecksum,
     Index,
@@ -24,6 +25,7 @@ from formats.index import (
 from formats.layout import (
     BLOCK_BYTES,
     EMBEDDING_FILE,
+    NGRAM_FILE,
     RESIDENT_FILE,
     EmbeddingLayout,
     LayerLayout,
@@ -47,7 +49,7 @@ MAX_INDEX_BYTES = 1 << 28
 MAX_BYTES = 1 << 50  # of any file or offset
 MAX_LENGTH = 1 << 31  # of any axis
 MAX_AXES = 4
-FEATURES: tuple[str, ...] = ()  # names in required_features that this version knows
+FEATURES = (NGRAMS,)  # names in required_features that this version knows
 _SMALL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -99,7 +101,14 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
     _expect(root, "page_bytes", PAGE_BYTES)
     _expect(root, "array_alignment", ARRAY_ALIGNMENT)
     model = read_model_facts(root.object("model"))
-    embedding = _read_embedding(root.object("embedding"), model)
+    embedding = _read_embedding(root.object("embedding"), EMBEDDING_FILE, model.vocab_size, model.hidden_size)
+    tables = [embedding]
+    if (NGRAMS in features) != (model.ngram_table is not None):
+        raise FormatError(
+            f"{root.name('required_features')} is {list(features)}, expected {NGRAMS} exactly for models that have them"
+        )
+    if model.ngram_table is not None:
+        tables.append(_read_embedding(root.object(NGRAMS), NGRAM_FILE, *model.ngram_table))
     resident = _read_resident(root.object("resident"))
     layers = _read_layers(root, model)
     present = {i: layer for i, layer in enumerate(layers) if layer is not None}
@@ -108,14 +117,14 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
             model,
             tuple(None if layer is None else layer.layout for layer in layers),
             resident.tensors,
-            embedding.layout,
+            *(table.layout for table in tables),
         ),
         source=_read_source(root.object("source")),
         options=root.mapping("options"),
         written_by=root.label("written_by"),
         files=dict(_read_files(root)),
         data_files={
-            EMBEDDING_FILE: embedding.sha256,
+            **{table.layout.file: table.sha256 for table in tables},
             RESIDENT_FILE: resident.sha256,
             **{layer.layout.file: layer.sha256 for layer in present.values()},
         },
@@ -151,7 +160,7 @@ def _read_source_file(fields: Fields) -> SourceFile:
 
 
 def _read_files(root: Fields) -> Iterator[tuple[str, FileChecksum]]:
-    seen = {INDEX_FILE, EMBEDDING_FILE, RESIDENT_FILE}
+    seen = {INDEX_FILE, EMBEDDING_FILE, NGRAM_FILE, RESIDENT_FILE}
     for entry in root.objects("files"):
         name = entry.string("name")
         if not _SMALL_FILE.fullmatch(name) or name in seen:
@@ -161,13 +170,13 @@ def _read_files(root: Fields) -> Iterator[tuple[str, FileChecksum]]:
         entry.close()
 
 
-def _read_embedding(fields: Fields, model: ModelConfig) -> _Embedding:
-    _expect(fields, "rows", model.vocab_size)
-    _expect(fields, "columns", model.hidden_size)
+def _read_embedding(fields: Fields, file: str, rows: int, columns: int) -> _Embedding:
+    _expect(fields, "rows", rows)
+    _expect(fields, "columns", columns)
     encoding = encoding_from_json(fields.object("encoding"))
     arrays = _read_arrays(fields)
-    _encoding_arrays(fields, encoding, 1, model.hidden_size)
-    layout = lay_out_embedding(model.vocab_size, model.hidden_size, encoding)
+    _encoding_arrays(fields, encoding, 1, columns)
+    layout = lay_out_embedding(rows, columns, encoding, file)
     if arrays != layout.arrays:
         raise FormatError(
             f"{fields.name('arrays')} are not those of one row in {encoding_to_json(encoding)}, as FORMAT.md "
@@ -175,7 +184,7 @@ def _read_embedding(fields: Fields, model: ModelConfig) -> _Embedding:
         )
     _expect(fields, "checksum_offset", layout.checksum_offset)
     _expect(fields, "row_bytes", layout.row_bytes)
-    _expect(fields, "file", EMBEDDING_FILE)
+    _expect(fields, "file", file)
     _expect(fields, "bytes", layout.nbytes)
     sha256 = fields.hexadecimal("sha256", 64)
     fields.close()

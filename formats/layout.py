@@ -15,8 +15,10 @@ from formats.record import ARRAY_ALIGNMENT, PAGE_BYTES, PlacedArray, RecordLayou
 
 RESIDENT_FILE = "resident.bin"
 EMBEDDING_FILE = "embedding.bin"
+NGRAM_FILE = "ngrams.bin"
 BLOCK_BYTES = 1 << 20  # of a resident tensor, per checksum
 _ROW_CHECKSUM_BYTES = 8
+_ROW_ALIGNMENT = {EMBEDDING_FILE: ARRAY_ALIGNMENT, NGRAM_FILE: _ROW_CHECKSUM_BYTES}  # n-grams have short rows, and many
 
 
 def layer_file(layer: int) -> str:
@@ -51,7 +53,7 @@ class ResidentTensor:
 
 @dataclass(frozen=True)
 class EmbeddingLayout:
-    """The token embedding, row by row: each row holds its own arrays and, last, its checksum.
+    """An embedding of tokens or of n-grams, row by row: each row holds its own arrays and, last, its checksum.
 
     The checksum is XXH3-64, little-endian, of the row's bytes before it, seeded with the row number, so that
     a row is one short read that proves itself.
@@ -63,6 +65,7 @@ class EmbeddingLayout:
     row_bytes: int
     arrays: tuple[PlacedArray, ...]  # of one row, as a matrix [1, columns]
     checksum_offset: int
+    file: str = EMBEDDING_FILE
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +84,7 @@ class EmbeddingLayout:
         stored = int.from_bytes(raw[self.checksum_offset :][:_ROW_CHECKSUM_BYTES].tobytes(), "little")
         found = xxh3_64(raw[: self.checksum_offset], seed=row)
         if stored != int(found, 16):
-            raise ChecksumError(f"{EMBEDDING_FILE}: row {row} has checksum {found}, expected {stored:016x}")
+            raise ChecksumError(f"{self.file}: row {row} has checksum {found}, expected {stored:016x}")
 
     def seal(self, first_row: int, raw: AnyArray) -> None:
         """Write the checksum of every row of raw, uint8 [n, row_bytes], in place."""
@@ -100,6 +103,12 @@ class Layout:
     layers: tuple[LayerLayout | None, ...]
     resident: tuple[ResidentTensor, ...]
     embedding: EmbeddingLayout
+    ngrams: EmbeddingLayout | None = None  # of a model that has an embedding of n-grams
+
+    @property
+    def embeddings(self) -> tuple[EmbeddingLayout, ...]:
+        """What is read row by row."""
+        return (self.embedding,) if self.ngrams is None else (self.embedding, self.ngrams)
 
     @property
     def resident_bytes(self) -> int:
@@ -114,7 +123,7 @@ class Layout:
     @property
     def total_bytes(self) -> int:
         """Bytes of all data files; index and small files not counted."""
-        return self.expert_bytes + self.resident_bytes + self.embedding.nbytes
+        return self.expert_bytes + self.resident_bytes + sum(table.nbytes for table in self.embeddings)
 
     def moe_layers(self) -> Iterator[tuple[int, LayerLayout]]:
         """(layer, its layout) of the layers that have experts."""
@@ -142,10 +151,10 @@ def place_resident(name: str, shape: tuple[int, ...], encoding: Encoding, offset
     return ResidentTensor(name, shape, encoding, offset, nbytes, arrays)
 
 
-def lay_out_embedding(rows: int, columns: int, encoding: Encoding) -> EmbeddingLayout:
-    """Place one row's arrays on 8-byte boundaries, then its checksum; rows start on 64-byte boundaries."""
+def lay_out_embedding(rows: int, columns: int, encoding: Encoding, file: str = EMBEDDING_FILE) -> EmbeddingLayout:
+    """Place one row's arrays on 8-byte boundaries, then its checksum; rows start on 64-byte boundaries (n-grams: 8)."""
     specs: tuple[ArraySpec, ...] = encoding.arrays(1, columns)
     arrays = place(specs, alignment=_ROW_CHECKSUM_BYTES)
     checksum_offset = align(arrays[-1].offset + arrays[-1].nbytes, _ROW_CHECKSUM_BYTES)
-    row_bytes = align(checksum_offset + _ROW_CHECKSUM_BYTES, ARRAY_ALIGNMENT)
-    return EmbeddingLayout(rows, columns, encoding, row_bytes, arrays, checksum_offset)
+    row_bytes = align(checksum_offset + _ROW_CHECKSUM_BYTES, _ROW_ALIGNMENT[file])
+    return EmbeddingLayout(rows, columns, encoding, row_bytes, arrays, checksum_offset, file)

@@ -23,10 +23,13 @@ class Origins:
     embedding: Origin
     resident: Mapping[str, Origin]  # by name
     experts: Mapping[int, tuple[Origin, ...]]  # of gate, up and down, by layer
+    ngrams: Origin | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The extension's form."""
+        ngrams = {} if self.ngrams is None else {"ngrams": self.ngrams._asdict()}
         return {
+            **ngrams,
             "embedding": self.embedding._asdict(),
             "resident": {name: origin._asdict() for name, origin in self.resident.items()},
             "experts": {str(i): [origin._asdict() for origin in parts] for i, parts in self.experts.items()},
@@ -43,6 +46,7 @@ def read_origins(extensions: Mapping[str, Any], where: str) -> Origins | None:
         _read(fields.object("embedding")),
         {name: _read(resident.object(name)) for name, _ in resident.entries()},
         {int(i): tuple(map(_read, experts.objects(i))) for i, _ in experts.entries() if i.isdecimal()},
+        _read(fields.object("ngrams")) if "ngrams" in fields else None,
     )
 
 

@@ -197,7 +197,7 @@ def _print_outcome(
                 "total_bytes": layout.total_bytes,
                 "expert_bytes": layout.expert_bytes,
                 "resident_bytes": layout.resident_bytes,
-                "embedding_bytes": layout.embedding.nbytes,
+                "embedding_bytes": sum(table.nbytes for table in layout.embeddings),
                 "source_bytes": conversion.plan.source_bytes,
                 "read_bytes": read_bytes,
                 "resumed_bytes": outcome.resumed_bytes,
@@ -217,7 +217,7 @@ def _print_outcome(
     else:
         click.echo(
             f"{out}: {human(layout.total_bytes)}: experts {human(layout.expert_bytes)}, resident "
-            f"{human(layout.resident_bytes)}, embedding {human(layout.embedding.nbytes)}"
+            f"{human(layout.resident_bytes)}, embedding {human(sum(table.nbytes for table in layout.embeddings))}"
         )
         resumed = f", {human(outcome.resumed_bytes)} were there already" if outcome.resumed_bytes else ""
         rate = three_digits(read_bytes / max(seconds, 1e-9) / 1e9)

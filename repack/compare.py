@@ -15,7 +15,7 @@ from formats.dtypes import AnyArray, Float32, storage_dtype
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.errors import FormatError
 from formats.fields import shown
-from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
+from formats.layout import RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
 from formats.quantization import CONFIG_FILE, MODELOPT_FILE, Quantization, read_quantization
 from formats.record import LINEAR_BIAS, PlacedArray
 from repack.findings import Comparison, Damage, Findings
@@ -162,7 +162,8 @@ def _ranges(plan: Plan, sample: Sample | None) -> list[list[Range]]:
 def _by_file(layout: Layout, plan: Plan, sample: Sample | None) -> Iterator[tuple[str, Iterator[_Matrix]]]:
     """(file, its matrices), all that the container has, or those of the sample."""
     if sample is None:
-        yield EMBEDDING_FILE, iter([_embedding_matrix(layout.embedding, plan.embedding)])
+        for table, (_, sources) in zip(layout.embeddings, plan.embeddings(), strict=True):
+            yield table.file, _embedding_matrices(table, sources)
         yield RESIDENT_FILE, _resident_matrices(layout, plan)
     for i, layer in layout.moe_layers():
         chosen = range(layer.num_experts) if sample is None else sorted(e for in_layer, e in sample if in_layer == i)
@@ -170,12 +171,16 @@ def _by_file(layout: Layout, plan: Plan, sample: Sample | None) -> Iterator[tupl
             yield layer.file, _expert_matrices(i, layer, plan, chosen)
 
 
-def _embedding_matrix(layout: EmbeddingLayout, source: SourceMatrix) -> _Matrix:
-    def read(fd: int, first: int, rows: int) -> dict[str, AnyArray]:
-        raw = _read(fd, first * layout.row_bytes, rows * layout.row_bytes)
-        return layout.views(raw.reshape(rows, layout.row_bytes))
+def _embedding_matrices(layout: EmbeddingLayout, sources: Sequence[SourceMatrix]) -> Iterator[_Matrix]:
+    begin = 0
+    for source in sources:
 
-    return _Matrix(Damage(EMBEDDING_FILE, ""), layout.encoding, source, read)
+        def read(fd: int, first: int, rows: int, begin: int = begin) -> dict[str, AnyArray]:
+            raw = _read(fd, (begin + first) * layout.row_bytes, rows * layout.row_bytes)
+            return layout.views(raw.reshape(rows, layout.row_bytes))
+
+        yield _Matrix(Damage(layout.file, ""), layout.encoding, source, read)
+        begin += source.rows
 
 
 def _resident_matrices(layout: Layout, plan: Plan) -> Iterator[_Matrix]:

@@ -12,7 +12,7 @@ from formats.checksum import sha256
 from formats.config import read_config
 from formats.container import CONVERTING_FILE, open_container
 from formats.errors import FormatError, RequestError, StreamingExpertsError
-from formats.index import INDEX_FILE, FileChecksum, Index, SourceFile, index_to_bytes
+from formats.index import INDEX_FILE, NGRAMS, FileChecksum, Index, SourceFile, index_to_bytes
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
 from formats.origins import ORIGINS
@@ -228,6 +228,7 @@ def _new_index(conversion: Conversion) -> Index:
         data_files={},
         record_checksums={},
         block_checksums={},
+        required_features=() if conversion.plan.layout.ngrams is None else (NGRAMS,),
         extensions=conversion.extensions,
     )
 

@@ -59,7 +59,7 @@ class Weights(Protocol):
 def row_blocks(units: Sequence[Unit]) -> Iterator[RowBlock]:
     """What is read for the units, in the order in which they are encoded."""
     for unit in units:
-        sources = [unit.source] if isinstance(unit, EmbeddingUnit) else [matrix.source for matrix in unit.matrices]
+        sources = unit.sources if isinstance(unit, EmbeddingUnit) else [matrix.source for matrix in unit.matrices]
         for source in sources:
             for matrix in (source.linear_bias, source):
                 if matrix is not None:
@@ -108,15 +108,17 @@ def _matrix_blocks(weights: Weights, unit: str, matrix: PlacedMatrix) -> Iterato
 
 def _embedding_blocks(weights: Weights, unit: EmbeddingUnit) -> Iterator[Block]:
     layout, written = unit.layout, 0
-    for row, arrays, nbytes in weights.encoded(unit.name, unit.source, layout.encoding, unit.first_row):
-        rows = len(arrays[layout.arrays[0].name])
-        raw = np.zeros((rows, layout.row_bytes), np.uint8)
-        for array in layout.arrays:
-            content = np.ascontiguousarray(arrays[array.name]).view(np.uint8).reshape(rows, array.nbytes)
-            raw[:, array.offset : array.offset + array.nbytes] = content
-        layout.seal(row, raw)
-        written += raw.nbytes
-        yield raw, nbytes
+    for source in unit.sources:
+        first_row = unit.first_row + written // layout.row_bytes
+        for row, arrays, nbytes in weights.encoded(unit.name, source, layout.encoding, first_row):
+            rows = len(arrays[layout.arrays[0].name])
+            raw = np.zeros((rows, layout.row_bytes), np.uint8)
+            for array in layout.arrays:
+                content = np.ascontiguousarray(arrays[array.name]).view(np.uint8).reshape(rows, array.nbytes)
+                raw[:, array.offset : array.offset + array.nbytes] = content
+            layout.seal(row, raw)
+            written += raw.nbytes
+            yield raw, nbytes
     if unit.nbytes > written:
         yield _zeros(unit.nbytes - written), 0
 

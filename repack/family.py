@@ -54,6 +54,8 @@ EMBEDDING = Tensor("embed_tokens", "V D")
 FINAL_NORM = Tensor("norm", "D")
 LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
 ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
+NGRAM_HASHES = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
+NGRAM_SHARD = "ple.ple_embedding.ngram_embedding.shard_{}"
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ class Family:
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
+    ngrams: tuple[Tensor, ...] = ()  # of the layer that an embedding of n-grams is added to, its table not counted
+    last: tuple[Tensor, ...] = (FINAL_NORM,)  # between the last layer and the head
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
     routers: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # more of a layer, by mlp_layer_types
     never_quantized: tuple[str, ...] = ()  # modules or globs, beside those that no family quantizes
-    after_layers: tuple[Tensor, ...] = ()
     embedding: Tensor = EMBEDDING
     head: Tensor = LM_HEAD
 
@@ -95,7 +98,9 @@ class Family:
                 yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 yield from self._experts(rule, f"{prefix}layers.{i}.", config)
-        for tensor in (*self.after_layers, FINAL_NORM):
+        for shard in self.ngram_shards(config):
+            yield named(f"{prefix}layers.{config.ngram_layer}.", shard)
+        for tensor in self.last:
             yield named(prefix, tensor)
         if not config.tie_word_embeddings:
             yield named(head_prefix(prefix), self.head)
@@ -115,10 +120,16 @@ class Family:
     def layer_tensors(self, config: Any, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""
         feed_forward = self.moe if config.has_experts(layer) else self.dense
-        tensors = self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
+        added = self.ngrams if layer == config.ngram_layer else ()
+        tensors = added + self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
         if self.routers:
             tensors += self.routers[config.mlp_layer_types[layer]]
         return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
+
+    def ngram_shards(self, config: ModelConfig) -> Iterator[Tensor]:
+        """The parts that the embedding of n-grams is published in, in the order of their rows."""
+        for shard in range(config.ngram_shards):
+            yield Tensor(NGRAM_SHARD.format(shard), "ngrams ngram")
 
     def skip_reason(self, name: str, prefix: str, config: ModelConfig) -> str | None:
         """What a tensor is that a text model does not need, or None."""
@@ -127,6 +138,9 @@ class Family:
                 return what
         if name.endswith(ROTARY_FREQUENCIES):
             return "rotary frequencies, which config.json states too"
+        hashes = f"{prefix}layers.{config.ngram_layer}.ple.ple_embedding."
+        if config.ngram_layer is not None and name in {f"{hashes}{what}" for what in NGRAM_HASHES}:
+            return "hashes of n-grams, which follow from config.json"
         layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
             return self.extra_layers

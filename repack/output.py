@@ -15,7 +15,7 @@ from formats.container import CONVERTING_FILE
 from formats.errors import RequestError, StorageError
 from formats.fields import shown
 from formats.index import FORMAT_NAME, INDEX_FILE
-from formats.layout import EMBEDDING_FILE, RESIDENT_FILE, layer_file
+from formats.layout import EMBEDDING_FILE, NGRAM_FILE, RESIDENT_FILE, layer_file
 from repack.journal import open_locked
 from repack.writer import FETCHED, JOURNAL, PARTIAL, add_suffix, storage_errors, sync_folder
 
@@ -39,7 +39,7 @@ _OURS = re.compile(
     r"({})({}|{}|{})?".format(
         "|".join(
             [
-                *map(re.escape, (INDEX_FILE, EMBEDDING_FILE, RESIDENT_FILE, *SMALL_FILES)),
+                *map(re.escape, (INDEX_FILE, EMBEDDING_FILE, NGRAM_FILE, RESIDENT_FILE, *SMALL_FILES)),
                 r"experts/layer-\d{3,}\.bin",
             ]
         ),

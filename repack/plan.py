@@ -10,7 +10,6 @@ from formats.encodings.sources import Plane, SourceEncoding, stored
 from formats.encodings.sources.base import EACH_ROW, PACKED_ROWS
 from formats.layout import (
     BLOCK_BYTES,
-    EMBEDDING_FILE,
     RESIDENT_FILE,
     EmbeddingLayout,
     LayerLayout,
@@ -21,6 +20,7 @@ from formats.record import PlacedArray
 from repack.sources.base import Range
 
 EMBEDDING_UNIT_BYTES = 8 << 20  # of source, per journal entry
+UNIT_ALIGNMENT = 4096  # of the bytes of units but the last, as files past the page cache are written
 
 
 @dataclass(frozen=True)
@@ -167,16 +167,16 @@ class EmbeddingUnit:
     nbytes: int
     block_bytes: int
     first_row: int
-    source: SourceMatrix
+    sources: tuple[SourceMatrix, ...]  # one after another
     layout: EmbeddingLayout
 
     @property
     def source_bytes(self) -> int:
-        return self.source.nbytes
+        return sum(source.nbytes for source in self.sources)
 
     def ranges(self) -> list[Range]:
         """What is read of the source, in the order of reading."""
-        return list(self.source.ranges())
+        return [part for source in self.sources for part in source.ranges()]
 
 
 Unit = RecordUnit | EmbeddingUnit
@@ -214,6 +214,7 @@ class Plan:
     resident: tuple[SourceMatrix, ...]  # of layout.resident
     embedding: SourceMatrix
     skipped: tuple[Skipped, ...]
+    ngrams: tuple[SourceMatrix, ...] = ()  # of layout.ngrams, one after another
 
     def origins(self) -> Origins:
         """In which encoding each tensor arrives, and whether it is kept to the bit."""
@@ -225,25 +226,32 @@ class Plan:
                 i: tuple(m.origin(p.encoding) for p, m in zip(layer.record.parts, self.experts[i][0], strict=True))
                 for i, layer in layout.moe_layers()
             },
+            self.ngrams[0].origin(layout.ngrams.encoding) if layout.ngrams is not None else None,
         )
 
     def files(self) -> Iterator[FilePlan]:
         """The files to write, each independent of the others; the long single ones first."""
-        yield FilePlan(EMBEDDING_FILE, self.layout.embedding.nbytes, tuple(self._embedding_units()))
+        for table, sources in self.embeddings():
+            yield FilePlan(table.file, table.nbytes, tuple(_embedding_units(table, sources)))
         yield FilePlan(RESIDENT_FILE, self.layout.resident_bytes, tuple(self._resident_units()))
         for i, layer in self.layout.moe_layers():
             yield FilePlan(layer.file, layer.nbytes, tuple(self._records(i, layer)))
+
+    def embeddings(self) -> Iterator[tuple[EmbeddingLayout, tuple[SourceMatrix, ...]]]:
+        """What is stored row by row, and the matrices that hold its rows."""
+        return zip(self.layout.embeddings, ((self.embedding,), self.ngrams), strict=False)
 
     @property
     def source_bytes(self) -> int:
         """Bytes of the source that the plan reads."""
         experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
-        return sum(map(_with_bias, (*experts, *self.resident, self.embedding)))
+        return sum(map(_with_bias, (*experts, *self.resident, self.embedding, *self.ngrams)))
 
     def source_files(self) -> list[str]:
         """The shards that the plan reads, sorted."""
         experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
-        return sorted({file for m in (*experts, *self.resident, self.embedding) for file, _, _ in m.ranges()})
+        every = (*experts, *self.resident, self.embedding, *self.ngrams)
+        return sorted({file for matrix in every for file, _, _ in matrix.ranges()})
 
     def _records(self, i: int, layer: LayerLayout) -> Iterator[RecordUnit]:
         nbytes = layer.record.record_bytes
@@ -259,14 +267,25 @@ class Plan:
             placed = PlacedMatrix(matrix, tensor.encoding, tensor.arrays)
             yield RecordUnit(tensor.name, tensor.nbytes, BLOCK_BYTES, (placed,))
 
-    def _embedding_units(self) -> Iterator[EmbeddingUnit]:
-        layout = self.layout.embedding
-        step = max(1, EMBEDDING_UNIT_BYTES // self.embedding.row_bytes // 64) * 64  # rows of 64 bytes: units of 4,096
-        for first in range(0, layout.rows, step):
-            rows = min(step, layout.rows - first)
-            last = first + rows == layout.rows
-            nbytes = (layout.nbytes if last else (first + rows) * layout.row_bytes) - first * layout.row_bytes
-            yield EmbeddingUnit("embedding", nbytes, nbytes, first, self.embedding.slice(first, rows), layout)
+
+def _embedding_units(layout: EmbeddingLayout, sources: tuple[SourceMatrix, ...]) -> Iterator[EmbeddingUnit]:
+    name = layout.file.removesuffix(".bin")
+    multiple = UNIT_ALIGNMENT // math.gcd(layout.row_bytes, UNIT_ALIGNMENT)  # of rows
+    step = max(1, EMBEDDING_UNIT_BYTES // sources[0].row_bytes // multiple) * multiple
+    for first in range(0, layout.rows, step):
+        stop = min(first + step, layout.rows)
+        nbytes = (layout.nbytes if stop == layout.rows else stop * layout.row_bytes) - first * layout.row_bytes
+        yield EmbeddingUnit(name, nbytes, nbytes, first, tuple(_rows_of(sources, first, stop)), layout)
+
+
+def _rows_of(sources: tuple[SourceMatrix, ...], first: int, stop: int) -> Iterator[SourceMatrix]:
+    """Rows of matrices that follow each other."""
+    begin = 0
+    for source in sources:
+        start, end = max(first - begin, 0), min(stop - begin, source.rows)
+        if start < end:
+            yield source.slice(start, end - start)
+        begin += source.rows
 
 
 def _with_bias(matrix: SourceMatrix) -> int:

@@ -13,6 +13,8 @@ from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.fields import shown
 from formats.layout import (
+    NGRAM_FILE,
+    EmbeddingLayout,
     LayerLayout,
     Layout,
     ResidentTensor,
@@ -24,7 +26,7 @@ from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.detect import Found, Module, activation_scales, is_there, take_module
 from repack.families import FAMILIES
-from repack.family import FINAL_NORM, LM_HEAD, Experts, Tensor, head_prefix
+from repack.family import LM_HEAD, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
@@ -92,26 +94,42 @@ class _Planner:
             layers.append(None)
             if self.config.has_experts(i):
                 layers[i], experts[i] = self.expert_layer(i)
-        for tensor in (*self.family.after_layers, FINAL_NORM):
+        for tensor in self.family.last:
             self.add_resident(tensor.name, tensor, self.take(self.prefix, tensor))
         tied = self.config.tie_word_embeddings
         head = embedding if tied else self.take(head_prefix(self.prefix), self.family.head)
         self.add_resident(LM_HEAD.name, LM_HEAD, head)
         encoding = self.resident_encoding(embedding)
         layout = lay_out_embedding(embedding.rows, embedding.columns, encoding)
+        ngram_layout, ngrams = self.ngrams()
         skipped = tuple(self.skip(tied))
         if self.quantization is not None and not self.quantized:
             raise FormatError(
                 f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
             )
         return Plan(
-            Layout(self.config, tuple(layers), tuple(self.resident), layout),
+            Layout(self.config, tuple(layers), tuple(self.resident), layout, ngram_layout),
             self.options,
             experts,
             tuple(self.matrices),
             embedding,
             skipped,
+            ngrams,
         )
+
+    def ngrams(self) -> tuple[EmbeddingLayout | None, tuple[SourceMatrix, ...]]:
+        """The file of an embedding of n-grams, and the parts that it comes in; of a model without one, none."""
+        if self.config.ngram_table is None:
+            return None, ()
+        at = f"{self.prefix}layers.{self.config.ngram_layer}."
+        shards = tuple(self.take(at, shard) for shard in self.family.ngram_shards(self.config))
+        for shard in shards:
+            if shard.encoding != shards[0].encoding:
+                raise UnsupportedError(
+                    f"{shard.file}: {shard.tensor} is {shard.encoding.label}, expected {shards[0].encoding.label} as "
+                    f"{shards[0].tensor} is"
+                )
+        return lay_out_embedding(*self.config.ngram_table, self.resident_encoding(shards[0]), NGRAM_FILE), shards
 
     def shape(self, tensor: Tensor | Experts) -> tuple[int, ...]:
         return self.family.shape(tensor.shape, self.config)

@@ -29,6 +29,10 @@ BLOCK_VALUES = 1 << 20  # looked at at a time
 # Classes of resident tensors by the beginning of their name in a layer; the first that fits.
 CLASSES = (
     ("linear_attn.norm", "norms"),
+    ("attn_hyper_connection", "hyper-connections"),
+    ("mlp_hyper_connection", "hyper-connections"),
+    ("hyper_connection_mixer", "hyper-connections"),
+    ("ple.", "n-gram layer"),
     ("self_attn.q_norm", "norms"),
     ("self_attn.k_norm", "norms"),
     ("self_attn.q_a_norm", "norms"),
@@ -82,7 +86,7 @@ def describe_layout(
         chunk_size=DEFAULT_CHUNK_SIZE,
         threads=threads,
     )
-    parts = [*_expert_parts(layout, origins), *_resident_parts(layout, origins), _embedding_part(layout, origins)]
+    parts = [*_expert_parts(layout, origins), *_resident_parts(layout, origins), *_embedding_parts(layout, origins)]
     payload = sum(part["bytes"] for part in parts)
     return {
         "model": _model(layout),
@@ -90,7 +94,7 @@ def describe_layout(
         "padding_bytes": layout.total_bytes - payload,
         "experts_file_bytes": layout.expert_bytes,
         "resident_file_bytes": layout.resident_bytes,
-        "embedding_file_bytes": layout.embedding.nbytes,
+        "embedding_file_bytes": sum(table.nbytes for table in layout.embeddings),
         "total_bytes": layout.total_bytes,
         "bits_per_weight": 8 * layout.total_bytes / sum(part["weights"] for part in parts),
         "records": _records(layout),
@@ -110,7 +114,7 @@ def _model(layout: Layout) -> dict[str, Any]:
     model = layout.model
     experts = [(layer.num_experts, layer.record.num_weights) for _, layer in layout.moe_layers()]
     resident = sum(math.prod(tensor.shape) for tensor in layout.resident)
-    every = resident + layout.embedding.rows * layout.embedding.columns
+    every = resident + sum(table.rows * table.columns for table in layout.embeddings)
     return {
         "model_type": model.model_type,
         "num_hidden_layers": model.num_hidden_layers,
@@ -199,11 +203,11 @@ def _class(name: str) -> str:
     return next((title for beginning, title in CLASSES if local.startswith(beginning)), "other")
 
 
-def _embedding_part(layout: Layout, origins: Origins | None) -> dict[str, Any]:
-    embedding = layout.embedding
-    nbytes = embedding.rows * _payload(embedding.arrays)
-    origin = origins.embedding if origins is not None else None
-    return _part(_Entry("embedding", embedding.encoding, origin, 1, embedding.rows * embedding.columns, nbytes))
+def _embedding_parts(layout: Layout, origins: Origins | None) -> Iterator[dict[str, Any]]:
+    known = (origins.embedding, origins.ngrams) if origins is not None else (None, None)
+    for table, origin in zip(layout.embeddings, known, strict=False):
+        name, nbytes = table.file.removesuffix(".bin"), table.rows * _payload(table.arrays)
+        yield _part(_Entry(name, table.encoding, origin, 1, table.rows * table.columns, nbytes))
 
 
 def _records(layout: Layout) -> list[dict[str, Any]]:

@@ -67,6 +67,8 @@ SUPPORTED: Sequence[Supported] = (
         DECODERS,
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8 experts", TRANSFORMERS, DECODERS),
+    Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),

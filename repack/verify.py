@@ -17,7 +17,7 @@ from formats.container import Container, read_container_index
 from formats.dtypes import AnyArray
 from formats.errors import ChecksumError, FormatError, StreamingExpertsError
 from formats.index import INDEX_FILE
-from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE, EmbeddingLayout
+from formats.layout import BLOCK_BYTES, RESIDENT_FILE, EmbeddingLayout
 from formats.record import PlacedArray, is_zero, padding_ranges
 from repack.compare import Sample, compare_with_source, source_bytes
 from repack.findings import Damage, Findings, Verification
@@ -69,7 +69,8 @@ def verify_container(
     index, found, report = container.index, Findings(folder), progress or _no_progress
     for name in index.files:
         _check_small_file(container, name, found)
-    _check_data_file(container, EMBEDDING_FILE, partial(_check_rows, container, found, report), found)
+    for table in index.layout.embeddings:
+        _check_data_file(container, table.file, partial(_check_rows, table, found, report), found)
     checks: list[tuple[str, Iterable[_Unit]]] = [(RESIDENT_FILE, _resident_units(container))]
     checks += [(layer.file, _records(container, i)) for i, layer in index.layout.moe_layers()]
     for name, units in checks:
@@ -211,8 +212,7 @@ def _check_paddings(unit: _Unit, first: int, piece: AnyArray, found: Findings) -
 # ---- embedding
 
 
-def _check_rows(container: Container, found: Findings, report: Progress, file: _DataFile) -> None:
-    embedding = container.index.layout.embedding
+def _check_rows(embedding: EmbeddingLayout, found: Findings, report: Progress, file: _DataFile) -> None:
     checksum = PlacedArray("checksum", "u32", (2,), embedding.checksum_offset)
     paddings = padding_ranges((*embedding.arrays, checksum), embedding.row_bytes)
     row = 0
@@ -222,17 +222,17 @@ def _check_rows(container: Container, found: Findings, report: Progress, file: _
             for start, stop in paddings:
                 for bad in np.flatnonzero(rows[:, start:stop].any(axis=1)):
                     message = f"padding between bytes {start} and {stop} of the row is not zero"
-                    found.add(Damage(EMBEDDING_FILE, message, row=row + int(bad)))
+                    found.add(Damage(embedding.file, message, row=row + int(bad)))
             for raw in rows:
                 _check_row(embedding, row, raw, found)
                 row += 1
-            report(nbytes, EMBEDDING_FILE)
+            report(nbytes, embedding.file)
         tail = file.read(embedding.nbytes - embedding.rows * embedding.row_bytes)
         if not is_zero(tail):
-            found.add(Damage(EMBEDDING_FILE, "padding after the last row is not zero"))
-        report(len(tail), EMBEDDING_FILE)
+            found.add(Damage(embedding.file, "padding after the last row is not zero"))
+        report(len(tail), embedding.file)
     except _CutError:
-        found.add(Damage(EMBEDDING_FILE, "is cut off, with all that follows", row=row))
+        found.add(Damage(embedding.file, "is cut off, with all that follows", row=row))
         raise
 
 
@@ -240,8 +240,8 @@ def _check_row(embedding: EmbeddingLayout, row: int, raw: AnyArray, found: Findi
     try:
         embedding.check(row, raw)
     except ChecksumError as error:
-        message = str(error).removeprefix(f"{EMBEDDING_FILE}: row {row} has ")
-        found.add(Damage(EMBEDDING_FILE, message, row=row))
+        message = str(error).removeprefix(f"{embedding.file}: row {row} has ")
+        found.add(Damage(embedding.file, message, row=row))
 
 
 def _whole(row_bytes: int) -> int:

@@ -79,7 +79,10 @@ class Engine:
         self._text: Text | None = None
         with ExitStack() as resources:
             store = resources.enter_context(closing(ExpertStore(container)))
-            embedding = resources.enter_context(closing(EmbeddingRows(container)))
+            embedding, *others = (
+                resources.enter_context(closing(EmbeddingRows(container, table))) for table in layout.embeddings
+            )
+            ngrams = others[0] if others else None
             writer = resources.enter_context(TraceWriter(trace, layout)) if trace else None
             policy = default_policy(num_slots, {i: layer.num_experts for i, layer in layout.moe_layers()})
             self.experts = resources.enter_context(
@@ -89,7 +92,7 @@ class Engine:
             )
             pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", ignore_nan))
             self.resident = load_resident(container)
-            self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size)
+            self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size, ngrams)
             if backend == "native":
                 self.ops = resources.enter_context(
                     closing(
@@ -102,6 +105,7 @@ class Engine:
                             ctx_size,
                             threads=threads,
                             precision=precision,
+                            ngrams=ngrams,
                         )
                     )
                 )

@@ -10,7 +10,7 @@ class Session:
     """One sequence. Engine and model hold nothing of it, so any number can live side by side."""
 
     token_ids: list[int] = field(default_factory=list)  # all tokens that the states have seen
-    states: list[State] = field(default_factory=list)  # one entry per layer, made by the model
+    states: list[State] = field(default_factory=list)  # made by the model: one entry per layer, and what it adds
 
 
 @dataclass

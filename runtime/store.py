@@ -14,7 +14,7 @@ from formats.checksum import blocks, xxh3_64
 from formats.container import Container
 from formats.dtypes import AnyArray
 from formats.errors import ChecksumError, StorageError
-from formats.layout import BLOCK_BYTES, EMBEDDING_FILE, RESIDENT_FILE, ResidentTensor
+from formats.layout import BLOCK_BYTES, RESIDENT_FILE, EmbeddingLayout, ResidentTensor
 from runtime.cache import ExpertKey
 from runtime.direct import ALIGNMENT, DirectFile, aligned_bytes, proves_direct
 
@@ -173,26 +173,26 @@ class _RowPlace(NamedTuple):
 
 
 class EmbeddingRows:
-    """The token embedding, read row by row when a token needs it; every row proves itself."""
+    """An embedding, read row by row when a token needs it; every row proves itself."""
 
-    def __init__(self, container: Container) -> None:
-        self.layout = container.index.layout.embedding
-        self._file = DirectFile(container.data_path(EMBEDDING_FILE))
+    def __init__(self, container: Container, layout: EmbeddingLayout) -> None:
+        self.layout = layout
+        self._file = DirectFile(container.data_path(layout.file))
         self._buffer = aligned_bytes(self.layout.row_bytes + 2 * ALIGNMENT)
 
-    def read(self, token_ids: Sequence[int]) -> AnyArray:
-        """Raw rows of distinct token_ids: uint8 [n, row_bytes]. Raises ChecksumError or StorageError."""
-        rows = np.empty((len(token_ids), self.layout.row_bytes), np.uint8)
-        for row, token_id in zip(rows, token_ids, strict=True):
-            place = self._place(token_id)
+    def read(self, numbers: Sequence[int]) -> AnyArray:
+        """Raw rows of distinct numbers: uint8 [n, row_bytes]. Raises ChecksumError or StorageError."""
+        rows = np.empty((len(numbers), self.layout.row_bytes), np.uint8)
+        for row, number in zip(rows, numbers, strict=True):
+            place = self._place(number)
             content = self._buffer[: place.nbytes]
-            self._file.read_into(content, place.offset, f"row {token_id}")
+            self._file.read_into(content, place.offset, f"row {number}")
             row[:] = content[place.skip : place.skip + self.layout.row_bytes]
-            self.layout.check(token_id, row)
+            self.layout.check(number, row)
         return rows
 
-    def _place(self, token_id: int) -> _RowPlace:
-        start = token_id * self.layout.row_bytes
+    def _place(self, number: int) -> _RowPlace:
+        start = number * self.layout.row_bytes
         offset = start // ALIGNMENT * ALIGNMENT
         stop = -(-(start + self.layout.row_bytes) // ALIGNMENT) * ALIGNMENT
         return _RowPlace(offset, stop - offset, start - offset)

@@ -49,6 +49,7 @@ from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
+from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe
 from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
 from formats.errors import UnsupportedError
@@ -89,7 +90,9 @@ __all__ = [
     "KimiLinearConfig",
     "Llama3",
     "ModelConfig",
+    "NGrams",
     "Qwen3_5MoeConfig",
+    "Qwen4ExpConfig",
     "Rope",
     "Temperature",
     "Yarn",
@@ -124,6 +127,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
     "qwen3_moe": read_qwen3_moe,
     "qwen3_next": Qwen3_5MoeConfig.read,
+    "qwen4_exp": Qwen4ExpConfig.read,
+    "qwen4_exp_text": Qwen4ExpConfig.read,  # the language model saved alone
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
@@ -144,6 +149,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "qwen3_5_moe": Qwen3_5MoeConfig,
     "qwen3_moe": DecoderConfig,
     "qwen3_next": Qwen3_5MoeConfig,
+    "qwen4_exp": Qwen4ExpConfig,
 }
 
 

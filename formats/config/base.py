@@ -39,6 +39,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "n_group": ("num_expert_group", "n_group"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),
+    "ngrams.layer_id": ("ple_layer_ids",),
+    "ngrams.size": ("ngram_size",),
+    "ngrams.embed_dim": ("ple_embed_dim",),
+    "ngrams.conv_kernel_size": ("ple_conv_kernel_size",),
+    "ngrams.shards": ("split_ngram_parts",),
     "global_rope_theta": ("rope_parameters.full_attention.rope_theta",),
 }
 
@@ -98,6 +103,26 @@ class ModelConfig(ABC):
     def rope(self) -> Rope:
         """How positions turn queries and keys."""
         return Rope(self.rope_theta, self.rotary_dim, scaling=self.rope_scaling)
+
+    @property
+    def ngram_layer(self) -> int | None:
+        """The layer that an embedding of n-grams is added to."""
+        return None
+
+    @property
+    def ngram_table(self) -> tuple[int, int] | None:
+        """(rows, columns) of the embedding of n-grams."""
+        return None
+
+    @property
+    def ngram_shards(self) -> int:
+        """Parts of equal length in which checkpoints hold it."""
+        return 0
+
+    @property
+    def ngrams_per_token(self) -> int:
+        """Rows of it that a token reads."""
+        return 0
 
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward part is a mixture of experts; a dense one otherwise."""

@@ -19,6 +19,7 @@ from repack.families.deepseek import DEEPSEEK_V3, KIMI_LINEAR
 from repack.families.deepseek_v4 import DEEPSEEK_V4
 from repack.families.gemma4 import GEMMA4
 from repack.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
+from repack.families.qwen4_exp import QWEN4_EXP
 from repack.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -39,4 +40,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
     "qwen3_next": QWEN3_NEXT,
+    "qwen4_exp": QWEN4_EXP,
 }

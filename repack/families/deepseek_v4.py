@@ -10,7 +10,7 @@ from formats.config import (
     SLIDING_ATTENTION,
     DeepseekV4Config,
 )
-from repack.family import Experts, Family, Tensor
+from repack.family import FINAL_NORM, Experts, Family, Tensor
 
 
 def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
@@ -108,10 +108,11 @@ DEEPSEEK_V4 = Family(
         ),
     ),
     never_quantized=("embed", "head", "*.compressor.*"),
-    after_layers=(
+    last=(
         Tensor("hc_head.fn", "N ND", keep=True, suffix="", dtype="F32", source="hc_head_fn"),
         Tensor("hc_head.base", "N", suffix="", dtype="F32", source="hc_head_base"),
         Tensor("hc_head.scale", "1", suffix="", dtype="F32", source="hc_head_scale"),
+        FINAL_NORM,
     ),
     embedding=Tensor("embed_tokens", "V D", source="embed"),
     head=Tensor("lm_head", "V D", source="head"),

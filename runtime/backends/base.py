@@ -62,6 +62,9 @@ class Ops(Protocol):
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Rows of the token embedding: [T, D]."""
 
+    def embed_ngrams(self, rows: Sequence[Sequence[int]]) -> Array:
+        """Rows [T, n] of the embedding of n-grams, those of a token side by side: [T, n * columns]."""
+
     def linear(self, x: Array, weight: Weight, bias: Weight | None = None) -> Array:
         """x @ weight.T + bias: [T, columns], weight [rows, columns], bias [rows] -> [T, rows]."""
 
@@ -101,6 +104,12 @@ class Ops(Protocol):
         """Log of the DeltaNet's decay, -exp(a_log) * softplus(a + dt_bias): a [T, C], dt_bias [C] -> [T, C].
 
         a_log [H]: each for C / H channels that follow each other.
+        """
+
+    def root_gate(self, x: Array, y: Array) -> Array:
+        """[..., D] twice -> [..., 1]: sigmoid(sign(d) * sqrt(max(|d|, 1e-6))), d = x . y / sqrt(D).
+
+        Source: transformers' Qwen4ExpTextPLELayer.
         """
 
     def scale(self, x: Array, weight: Weight) -> Array:
@@ -144,13 +153,14 @@ class Ops(Protocol):
         sinks: Weight | None = None,
         turn: Turn | None = None,
         beside: Beside | None = None,
+        selection: Array | None = None,
     ) -> tuple[Array, State]:
         """Causal softmax attention of q [T, Hq, d] over the cache and k [T, Hkv, d], v [T, Hkv, e].
 
         With a window a token sees itself and the window - 1 tokens before it. sinks [Hq]: a score per head that takes
         part in the softmax and brings no value. turn: q and k come as they were projected. beside: keys, each its own
-        value, that share the softmax; for a cache of one key head.
-        Returns ([T, Hq, e], new cache).
+        value, that share the softmax; for a cache of one key head. A selection of `block_tokens` leaves out all other
+        keys. Returns ([T, Hq, e], new cache).
         """
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
@@ -189,6 +199,12 @@ class Ops(Protocol):
         q [T, H, d], k [T, d], weights [T, H]; or k [any, d] where `seen` tells of how many keys each query chooses.
         Returns (selection for `latent_attention` or `Beside`, new cache).
         Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
+        """
+
+    def block_tokens(self, chosen: Array, position: int, block: int) -> Array:
+        """What tokens from `position` on see of blocks of `block` tokens: a selection for `attention`.
+
+        That is the tokens of the blocks chosen [T, any], and all after the last block that is whole.
         """
 
     def new_entries(self, width: int, rate: int) -> State:
@@ -238,8 +254,11 @@ class Ops(Protocol):
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
         """An empty state of the gated delta rule."""
 
-    def causal_conv1d(self, x: Array, weight: Weight, state: Array) -> tuple[Array, Array]:
-        """Depthwise convolution of x [T, C] with weight [C, K] after state [K-1, C]: ([T, C], last K-1 inputs)."""
+    def causal_conv1d(self, x: Array, weight: Weight, state: Array, dilation: int = 1) -> tuple[Array, Array]:
+        """Depthwise convolution of x [T, C] with weight [C, K], every dilation-th input: ([T, C], new state).
+
+        The state is the last (K-1) * dilation inputs, [.., C].
+        """
 
     def gated_delta_rule(
         self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: State

@@ -28,6 +28,7 @@ from runtime.backends.native_compressed import NativeCompressedOps
 from runtime.backends.native_states import DeltaState, new_cache
 from runtime.backends.native_weights import NativeWeight, native_weight, with_result
 from runtime.backends.numpy_compressed import visible
+from runtime.backends.numpy_latent import Bool
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
@@ -63,9 +64,10 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         threads: int,
         precision: str,
         level: str | None = None,
+        ngrams: EmbeddingRows | None = None,
     ) -> None:
         """Raises UnsupportedError without the library, or for an encoding or level that it does not have."""
-        super().__init__(layout, resident, embedding, experts, pool, ctx_size)
+        super().__init__(layout, resident, embedding, experts, pool, ctx_size, ngrams)
         self._resident, self._base = resident, resident.ctypes.data
         for tensor in layout.resident:
             weight = self._weights[tensor.name]
@@ -165,11 +167,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             self._prepared[key] = np.repeat(values, channels // len(values))
         return self._prepared[key]
 
-    def _taps(self, weight: Weight) -> Float32:
-        """A convolution's weights [C, K] as [K, C]."""
+    def _taps(self, weight: Weight, dilation: int) -> Float32:
+        """A convolution's weights [C, K] as [(K - 1) * dilation + 1, C], zeros between them."""
         key = (native_weight(weight).matrix.weight_offset, 0.0)
         if key not in self._prepared:
-            self._prepared[key] = np.ascontiguousarray(weight.decode().T)
+            taps = np.zeros(((weight.columns - 1) * dilation + 1, weight.rows), np.float32)
+            taps[::dilation] = weight.decode().T
+            self._prepared[key] = taps
         return self._prepared[key]
 
     # ---- row by row
@@ -284,6 +288,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         sinks: Weight | None = None,
         turn: Turn | None = None,
         beside: Beside | None = None,
+        selection: Bool | None = None,
     ) -> tuple[Float32, State]:
         q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
         tokens, heads, _ = q.shape
@@ -293,7 +298,8 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         further = beside.entries.seen_by(seen) if beside is not None and seen is not None else None
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None, None,
+            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None,
+            address(np.ascontiguousarray(selection)) if selection is not None else None,
             self._turn(turn, tokens) if turn is not None else None,
             further, address(y),
         )  # fmt: skip
@@ -311,9 +317,9 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     # ---- gated DeltaNet
 
-    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
+    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
         x, y = with_result(x)
-        taps, after = self._taps(weight), np.empty_like(state)
+        taps, after = self._taps(weight, dilation), np.empty_like(state)
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
         return y, after

@@ -109,9 +109,10 @@ class NumpyOps(CompressedOps):
         experts: Experts,
         pool: ThreadPoolExecutor,
         ctx_size: int,
+        ngrams: EmbeddingRows | None = None,
     ) -> None:
         self._layout = layout
-        self._embedding = embedding
+        self._embedding, self._ngrams = embedding, ngrams
         self._experts = experts
         self._pool = pool
         self._ctx_size = ctx_size
@@ -125,10 +126,12 @@ class NumpyOps(CompressedOps):
         return self._weights[name]
 
     def embed(self, token_ids: Sequence[int]) -> Float32:
-        distinct, places = np.unique(np.asarray(token_ids), return_inverse=True)
-        layout = self._embedding.layout
-        rows = layout.encoding.decode(layout.views(self._embedding.read(distinct.tolist())))
-        return rows[places]
+        return _rows(self._embedding, np.asarray(token_ids))
+
+    def embed_ngrams(self, rows: Sequence[Sequence[int]]) -> Float32:
+        assert self._ngrams is not None
+        numbers = np.asarray(rows)
+        return _rows(self._ngrams, numbers.reshape(-1)).reshape(len(numbers), -1)
 
     # ---- matrices
 
@@ -260,6 +263,11 @@ class NumpyOps(CompressedOps):
     def softcap(self, x: Float32, cap: float) -> Float32:
         return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
+    def root_gate(self, x: Float32, y: Float32) -> Float32:
+        products = np.moveaxis(x * y, -1, 0)  # summed one after another, on any machine in one order
+        d = np.add.reduce(np.ascontiguousarray(products), axis=0)[..., None] * np.float32(x.shape[-1] ** -0.5)
+        return self.sigmoid(np.sign(d) * np.sqrt(np.maximum(np.abs(d), np.float32(1e-6))))
+
     def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
         return np.concatenate(arrays, axis)
 
@@ -304,6 +312,7 @@ class NumpyOps(CompressedOps):
         sinks: Weight | None = None,
         turn: Turn | None = None,
         beside: Beside | None = None,
+        selection: Bool | None = None,
     ) -> tuple[Float32, State]:
         if turn is not None:
             q, k = (self._turned(x, norm, turn) for x, norm in ((q, turn.q_norm), (k, turn.k_norm)))
@@ -321,6 +330,8 @@ class NumpyOps(CompressedOps):
             seen = start + first + len(queries)
             behind = start + first + np.arange(len(queries))[:, None] - np.arange(seen)  # [n, seen]
             hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
+            if selection is not None:
+                hidden = hidden | ~selection[first : first + block, :seen]
             hidden = np.repeat(hidden, group, axis=0)  # [n * group, seen]
             unseen = None if beside is None else np.repeat(~visible(beside)[first : first + block], group, axis=0)
             for h in range(kv_heads):
@@ -380,6 +391,13 @@ class NumpyOps(CompressedOps):
         each = seen_tokens(extended, len(q)) if seen is None else np.asarray(seen)
         return select_tokens(q, weights, extended, top_k, each), extended
 
+    def block_tokens(self, chosen: Bool, position: int, block: int) -> Bool:
+        tokens = len(chosen)
+        after = (position + 1 + np.arange(tokens)) // block * block  # where the first block begins that is not whole
+        selection = np.arange(position + tokens) >= after[:, None]
+        selection[:, : block * chosen.shape[1]] |= np.repeat(chosen, block, axis=1)
+        return selection
+
     # ---- gated DeltaNet
 
     def zeros(self, shape: tuple[int, ...]) -> Float32:
@@ -388,12 +406,12 @@ class NumpyOps(CompressedOps):
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
         return np.zeros((num_heads, key_dim, value_dim), np.float32)
 
-    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32) -> tuple[Float32, Float32]:
+    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
         taps = weight.decode()  # [C, K]
-        padded = np.concatenate([state, x])  # [K - 1 + T, C]
+        padded = np.concatenate([state, x])  # [(K - 1) * dilation + T, C]
         y = np.zeros_like(x)
         for j in range(taps.shape[1]):
-            y += taps[:, j] * padded[j : j + len(x)]
+            y += taps[:, j] * padded[j * dilation : j * dilation + len(x)]
         return y, padded[len(x) :].copy()
 
     def gated_delta_rule(
@@ -411,6 +429,13 @@ class NumpyOps(CompressedOps):
             state += k[t, :, :, None] * update[:, None, :]
             output[t] = (q[t, :, None, :] @ state)[:, 0]
         return output, state
+
+
+def _rows(table: EmbeddingRows, numbers: AnyArray) -> Float32:
+    """Rows [n, columns] of an embedding; each is read once."""
+    distinct, places = np.unique(numbers, return_inverse=True)
+    layout = table.layout
+    return layout.encoding.decode(layout.views(table.read(distinct.tolist())))[places]
 
 
 @lru_cache(maxsize=16)  # all layers of a step ask for the same

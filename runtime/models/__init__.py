@@ -11,6 +11,7 @@ from formats.config import (
     KimiLinearConfig,
     ModelConfig,
     Qwen3_5MoeConfig,
+    Qwen4ExpConfig,
 )
 from runtime.backends.base import Array, Ops, State
 from runtime.models.decoder import Decoder
@@ -19,6 +20,7 @@ from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
+from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
 
 
@@ -50,4 +52,5 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Gemma4Config: Gemma4,
     KimiLinearConfig: KimiLinear,
     Qwen3_5MoeConfig: Qwen3_5Moe,
+    Qwen4ExpConfig: Qwen4Exp,
 }

@@ -63,12 +63,14 @@ class Qwen3_5Moe:
         outputs = []
         for s in sequences:
             turn = Turn(c.rope, s.position, q_norm, k_norm, c.rms_norm_eps, offset=1.0)
-            output, s.states[layer] = ops.attention(
-                q[s.rows], k[s.rows], v[s.rows], s.states[layer], scale=d**-0.5, turn=turn
-            )
-            outputs.append(output)  # [tokens, heads, d]
+            outputs.append(self._attend(layer, x, s, (q[s.rows], k[s.rows], v[s.rows]), turn))  # [tokens, heads, d]
         o = ops.concatenate(outputs) * ops.sigmoid(gate)
         return ops.linear(o.reshape(-1, heads * d), ops.weight(f"{name}.o_proj"))
+
+    def _attend(self, layer: int, _x: Array, s: Sequence, qkv: tuple[Array, Array, Array], turn: Turn) -> Array:
+        """Attention of a sequence's tokens, which replaces its state: [tokens, heads, d]."""
+        output, s.states[layer] = self.ops.attention(*qkv, s.states[layer], scale=self.config.head_dim**-0.5, turn=turn)
+        return output
 
     # ---- gated DeltaNet
 
@@ -102,8 +104,11 @@ class Qwen3_5Moe:
             output, recurrent = ops.gated_delta_rule(q, k, v, log_decay[s.rows], beta[s.rows], recurrent)
             s.states[layer] = (convolution, recurrent)
             outputs.append(output)  # [tokens, heads, d]
-        o = ops.rms_norm(ops.concatenate(outputs), w("norm"), c.rms_norm_eps) * ops.silu(z)
+        o = ops.rms_norm(ops.concatenate(outputs), w("norm"), c.rms_norm_eps) * self._output_gate(z)
         return ops.linear(o.reshape(-1, heads * d), w("out_proj"))
+
+    def _output_gate(self, z: Array) -> Array:
+        return self.ops.silu(z)
 
     def _ungroup_qkvz(self, qkvz: Array) -> tuple[Array, Array]:
         """A projection that holds q | k | v | z of one key head after another -> qkv, z."""

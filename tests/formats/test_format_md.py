@@ -125,7 +125,7 @@ TABLES = {
 @pytest.mark.parametrize("title", TABLES)
 def test_the_tables_of_the_index_name_exactly_its_fields(pristine: Path, title: str) -> None:
     documented = documented_fields(title)
-    content = json.loads((pristine / "index.json").read_bytes())
+    content = json.loads((pristine / "index.json").read_bytes()) | {"ngrams": None}  # of one model alone
     found = [item for path in TABLES[title] for item in objects_at(content, path)]
     assert found
     assert all(item.keys() == documented for item in found)

@@ -130,8 +130,9 @@ def test_a_rehearsal_with_links_takes_no_more_disk_than_allowed(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_a_well_known_model_can_be_rehearsed(name: str) -> None:
-    rehearsal = prepare_rehearsal(known_geometry(name), Options(), 0, 64 << 30)
-    assert rehearsal.output_bytes <= 64 << 30 or not rehearsal.links
+    room = (72 if name == "Qwen/Qwen3.8-Flash-Next" else 64) << 30  # whose embedding of n-grams takes 60
+    rehearsal = prepare_rehearsal(known_geometry(name), Options(), 0, room)
+    assert rehearsal.output_bytes <= room or not rehearsal.links
 
 
 def test_modules_that_a_config_leaves_out_stay_bf16() -> None:

@@ -19,6 +19,7 @@ from tests.fixtures import (
     kimi_linear_tiny,
     llama4_tiny,
     mimo_tiny,
+    qwen4_tiny,
 )
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
@@ -31,6 +32,7 @@ CASES: dict[str, Any] = {
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **mimo_tiny.CASES,
+    **qwen4_tiny.CASES,
 }
 EXACT_AT_4 = (
     "gptq",

@@ -67,7 +67,7 @@ def test_embedding_rows_are_those_of_the_file_wherever_they_lie(demo4: Path) -> 
     container = open_container(demo4)
     row_bytes, rows = container.index.layout.embedding.row_bytes, container.index.layout.embedding.rows
     on_disk = np.frombuffer((demo4 / EMBEDDING_FILE).read_bytes(), np.uint8)[: rows * row_bytes]
-    with closing(EmbeddingRows(container)) as embedding:
+    with closing(EmbeddingRows(container, container.index.layout.embedding)) as embedding:
         ids = [*range(0, rows, 37), rows - 1]
         assert np.array_equal(embedding.read(ids), on_disk.reshape(rows, row_bytes)[ids])
 
@@ -169,7 +169,9 @@ def test_embedding_rows_that_changed_places_are_refused(own4: Path) -> None:
     (own4 / EMBEDDING_FILE).write_bytes(
         content[row_bytes : 2 * row_bytes] + content[:row_bytes] + content[2 * row_bytes :]
     )
-    with closing(EmbeddingRows(open_container(own4))) as embedding, pytest.raises(ChecksumError, match="row 1 "):
+    container = open_container(own4)
+    rows = EmbeddingRows(container, container.index.layout.embedding)
+    with closing(rows) as embedding, pytest.raises(ChecksumError, match="row 1 "):
         embedding.read([1])
 
 

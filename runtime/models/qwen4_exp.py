@@ -1,0 +1,150 @@
+"""Qwen3.8-Flash-Next: several streams of hidden values, of which every half of a layer reads a mixture.
+
+Gated DeltaNet, attention and experts are Qwen3.5 MoE's; attention sees the blocks of tokens that an indexer chooses,
+and one layer adds an embedding of the last n-grams, read from disk as that of tokens is.
+Source: transformers' modular_qwen4_exp.py (text part). Shapes: T tokens of one step, D hidden_size, S streams.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+
+from formats.config import LINEAR_ATTENTION, SILU, Qwen4ExpConfig
+from runtime.backends.base import Array, State, Turn
+from runtime.models.ngrams import ngram_rows
+from runtime.models.qwen3_5_moe import Qwen3_5Moe
+from runtime.session import Sequence
+
+
+@dataclass(frozen=True)
+class Qwen4Exp(Qwen3_5Moe):
+    config: Qwen4ExpConfig
+
+    def new_states(self) -> list[State]:
+        """What every layer remembers of a sequence that has not begun; last, what n-grams need of it."""
+        kinds = self.config.layer_types
+        layers = [self._new_delta_state() if kind == LINEAR_ATTENTION else self._new_indexed_state() for kind in kinds]
+        return [*layers, self._new_ngram_state()]
+
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
+        c, ops = self.config, self.ops
+        h = ops.concatenate([ops.embed(token_ids)] * c.hc_count, axis=1)  # [T, S * D]
+        for layer, layer_type in enumerate(c.layer_types):
+            mixer = self._linear_attention if layer_type == LINEAR_ATTENTION else self._full_attention
+            if layer == c.ngram_layer:
+                h = h + self._ngrams(f"layers.{layer}.ple", h, token_ids, sequences)
+            x, normed = self._mixed(h, f"layers.{layer}.attn_hyper_connection")
+            h = self._injected(h, mixer(layer, x, sequences), normed, f"layers.{layer}.attn_hyper_connection")
+            x, normed = self._mixed(h, f"layers.{layer}.mlp_hyper_connection")
+            h = self._injected(h, self._moe(layer, x), normed, f"layers.{layer}.mlp_hyper_connection")
+        return self._mixed(h, "hyper_connection_mixer")[0]
+
+    # ---- streams
+
+    def _stream_norm(self, h: Array, name: str) -> Array:
+        """RMSNorm of each stream, with weights of its own around zero: [T, S * D] -> [T, S * D]."""
+        c, ops = self.config, self.ops
+        d = c.hidden_size
+        x = (ops.l2_norm(h.reshape(-1, c.hc_count, d), d * c.rms_norm_eps) * d**0.5).reshape(-1, c.hc_width)
+        return x + ops.scale(x, ops.weight(name))
+
+    def _mixed(self, h: Array, name: str) -> tuple[Array, Array]:
+        """What a layer's half reads of the streams [T, S * D]: their mixture [T, D], and the streams normalised."""
+        c, ops = self.config, self.ops
+        normed = self._stream_norm(h, f"{name}.hc_norm")
+        low = ops.silu(ops.linear(normed, ops.weight(f"{name}.input_mix_weight_down")) * (1 / c.hc_count))
+        parts = ops.sigmoid(ops.linear(low, ops.weight(f"{name}.input_mix_weight_up"))) * normed
+        parts = parts.reshape(-1, c.hc_count, c.hidden_size)
+        total = parts[:, 0]
+        for stream in range(1, c.hc_count):
+            total = total + parts[:, stream]
+        return total * (1 / c.hc_count), normed
+
+    def _injected(self, h: Array, y: Array, normed: Array, name: str) -> Array:
+        """The streams h [T, S * D] and what a layer's half gives [T, D], to each of them a share."""
+        c, ops = self.config, self.ops
+        weights = ops.sigmoid(ops.linear(normed, ops.weight(f"{name}.block_inject_weight")) * (1 / c.hc_count)) * 2.0
+        shares = weights.reshape(-1, c.hc_count, 1) * y.reshape(-1, 1, c.hidden_size)
+        return h + shares.reshape(-1, c.hc_width)
+
+    # ---- n-grams
+
+    def _new_ngram_state(self) -> State:
+        """The last tokens, and the last inputs of the convolution."""
+        c, ngrams = self.config, self.config.ngrams
+        if ngrams is None:
+            return None
+        behind = (ngrams.conv_kernel_size - 1) * ngrams.size
+        return [ngrams.eos_token_id] * (ngrams.size - 1), self.ops.zeros((behind, c.hc_width))
+
+    def _ngrams(self, name: str, h: Array, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+        """What the embedding of n-grams adds to the streams: [T, S * D]."""
+        c, ops, ngrams = self.config, self.ops, self.config.ngrams
+        assert ngrams is not None
+        rows: list[Items[int]] = []
+        for s in sequences:
+            before, convolution = s.states[-1]
+            history = [*before, *token_ids[s.rows]]
+            rows += ngram_rows(ngrams, c.vocab_size, history)
+            s.states[-1] = history[len(history) - ngrams.size + 1 :], convolution
+        embedded = ops.embed_ngrams(rows)  # [T, embed_dim]
+        key, value = ops.linears(embedded, [ops.weight(f"{name}.{part}_proj") for part in ("key", "value")])
+        shape = (-1, c.hc_count, c.hidden_size)
+        key = self._stream_norm(key, f"{name}.norm_key").reshape(shape)
+        gate = ops.root_gate(key, self._stream_norm(h, f"{name}.norm_query").reshape(shape))  # [T, S, 1]
+        gated = (gate * value.reshape(-1, 1, c.hidden_size)).reshape(-1, c.hc_width)
+        normed = self._stream_norm(gated, f"{name}.norm_conv")
+        outputs = []
+        for s in sequences:
+            before, convolution = s.states[-1]
+            output, convolution = ops.causal_conv1d(
+                normed[s.rows], ops.weight(f"{name}.conv1d"), convolution, ngrams.size
+            )
+            s.states[-1] = before, convolution
+            outputs.append(output)
+        return gated + ops.silu(ops.concatenate(outputs))
+
+    # ---- attention to chosen blocks
+
+    def _new_indexed_state(self) -> State:
+        """Keys and values, the keys of blocks, and those of the tokens after the last whole block."""
+        c, ops = self.config, self.ops
+        blocks = ops.new_index_cache(c.indexer_head_dim, c.indexer_compress_ratio)
+        return self._new_kv_cache(), blocks, ops.zeros((0, c.indexer_head_dim))
+
+    def _attend(self, layer: int, x: Array, s: Sequence, qkv: tuple[Array, Array, Array], turn: Turn) -> Array:
+        cache, blocks, after = s.states[layer]
+        name = f"layers.{layer}.self_attn.indexer"
+        selection, blocks, after = self._select(name, x[s.rows], s.position, blocks, after)
+        output, cache = self.ops.attention(
+            *qkv, cache, scale=self.config.head_dim**-0.5, turn=turn, selection=selection
+        )
+        s.states[layer] = cache, blocks, after
+        return output
+
+    def _select(self, name: str, x: Array, position: int, blocks: State, after: Array) -> tuple[Array, State, Array]:
+        """What the tokens x [T, D] see, and the two states after them."""
+        c, ops = self.config, self.ops
+        heads, d, block = c.indexer_n_heads, c.indexer_head_dim, c.indexer_compress_ratio
+        projected = ops.linear(x, ops.weight(f"{name}.index_qk_proj"))
+        q = projected[:, : heads * d].reshape(-1, heads, d)
+        q = ops.rope(ops.rms_norm(q, ops.weight(f"{name}.q_layernorm"), c.rms_norm_eps, offset=1.0), position, c.rope)
+        keys = ops.concatenate([after, projected[:, heads * d :]])  # of tokens since the last whole block
+        whole = keys.shape[0] // block
+        new = keys[: whole * block].reshape(-1, block, d)
+        total = new[:, 0]
+        for token in range(1, block):
+            total = total + new[:, token]
+        k = total * (1 / block)  # [whole, d]
+        if whole:  # a block stands where its first token does
+            k = ops.rms_norm(k, ops.weight(f"{name}.k_layernorm"), c.rms_norm_eps, offset=1.0).reshape(-1, 1, d)
+            k = ops.rope(k, position // block, replace(c.rope, stride=block)).reshape(-1, d)
+        weights = ops.zeros((q.shape[0], heads)) + d**-0.5
+        seen = [(position + i + 1) // block for i in range(q.shape[0])]
+        chosen, blocks = ops.select_tokens(q, k, weights, blocks, c.indexer_budget // block, seen)
+        return ops.block_tokens(chosen, position, block), blocks, keys[whole * block :]
+
+    # ---- gated DeltaNet
+
+    def _output_gate(self, z: Array) -> Array:
+        return self.ops.silu(z) if self.config.output_gate_type == SILU else self.ops.sigmoid(z)
