@@ -6,7 +6,6 @@ until the kernel lets every writer wait. Where the file system refuses, the same
 
 import errno
 import fcntl
-import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+
+from formats.pages import anonymous_pages
 
 ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
 READ_BYTES = 4 << 20
@@ -25,7 +26,7 @@ _F_NOCACHE = 48  # macOS fcntl.h
 
 def aligned_buffer(nbytes: int) -> memoryview:
     """Zeroed memory that begins on a page."""
-    return memoryview(mmap.mmap(-1, nbytes))
+    return memoryview(anonymous_pages(nbytes))
 
 
 def open_direct(path: Path, flags: int) -> tuple[int, bool]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from formats.dtypes import AnyArray
 from formats.errors import StorageError
+from formats.pages import anonymous_pages
 
 TOUCH_BYTES = 1 << 26  # that a thread touches at a time
 ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
@@ -18,8 +19,8 @@ _F_NOCACHE = 48  # macOS fcntl.h
 
 
 def aligned_bytes(nbytes: int, *, touched: bool = False) -> AnyArray:
-    """Zeroed uint8 [nbytes] that begins on a page: anonymous memory, resident once touched, or from the beginning."""
-    memory = np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), np.uint8)[:nbytes]
+    """Zeroed uint8 [nbytes] that begins on a page: private memory, resident once touched, or from the beginning."""
+    memory = np.frombuffer(anonymous_pages(nbytes), np.uint8)[:nbytes]
     if touched:
         with ThreadPoolExecutor() as threads:  # several touch several times as fast (docs/LEARNED.md 58)
             list(threads.map(lambda begin: _touch(memory[begin : begin + TOUCH_BYTES]), range(0, nbytes, TOUCH_BYTES)))
