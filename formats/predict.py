@@ -3,7 +3,7 @@
 docs/PREDICTION.md tells the model in words, and how near it came. For a layer of which m of the k chosen experts are
 not in memory:
 
-    layer's own matrices at the kernels' rate  +  Python between kernels
+    layer's own matrices at the kernels' rate  +  its recurrent state at the memory's  +  Python between kernels
     +  max(k experts at the kernels' rate, read(m) + the last experts at the kernels' rate)
 
 where read(m) = read_wait + m records / disk rate, as the probe found by reading the way the engine does.
@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from formats.budget import MemoryTerms, largest_record_bytes
+from formats.budget import VALUE_BYTES, MemoryTerms, largest_record_bytes
 from formats.config.base import LINEAR_ATTENTION
 from formats.encodings import Encoding
 from formats.kernels import product_rate
@@ -24,8 +24,9 @@ from formats.memory import default_ram_bytes
 from formats.probe import READS_IN_FLIGHT, Probe, probe
 from formats.record import Part
 
-# What Python does between kernels, in small NumPy operations of the probe (docs/LEARNED.md 48).
-LAYER_CALLS, LINEAR_LAYER_CALLS, READ_CALLS = 240, 450, 37
+# What lies between kernels, in small NumPy operations of the probe: of a layer, of one that misses, and of a read
+# (docs/LEARNED.md 48, 55).
+LAYER_CALLS, LINEAR_LAYER_CALLS, MISS_CALLS, READ_CALLS = 240, 450, 240, 25
 HIT_RATES = (0.0, 0.5, 0.75)
 # (share of the experts cached, hit rate) where a tenth of the experts takes most of the use: docs/LEARNED.md 7.
 SKEWED_HITS = ((0.0, 0.0), (0.1, 0.53), (0.25, 0.72), (0.5, 0.84), (1.0, 1.0))
@@ -78,6 +79,7 @@ def measure(layout: Layout, folder: Path, threads: int) -> Machine:
 def tokens_per_s(layout: Layout, machine: Machine, hit_rate: float) -> float:
     """Predicted decode speed of one sequence when hit_rate of the chosen experts are in memory."""
     seconds = sum(tensor.nbytes / machine.resident[tensor.encoding] for tensor in layout.resident)
+    seconds += 2 * VALUE_BYTES * layout.model.state_values / machine.probe.memory_bytes_per_s  # read and written
     for kind, layer in zip(layout.model.layer_types, layout.layers, strict=True):
         calls = LINEAR_LAYER_CALLS if kind == LINEAR_ATTENTION else LAYER_CALLS
         seconds += calls * machine.probe.call_s
@@ -94,7 +96,7 @@ def _experts_s(layer: LayerLayout, k: int, machine: Machine, hit_rate: float) ->
     some = 1 - hit_rate**k  # how often a layer misses at all
     reading_s = some * disk.read_wait_s + misses * record.record_bytes / disk.disk_bytes_per_s
     last_s = min(misses, READS_IN_FLIGHT) * one_s  # those that arrive together, at the end
-    return max(k * one_s, reading_s + last_s) + misses * READ_CALLS * disk.call_s
+    return max(k * one_s, reading_s + last_s) + (some * MISS_CALLS + misses * READ_CALLS) * disk.call_s
 
 
 def _kernel(encoding: Encoding, rate: float) -> dict[str, Any]:

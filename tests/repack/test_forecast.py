@@ -12,7 +12,16 @@ from formats.encodings import Affine
 from formats.errors import RequestError, StorageError
 from formats.kernels import product_rate
 from formats.layout import Layout
-from formats.predict import LAYER_CALLS, LINEAR_LAYER_CALLS, READ_CALLS, Machine, outlook, part_spec, tokens_per_s
+from formats.predict import (
+    LAYER_CALLS,
+    LINEAR_LAYER_CALLS,
+    MISS_CALLS,
+    READ_CALLS,
+    Machine,
+    outlook,
+    part_spec,
+    tokens_per_s,
+)
 from formats.probe import READS_IN_FLIGHT, Probe, probe
 from repack.cli import cli
 from repack.convert import prepare
@@ -77,10 +86,12 @@ def test_speed_grows_with_hits_until_the_kernels_are_what_limits() -> None:
     here, need = machine(layout), token_bytes(layout)
     record = need.expert_bytes / 60 / 10
     python = 2e-6 * (45 * LINEAR_LAYER_CALLS + 15 * LAYER_CALLS)
-    warm = need.resident_bytes / 15e9 + python + need.expert_bytes / 10e9
+    states = 45 * (64 * 128 * 128 + 12288 * 3)  # of the delta rule and its convolution, read and written in float32
+    rest = need.resident_bytes / 15e9 + 2 * 4 * states / 30e9 + python
+    warm = rest + need.expert_bytes / 10e9
     assert tokens_per_s(layout, here, 1.0) == pytest.approx(1 / warm, rel=1e-3)
     last = READS_IN_FLIGHT * record / 10e9
-    cold = need.resident_bytes / 15e9 + python + 60 * (1e-3 + 10 * record / 2e9 + last + 10 * READ_CALLS * 2e-6)
+    cold = rest + 60 * (1e-3 + 10 * record / 2e9 + last + (MISS_CALLS + 10 * READ_CALLS) * 2e-6)
     assert tokens_per_s(layout, here, 0.0) == pytest.approx(1 / cold, rel=1e-3)
     speeds = [tokens_per_s(layout, here, hits / 10) for hits in range(11)]
     assert speeds == sorted(speeds)
