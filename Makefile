@@ -50,7 +50,7 @@ types: $(STAMP) ## mypy, strict
 contracts: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## what this machine allows, and what the demo reaches of it
+bench: $(STAMP) ## what this disk allows, and how fast the demo is
 	@test -f $(OUT)/index.json || { mkdir -p $(dir $(OUT)) && $(BIN)/repack convert demo $(OUT); }
 	$(BIN)/stream-run bench $(OUT)
 

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from formats import __version__
-from formats.budget import three_digits, token_bytes
+from formats.budget import human, three_digits, token_bytes
 from formats.dtypes import AnyArray
 from runtime.cache import ExpertKey
 from runtime.engine import Engine
 
 CEILING_S = 0.5  # how long each ceiling is measured
+MEMORY_BYTES = 1 << 28  # at least, to be more than any cache
+Progress = Callable[[str], None]  # what begins now
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,33 @@ class Measurement:
     runs: int
 
 
-def run_bench(engine: Engine, *, prompt_tokens: int, new_tokens: int, runs: int) -> Iterator[str]:
+def run_bench(
+    engine: Engine, *, prompt_tokens: int, new_tokens: int, runs: int, progress: Progress = lambda what: None
+) -> Iterator[str]:
     """Lines of a table as they are measured; the last line is one JSON object.
 
     The ceilings: experts in random order, read raw into one slot, one at a time; the resident weights,
     read by the fastest of two loops. The bound of a decode step is its bytes at those rates, one after the other.
+    Resident weights below MEMORY_BYTES may lie in a cache: then there is neither a ceiling of memory nor a bound.
+    `progress` hears what begins, num_steps times.
     """
-    need = token_bytes(engine.container.index.layout)
-    disk = _repeat("disk ceiling", "GB/s", runs, lambda: _disk_rate(engine) / 1e9)
+    disk = _repeat("disk ceiling", "GB/s", runs, lambda: _disk_rate(engine) / 1e9, progress)
     yield _row(disk)
-    memory = _repeat("memory ceiling", "GB/s", runs, lambda: _memory_rate(engine.resident) / 1e9)
-    yield _row(memory)
-    cold_s = need.expert_bytes / (disk.median * 1e9)
-    warm_s = (need.expert_bytes + need.resident_bytes) / (memory.median * 1e9)
-    prefill, decode, hits = _speeds(engine, prompt_tokens, new_tokens, runs)
+    memory = None
+    if engine.resident.nbytes >= MEMORY_BYTES:
+        memory = _repeat("memory ceiling", "GB/s", runs, lambda: _memory_rate(engine.resident) / 1e9, progress)
+        yield _row(memory)
+    else:
+        size = human(engine.resident.nbytes)
+        yield f"{'memory ceiling':18} not measured: {size} of resident weights may lie in the processor's caches"
+    prefill, decode, hits = _speeds(engine, prompt_tokens, new_tokens, runs, progress)
     yield _row(prefill)
     yield _row(decode)
-    bound = 1 / (cold_s * (1 - hits) + warm_s)
-    share = decode.median / bound
     yield f"{'hit rate':18} {three_digits(100 * hits):>9} %"
-    reached = f"reached {three_digits(100 * share)} % of it"
-    yield f"{'decode bound':18} {three_digits(bound):>9} tokens/s at this hit rate; {reached}"
+    bound = _bound(engine, disk, memory, hits) if memory else None
+    if bound is not None:
+        reached = f"reached {three_digits(100 * decode.median / bound)} % of it"
+        yield f"{'decode bound':18} {three_digits(bound):>9} tokens/s at this hit rate; {reached}"
     yield json.dumps(
         {
             "version": __version__,
@@ -61,32 +69,53 @@ def run_bench(engine: Engine, *, prompt_tokens: int, new_tokens: int, runs: int)
                 "system": platform.system(),
             },
             "settings": {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "runs": runs},
-            "token_bytes": asdict(need),
-            "measurements": [asdict(figure) for figure in (disk, memory, prefill, decode)],
+            "token_bytes": asdict(token_bytes(engine.container.index.layout)),
+            "measurements": [asdict(figure) for figure in (disk, memory, prefill, decode) if figure],
             "hit_rate": hits,
             "decode_bound_tokens_per_s": bound,
-            "share_of_bound": share,
+            "share_of_bound": decode.median / bound if bound is not None else None,
             "stats": asdict(engine.stats),
             "bars": [],
         }
     )
 
 
-def _speeds(engine: Engine, prompt_tokens: int, new_tokens: int, runs: int) -> tuple[Measurement, Measurement, float]:
+def num_steps(engine: Engine, new_tokens: int, runs: int) -> int:
+    """How often run_bench tells its progress: ceilings, prompts (one more to warm up) and new tokens."""
+    ceilings = 2 if engine.resident.nbytes >= MEMORY_BYTES else 1
+    return ceilings * runs + runs + 1 + runs * new_tokens
+
+
+def _bound(engine: Engine, disk: Measurement, memory: Measurement, hits: float) -> float:
+    """Tokens per second of a decode step whose bytes come at the rates of the ceilings."""
+    need = token_bytes(engine.container.index.layout)
+    cold_s = need.expert_bytes / (disk.median * 1e9)
+    warm_s = (need.expert_bytes + need.resident_bytes) / (memory.median * 1e9)
+    return 1 / (cold_s * (1 - hits) + warm_s)
+
+
+def _speeds(
+    engine: Engine, prompt_tokens: int, new_tokens: int, runs: int, progress: Progress
+) -> tuple[Measurement, Measurement, float]:
     """Prefill and decode of random token ids after a prompt for warming up, and the hit rate of the decode steps."""
     rng = np.random.default_rng(0)
     prefill, decode, hits, misses = [], [], 0, 0
+    progress("warming up")
     engine.prefill(engine.new_session(), rng.integers(0, engine.config.vocab_size, prompt_tokens).tolist())
     for _ in range(runs):
         session = engine.new_session()
+        progress("prefill")
         began = time.perf_counter()
         engine.prefill(session, rng.integers(0, engine.config.vocab_size, prompt_tokens).tolist())
         prefill.append(prompt_tokens / (time.perf_counter() - began))
         before = engine.stats.cache_hits, engine.stats.cache_misses
-        began = time.perf_counter()
+        spent = 0.0
         for token_id in rng.integers(0, engine.config.vocab_size, new_tokens).tolist():
+            progress("decode")
+            began = time.perf_counter()
             engine.step([(session, [token_id])])
-        decode.append(new_tokens / (time.perf_counter() - began))
+            spent += time.perf_counter() - began
+        decode.append(new_tokens / spent)
         hits += engine.stats.cache_hits - before[0]
         misses += engine.stats.cache_misses - before[1]
     return (
@@ -122,8 +151,12 @@ def _rate(memory: AnyArray, loop: Callable[[], object]) -> float:
     return passes * memory.nbytes / seconds
 
 
-def _repeat(name: str, unit: str, runs: int, measure: Callable[[], float]) -> Measurement:
-    return _measurement(name, unit, [measure() for _ in range(runs)])
+def _repeat(name: str, unit: str, runs: int, measure: Callable[[], float], progress: Progress) -> Measurement:
+    values = []
+    for _ in range(runs):
+        progress(name)
+        values.append(measure())
+    return _measurement(name, unit, values)
 
 
 def _measurement(name: str, unit: str, values: list[float]) -> Measurement:

@@ -2,79 +2,33 @@
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 from tqdm import tqdm
 
 from formats import __version__
-from formats.budget import human, parse_size, token_bytes
+from formats.budget import human, token_bytes
 from formats.container import open_container
 from formats.errors import RequestError, StreamingExpertsError
 from formats.memory import default_ram_bytes
-from runtime.bench import run_bench
+from runtime.bench import num_steps, run_bench
 from runtime.chat import chat_loop, read_template_options, refuse_without_chat
-from runtime.engine import BACKENDS, Engine
+from runtime.engine import Engine
 from runtime.needs import memory_needs
+from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, threads_option
 from runtime.perplexity import measure
 from runtime.plan import memory_plan, plan_text
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
 from runtime.trace import read_trace
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
-    """A number of bytes: 2GiB, 1500MB, 3g (GiB), 1048576."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        nbytes = parse_size(str(value))
-        if nbytes is None:
-            self.fail(f"{value!r} is no size such as 2GiB or 1500MB", param, ctx)
-        return nbytes
-
-
-class DefaultGroup(click.Group):
-    """A group whose command `run` may be left out: the first word that is no option names a command or OUT."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
-        if not args or args[0] in own:
-            return super().parse_args(ctx, args or ["--help"])
-        position = self._first_word(ctx, args)
-        if position is not None and args[position] in self.commands:
-            args = [args[position], *args[:position], *args[position + 1 :]]
-        else:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-    def _first_word(self, ctx: click.Context, args: list[str]) -> int | None:
-        """Where the first argument stands that is neither an option nor the value of one."""
-        takes_value = {
-            name
-            for command in self.commands.values()
-            for parameter in command.params
-            if isinstance(parameter, click.Option) and not parameter.is_flag
-            for name in parameter.opts
-        }
-        position = 0
-        while position < len(args):
-            if args[position] == "--":
-                return position + 1 if position + 1 < len(args) else None
-            if not args[position].startswith("-") or args[position] == "-":
-                return position
-            position += 2 if args[position] in takes_value else 1
-        return None
 
 
 @click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,44 +38,6 @@ def cli() -> None:
 
     `stream-run OUT` is short for `stream-run run OUT`.
     """
-
-
-def no_more_than_processors(_: click.Context, __: click.Parameter, threads: int | None) -> int | None:
-    """--threads, which share the machine's processors. Raises RequestError for more of them."""
-    processors = os.cpu_count()
-    if threads is not None and processors is not None and threads > processors:
-        raise RequestError(f"--threads is {threads}, expected at most {processors}, the processors of this machine")
-    return threads
-
-
-threads_option = click.option(
-    "-t", "--threads", type=int, callback=no_more_than_processors, help="Compute threads; default: one per processor."
-)
-
-
-def engine_options(command: Command) -> Command:
-    """The options of every command that opens a container."""
-    for option in reversed(
-        (
-            click.argument("out", type=click.Path(path_type=Path)),
-            click.option("--ram", type=Size(), help="Ceiling on all memory, such as 2GiB; default: what is free."),
-            threads_option,
-            click.option("-c", "--ctx-size", type=int, help="Most tokens of a conversation; default: up to 4096."),
-            click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512."),
-            click.option("--backend", default="auto", show_default=True, help=f"auto or {', '.join(BACKENDS)}."),
-            click.option(
-                "--precision", default="exact", show_default=True, help="Of the native backend: exact or fast."
-            ),
-            click.option(
-                "--lookahead", default="auto", show_default=True, help="Read on a guess: auto, on, off or prompts."
-            ),
-            click.option("--hot", is_flag=True, help="Begin with the experts used most before, kept in OUT.hot.json."),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
-            click.option("-v", "--verbose", is_flag=True, help="Say what was chosen, on stderr."),
-        )
-    ):
-        command = option(command)
-    return command
 
 
 def open_engine(
@@ -241,9 +157,6 @@ def show_text(pieces: Iterable[str]) -> None:
     click.echo()
 
 
-ENGINE_OPTIONS = ("ram", "threads", "ctx_size", "chunk", "backend", "precision", "lookahead", "hot", "verbose")
-
-
 def pick(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The options of those names."""
     return {name: options[name] for name in names}
@@ -338,11 +251,26 @@ def perplexity(out: Path, file: IO[str], window: int, stride: int | None, **opti
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
 def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: Any) -> None:
     """Ceilings of disk and memory first, then prefill and decode and their share; the last line is JSON."""
-    with open_engine(out, **pick(options, ENGINE_OPTIONS)) as engine:
-        lines: Iterator[str] = run_bench(engine, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
+    _, ctx_size, *_ = memory_needs(open_container(out), options["ctx_size"], options["chunk"], options["threads"])
+    if prompt_tokens + new_tokens > ctx_size:
+        raise RequestError(
+            f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} make {prompt_tokens + new_tokens} tokens, "
+            f"expected at most --ctx-size {ctx_size}"
+        )
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(out, **pick(options, ENGINE_OPTIONS)))
+        steps, silent = num_steps(engine, new_tokens, runs), options["as_json"] or None
+        progress = stack.enter_context(tqdm(total=steps, unit="step", disable=silent, leave=False))
+
+        def begin(what: str) -> None:
+            progress.update()
+            progress.set_description_str(what)
+
+        lines = run_bench(engine, prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs, progress=begin)
         for line in lines:
             if not options["as_json"] or line.startswith("{"):
-                click.echo(line)
+                with tqdm.external_write_mode():
+                    click.echo(line)
 
 
 @cli.command()

@@ -16,7 +16,8 @@ import pytest
 from formats import __version__
 from formats.errors import RequestError
 from runtime import Engine
-from runtime.cli import Size, show_text
+from runtime.cli import show_text
+from runtime.options import Size
 from runtime.sampling import Sampler
 from runtime.stats import Stats
 from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, Command, Outcome, flip, floor_bytes, one_line
