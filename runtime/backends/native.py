@@ -74,7 +74,13 @@ class Turn(ctypes.Structure):
 class Beside(ctypes.Structure):
     """se_beside: keys that queries see beside those of a cache."""
 
-    _fields_ = (("keys", c_void_p), ("count", c_int64), ("selection", c_void_p))
+    _fields_ = (
+        ("keys", c_void_p),
+        ("count", c_int64),
+        ("selection", c_void_p),
+        ("gathered", c_int64),
+        ("most", c_int64),
+    )
 
 
 class Heads(ctypes.Structure):

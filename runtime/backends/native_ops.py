@@ -294,8 +294,10 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         tokens, heads, _ = q.shape
         y = np.empty((tokens, heads, v.shape[2]), np.float32)
         cache = cache.with_room(tokens)
-        seen = visible(beside) if beside is not None and beside.entries.length else None  # kept until the call ends
-        further = beside.entries.seen_by(seen) if beside is not None and seen is not None else None
+        further = None
+        if beside is not None and beside.entries.length > 0:
+            seen = visible(beside)  # kept until the call ends
+            further = beside.entries.seen_by(seen, beside.selection is not None)
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
             scale, window or 0, address(self._vector(sinks)) if sinks is not None else None,

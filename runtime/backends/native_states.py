@@ -55,9 +55,10 @@ class Entries(NamedTuple):
         self.keys[places // native.LANES, :, places % native.LANES] = keys
         return self._replace(length=self.length + len(keys))
 
-    def seen_by(self, selection: Bool) -> native.Beside:
+    def seen_by(self, selection: Bool, gathered: bool) -> native.Beside:
         """As kernels take them; selection [T, length], which must outlive it, tells who sees which."""
-        return native.Beside(self.keys.ctypes.data, self.length, selection.ctypes.data)
+        most = int(np.count_nonzero(selection, axis=1).max())
+        return native.Beside(self.keys.ctypes.data, self.length, selection.ctypes.data, gathered, most)
 
 
 class DeltaState(NamedTuple):

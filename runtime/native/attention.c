@@ -29,11 +29,13 @@ struct attention_job {
     int64_t value_width; /* rounded up to LANES */
     int64_t tile_tokens, tile_rows, num_tiles;
     int64_t own_blocks, num_blocks; /* of the cache; and of what is seen beside it, behind them */
+    bool gathers;                   /* the keys that a token sees beside the cache */
     int64_t first_block, wave_blocks; /* of the wave */
 
     _Atomic int64_t num_threads; /* that have taken their scratch */
     float *packed;               /* [threads, tile_rows, width] */
     float *scores;               /* [threads, tile_rows, BLOCK_KEYS] */
+    float *gathered;             /* [threads, BLOCK_KEYS / KEY_LANES, width, KEY_LANES] where keys beside are chosen */
     float *totals;               /* [threads or tiles] partials */
     float *partials;             /* [threads or tiles * WAVE_BLOCKS] partials */
     struct tasks tasks;
@@ -86,21 +88,26 @@ static void turn_head(const struct attention_job *job, int64_t token, const floa
     job->loops->rotate(x, turn->cosine + angle, turn->sine + angle, turn->half, width, turn->interleaved, y);
 }
 
-static int64_t own_scratch(struct attention_job *job, float **packed, float **scores);
+/* What a thread works with. */
+struct scratch {
+    float *packed, *scores, *gathered;
+};
+
+static int64_t own_scratch(struct attention_job *job, struct scratch *scratch);
 
 static void turn_tokens(void *argument) {
     struct attention_job *job = argument;
     const int64_t kv_heads = job->cache->heads, width = job->cache->width;
-    float *scratch, *scores;
-    own_scratch(job, &scratch, &scores);
+    struct scratch own;
+    own_scratch(job, &own);
     for (int64_t t; take(&job->tasks, &t);) {
         for (int64_t h = 0; h < job->heads; h++) {
             const int64_t at = (t * job->heads + h) * width;
-            turn_head(job, t, job->turn->q_norm, job->q + at, scratch, job->turned_q + at);
+            turn_head(job, t, job->turn->q_norm, job->q + at, own.packed, job->turned_q + at);
         }
         for (int64_t h = 0; h < kv_heads; h++) {
             const int64_t at = (t * kv_heads + h) * width;
-            turn_head(job, t, job->turn->k_norm, job->k + at, scratch, job->turned_k + at);
+            turn_head(job, t, job->turn->k_norm, job->k + at, own.packed, job->turned_k + at);
         }
     }
 }
@@ -157,17 +164,47 @@ static bool sees(const struct attention_job *job, const struct tile_of_queries *
     return (block >= tile->begin && block < tile->end) || block >= job->own_blocks;
 }
 
+/* The keys that a token selects from number `first` of them on, side by side; returns how many, BLOCK_KEYS at most. */
+static int64_t gather(const se_beside *beside, const uint8_t *selection, int64_t first, int64_t width, float *keys) {
+    int64_t passed = 0, n = 0;
+    for (int64_t j = 0; j < beside->count && n < BLOCK_KEYS; j++) {
+        if (!selection[j] || passed++ < first) continue;
+        const float *from = beside->keys + j / KEY_LANES * KEY_LANES * width + j % KEY_LANES;
+        float *to = keys + n / KEY_LANES * KEY_LANES * width + n % KEY_LANES;
+        for (int64_t i = 0; i < width; i++) to[i * KEY_LANES] = from[i * KEY_LANES];
+        n++;
+    }
+    return n;
+}
+
+static void attend_beside(const struct attention_job *job, const struct tile_of_queries *tile, int64_t first,
+                          const struct scratch *own, const struct partial *partial) {
+    const int64_t width = job->cache->width;
+    struct queries queries = tile->beside;
+    if (!job->gathers) {
+        job->loops->attend(&queries, first, job->beside->keys + first * width, NULL, own->scores, partial);
+        return;
+    }
+    const int64_t n = gather(job->beside, queries.selection, first, width, own->gathered);
+    queries.selection = NULL;
+    queries.position = n - 1;
+    if (n > 0) {
+        job->loops->attend(&queries, 0, own->gathered, NULL, own->scores, partial);
+    } else {
+        memset(partial->sum, 0, (size_t)queries.rows * sizeof *partial->sum);
+    }
+}
+
 static void attend_block(const struct attention_job *job, const struct tile_of_queries *tile, int64_t block,
-                         float *scores, const struct partial *partial) {
+                         const struct scratch *own, const struct partial *partial) {
     if (block >= job->own_blocks) {
-        const int64_t first = (block - job->own_blocks) * BLOCK_KEYS;
-        job->loops->attend(&tile->beside, first, job->beside->keys + first * job->cache->width, NULL, scores, partial);
+        attend_beside(job, tile, (block - job->own_blocks) * BLOCK_KEYS, own, partial);
         return;
     }
     const int64_t at = tile->key_head * job->cache->capacity + block * BLOCK_KEYS;
     const float *values = job->cache->values == NULL ? NULL : job->cache->values + at * job->value_width;
-    job->loops->attend(&tile->queries, block * BLOCK_KEYS, job->cache->keys + at * job->cache->width, values, scores,
-                       partial);
+    job->loops->attend(&tile->queries, block * BLOCK_KEYS, job->cache->keys + at * job->cache->width, values,
+                       own->scores, partial);
 }
 
 static void nothing_yet(const struct attention_job *job, const struct partial *total) {
@@ -192,25 +229,26 @@ static void finish(const struct attention_job *job, const struct tile_of_queries
     }
 }
 
-/* A thread's own scratch: queries and scores; `self` is its number. */
-static int64_t own_scratch(struct attention_job *job, float **packed, float **scores) {
-    const int64_t self = atomic_fetch_add(&job->num_threads, 1);
-    *packed = job->packed + self * job->tile_rows * job->cache->width;
-    *scores = job->scores + self * job->tile_rows * BLOCK_KEYS;
+/* A thread's own scratch; returns its number. */
+static int64_t own_scratch(struct attention_job *job, struct scratch *scratch) {
+    const int64_t self = atomic_fetch_add(&job->num_threads, 1), width = job->cache->width;
+    *scratch = (struct scratch){job->packed + self * job->tile_rows * width,
+                                job->scores + self * job->tile_rows * BLOCK_KEYS, NULL};
+    if (job->gathers) scratch->gathered = job->gathered + self * BLOCK_KEYS * width;
     return self;
 }
 
 static void whole_tiles(void *argument) {
     struct attention_job *job = argument;
-    float *packed, *scores;
-    const int64_t self = own_scratch(job, &packed, &scores);
+    struct scratch own;
+    const int64_t self = own_scratch(job, &own);
     const struct partial total = partial_at(job, job->totals, self), partial = partial_at(job, job->partials, self);
     for (int64_t i; take(&job->tasks, &i);) {
-        const struct tile_of_queries tile = tile_at(job, i, packed);
+        const struct tile_of_queries tile = tile_at(job, i, own.packed);
         nothing_yet(job, &total);
         for (int64_t block = tile.begin; block < job->num_blocks; block++) {
             if (!sees(job, &tile, block)) continue;
-            attend_block(job, &tile, block, scores, &partial);
+            attend_block(job, &tile, block, &own, &partial);
             job->loops->merge(&tile.queries, &total, &partial);
         }
         finish(job, &tile, &total);
@@ -219,13 +257,13 @@ static void whole_tiles(void *argument) {
 
 static void blocks_of_tiles(void *argument) {
     struct attention_job *job = argument;
-    float *packed, *scores;
-    own_scratch(job, &packed, &scores);
+    struct scratch own;
+    own_scratch(job, &own);
     for (int64_t i; take(&job->tasks, &i);) {
         const int64_t block = job->first_block + i % job->wave_blocks;
-        const struct tile_of_queries tile = tile_at(job, i / job->wave_blocks, packed);
+        const struct tile_of_queries tile = tile_at(job, i / job->wave_blocks, own.packed);
         const struct partial partial = partial_at(job, job->partials, i);
-        if (sees(job, &tile, block)) attend_block(job, &tile, block, scores, &partial);
+        if (sees(job, &tile, block)) attend_block(job, &tile, block, &own, &partial);
     }
 }
 
@@ -260,13 +298,15 @@ static void run_in_waves(se_context *context, struct attention_job *job, int64_t
 static int32_t attention(se_context *context, struct attention_job *job) {
     const se_kv_cache *cache = job->cache;
     const int64_t threads = pool_threads(context->pool), stop = job->length + job->tokens;
-    const int64_t further = job->beside != NULL ? job->beside->count : 0;
+    job->gathers = job->beside != NULL && job->beside->gathered;
+    const int64_t further = job->beside == NULL ? 0 : job->gathers ? job->beside->most : job->beside->count;
     job->own_blocks = (stop + BLOCK_KEYS - 1) / BLOCK_KEYS;
     job->num_blocks = job->own_blocks + (further + BLOCK_KEYS - 1) / BLOCK_KEYS;
     job->group = job->heads / cache->heads;
     job->value_width = round_up(cache->value_width, LANES);
     job->tile_tokens = job->group < TILE_QUERIES ? TILE_QUERIES / job->group : 1;
     if (job->tile_tokens > job->tokens) job->tile_tokens = job->tokens;
+    if (job->gathers) job->tile_tokens = 1;
     job->tile_rows = job->tile_tokens * job->group;
     job->num_tiles = cache->heads * ((job->tokens + job->tile_tokens - 1) / job->tile_tokens);
     const bool waves = threads > 1 && job->num_blocks > 1 && job->num_tiles < TILES_PER_THREAD * threads;
@@ -275,6 +315,7 @@ static int32_t attention(se_context *context, struct attention_job *job) {
         cutter.used = 0;
         job->packed = cut(&cutter, 4 * threads * job->tile_rows * cache->width);
         job->scores = cut(&cutter, 4 * threads * job->tile_rows * BLOCK_KEYS);
+        job->gathered = cut(&cutter, job->gathers ? 4 * threads * BLOCK_KEYS * cache->width : 0);
         job->turned_q = cut(&cutter, job->turn != NULL ? 4 * job->tokens * job->heads * cache->width : 0);
         job->turned_k = cut(&cutter, job->turn != NULL ? 4 * job->tokens * cache->heads * cache->width : 0);
         job->totals = cut(&cutter, 4 * (waves ? job->num_tiles : threads) * partial_floats(job));
@@ -309,7 +350,7 @@ int32_t se_attention(se_context *context, const se_kv_cache *cache, int64_t leng
     if (cache->heads < 1 || heads % cache->heads != 0 || cache->capacity % KEY_LANES != 0 || tokens < 1 || length < 0 ||
         length + tokens > cache->capacity || window < 0 ||
         (turn != NULL && (turn->half < 0 || 2 * turn->half > cache->width)) ||
-        (beside != NULL && (beside->count < 1 || cache->heads != 1 || cache->width % LANES != 0 ||
+        (beside != NULL && (beside->count < 1 || beside->most < 0 || cache->heads != 1 || cache->width % LANES != 0 ||
                             cache->value_width != cache->width)) ||
         (cache->values == NULL && (cache->value_width % LANES != 0 || cache->value_width > cache->width))) {
         return context_leave(context, SE_UNSUPPORTED);

@@ -285,13 +285,16 @@ typedef struct {
 static_assert(sizeof(se_turn) == 48, "mirrored in runtime/backends/native.py");
 
 /* Keys, each its own value, that queries see beside those of a cache of one head: [capacity / 16, width, 16], `count` of
- * them, width a multiple of 16. selection [T, count]: 1 for those that a token sees. */
+ * them, width a multiple of 16. selection [T, count]: 1 for those that a token sees. gathered: 0, or 1 where a token's keys
+ * are first laid side by side, `most` at most, which pays where they are few; it changes the order of sums. */
 typedef struct {
     const float *keys;
     int64_t count;
     const uint8_t *selection;
+    int64_t gathered;
+    int64_t most;
 } se_beside;
-static_assert(sizeof(se_beside) == 24, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_beside) == 40, "mirrored in runtime/backends/native.py");
 
 /* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
  * v [T, cache heads, value_width], if any, are written into it. A query sees `window` positions at most, its own the last, or all
