@@ -74,9 +74,12 @@ class TokenBytes:
 
 
 def memory_terms(
-    layout: Layout, *, tokenizer_json_bytes: int, ctx_size: int, chunk_size: int, threads: int = 1
+    layout: Layout, *, tokenizer_json_bytes: int | None, ctx_size: int, chunk_size: int, threads: int = 1
 ) -> MemoryTerms:
-    """The terms for one sequence of at most ctx_size tokens, read in chunks of chunk_size."""
+    """The terms for one sequence of at most ctx_size tokens, read in chunks of chunk_size.
+
+    A tokenizer whose file is not known, None, is counted by the model's vocabulary alone.
+    """
     model = layout.model
     return MemoryTerms(
         base_bytes=BASE_BYTES,
@@ -91,11 +94,11 @@ def memory_terms(
     )
 
 
-def _tokenizer_bytes(json_bytes: int, vocab_size: int, ctx_size: int) -> int:
+def _tokenizer_bytes(json_bytes: int | None, vocab_size: int, ctx_size: int) -> int:
     """Bytes of a loaded tokenizer and of a prompt of ctx_size tokens being encoded; 0 where there is none."""
     if json_bytes == 0:
         return 0
-    return TOKENIZER_FACTOR * json_bytes + TOKENIZER_ENTRY_BYTES * vocab_size + ENCODING_BYTES * ctx_size
+    return TOKENIZER_FACTOR * (json_bytes or 0) + TOKENIZER_ENTRY_BYTES * vocab_size + ENCODING_BYTES * ctx_size
 
 
 def _activation_bytes(layout: Layout, tokens: int, ctx_size: int) -> int:

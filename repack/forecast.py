@@ -34,7 +34,7 @@ def forecast(
 
     layout, granted_bytes = conversion.plan.layout, default_ram_bytes()
     ram_bytes = granted_bytes if ram_bytes is None else ram_bytes
-    tokenizer_bytes = len(conversion.small_files.get(TOKENIZER_FILE, b""))
+    tokenizer_bytes = _tokenizer_json_bytes(conversion)
     terms = _terms(layout, tokenizer_bytes, threads)
     free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free
     report: dict[str, Any] = {
@@ -43,6 +43,7 @@ def forecast(
         "fetched_bytes": conversion.source.fetched_bytes() if isinstance(conversion.source, HubSource) else 0,
         "weights_bytes": conversion.plan.source_bytes,
         "options": conversion.plan.options.facts(),
+        "tokenizer_is_known": tokenizer_bytes is not None,
         **describe_layout(layout, tokenizer_bytes, threads, read_origins(conversion.extensions, "plan")),
         "resident_choices": [_resident_choice(conversion, bits, tokenizer_bytes, threads) for bits in RESIDENT_BITS],
         "disk": {"needed_bytes": conversion.output_bytes, "free_bytes": free},
@@ -60,7 +61,14 @@ def forecast(
     return report
 
 
-def _terms(layout: Layout, tokenizer_bytes: int, threads: int) -> MemoryTerms:
+def _tokenizer_json_bytes(conversion: Conversion) -> int | None:
+    """0 for a checkpoint without one, None for a geometry, which may have left it out."""
+    if TOKENIZER_FILE in conversion.small_files:
+        return len(conversion.small_files[TOKENIZER_FILE])
+    return 0 if conversion.source.shards else None
+
+
+def _terms(layout: Layout, tokenizer_bytes: int | None, threads: int) -> MemoryTerms:
     return memory_terms(
         layout,
         tokenizer_json_bytes=tokenizer_bytes,
@@ -70,7 +78,7 @@ def _terms(layout: Layout, tokenizer_bytes: int, threads: int) -> MemoryTerms:
     )
 
 
-def _resident_choice(conversion: Conversion, bits: int, tokenizer_bytes: int, threads: int) -> dict[str, Any]:
+def _resident_choice(conversion: Conversion, bits: int, tokenizer_bytes: int | None, threads: int) -> dict[str, Any]:
     """Sizes with other --resident-bits; `error` instead where they do not fit the model."""
     options: Options = replace(conversion.plan.options, resident_bits=bits)
     try:

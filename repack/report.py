@@ -75,9 +75,12 @@ def inspect(folder: Path, threads: int = 1) -> dict[str, Any]:
 
 
 def describe_layout(
-    layout: Layout, tokenizer_json_bytes: int, threads: int = 1, origins: Origins | None = None
+    layout: Layout, tokenizer_json_bytes: int | None, threads: int = 1, origins: Origins | None = None
 ) -> dict[str, Any]:
-    """Sizes of a container that exists or is only planned, what its parts were made of, and what running it takes."""
+    """Sizes of a container that exists or is only planned, what its parts were made of, and what running it takes.
+
+    tokenizer_json_bytes as of memory_terms: None where it is not known.
+    """
     ctx_size = min(DEFAULT_CTX_SIZE, layout.model.max_position_embeddings)
     terms = memory_terms(
         layout,

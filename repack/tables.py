@@ -111,8 +111,10 @@ def forecast_text(report: Mapping[str, Any]) -> str:
     """All of forecast.forecast."""
     disk = report["disk"]
     fetched = [("fetched for this plan", human(report["fetched_bytes"]))] if report["fetched_bytes"] else []
+    vocabulary = f"its file is not known: RAM is counted for a vocabulary of {report['model']['vocab_size']} alone"
     lines = [
         *fetched,
+        *([] if report["tokenizer_is_known"] else [("tokenizer", vocabulary)]),
         ("weights to read", human(report["weights_bytes"])),
         ("disk", f"{human(disk['needed_bytes'])} for the container, {human(disk['free_bytes'])} are free"),
         ("memory", f"{human(report['ram_bytes'])} to run with (--ram){_beyond(report)}"),

@@ -1,44 +1,14 @@
 """Generated ids -> text that streams out: decoding token by token, and stop strings."""
 
 import codecs
-import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 from formats.byte_level import BYTE_OF
-from formats.errors import FormatError, RequestError, UnsupportedError
-from formats.fields import shown
-
-# Decoders that treat each token by itself, apart from white space at the very beginning.
-STREAMABLE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-
-
-@contextmanager
-def tokenizer_errors() -> Iterator[None]:
-    """Errors and Rust panics of the tokenizers library come from what tokenizer.json holds."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise FormatError(f"tokenizer.json: is no working tokenizer ({shown(str(error))})") from None
-
-
-def decoder_kinds(tokenizer: Tokenizer) -> list[str]:
-    """The types of the decoder's steps. Raises UnsupportedError for one that needs text still to come."""
-    decoder = tokenizer.decoder
-    state: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder is not None else {"type": None}
-    steps: list[dict[str, Any]] = state["decoders"] if state["type"] == "Sequence" else [state]
-    kinds = [step["type"] for step in steps]
-    if kinds != ["ByteLevel"] and not STREAMABLE.issuperset(kinds):
-        raise UnsupportedError(f"tokenizer.json: decoder is {kinds}, expected ByteLevel or of {sorted(STREAMABLE)}")
-    if any(step.get("stop") for step in steps):
-        raise UnsupportedError("tokenizer.json: decoder Strip takes from the end, which a stream cannot know")
-    return kinds
+from formats.errors import RequestError
+from formats.tokenizer import tokenizer_errors
 
 
 class StreamDecoder:

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from formats.errors import FormatError, RequestError
 from formats.fields import parse_json, shown
+from formats.tokenizer import decoder_kinds, read_tokenizer, tokenizer_errors
 from runtime.chat_template import (
     PUNCTUATED,
     THINKING_SWITCHES,
@@ -15,7 +16,7 @@ from runtime.chat_template import (
     normalized,
     templates_of,
 )
-from runtime.streaming import StreamDecoder, decoder_kinds, tokenizer_errors
+from runtime.streaming import StreamDecoder
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -52,8 +53,7 @@ class Text:
         """
         if TOKENIZER not in files:
             raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do")
-        with tokenizer_errors():
-            tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
+        tokenizer = read_tokenizer(files[TOKENIZER])
         tokenizer.no_truncation()  # settings of training; transformers switches them off too
         tokenizer.no_padding()
         config = _config(files)

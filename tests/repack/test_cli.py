@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from formats import __version__
 from formats.budget import memory_terms
 from formats.container import open_container
 from repack import cli
+from repack.sources import demo_folder
 from tests.repack.checkpoints import PREFIX, SMALL, config_json, shapes, write_random
 from tests.repack.quantized import CONFIGS, in_kind, write_tensors
 
@@ -75,6 +77,35 @@ def test_what_is_skipped_is_told_on_stderr(repack: Run, tmp_path: Path) -> None:
         ("19", "multi-token prediction"),
         ("21", "the vision tower"),
     ]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (b"", "tokenizer.json: is no working tokenizer (EOF while parsing"),
+        (b"\xff", "tokenizer.json: is no working tokenizer ('utf-8' codec can't decode"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+            "tokenizer.json: decoder is [None], expected Byte",
+        ),
+    ],
+)
+def test_a_broken_tokenizer_is_refused_before_anything_is_written(
+    repack: Run, tmp_path: Path, raw: bytes, line: str, options: tuple[str, ...]
+) -> None:
+    source = Path(shutil.copytree(demo_folder(), tmp_path / "source"))
+    (source / "tokenizer.json").write_bytes(raw)
+    assert_one_line(repack("convert", source, tmp_path / "out", *options), line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_without_a_tokenizer_is_said_to_give_token_ids_alone(repack: Run, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(demo_folder(), tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    result = repack("convert", source, tmp_path / "out")
+    text = f"warning: {source}: holds no tokenizer.json: the container takes and gives token ids, no text\n"
+    assert (result.status, result.err) == (0, text)
 
 
 def test_the_same_command_again_says_that_it_is_done(repack: Run, tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_a_well_known_model_is_planned_without_a_network() -> None:
     assert any("--ram is 4.00 GiB, but this model needs" in refusal for refusal in report["refusals"])
 
 
+def test_a_tokenizer_that_is_not_there_is_counted_by_the_vocabulary_and_said() -> None:
+    words = ["plan", BIG, "--no-probe", "--ram", "400GiB", "--out", "."]
+    memory = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)["memory"]
+    assert memory["terms"]["tokenizer_bytes"] == 248_320 * 1100 + memory["ctx_size"] * 700  # LEARNED.md 8
+    said = "its file is not known: RAM is counted for a vocabulary of 248320 alone"
+    assert said in CliRunner().invoke(cli, words).stdout
+    assert said not in CliRunner().invoke(cli, ["plan", "demo", "--no-probe"]).stdout
+
+
 def test_more_memory_than_the_machine_grants_is_planned_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("repack.forecast.default_ram_bytes", lambda: 6 << 30)
     for ram, said in (("48GiB", True), ("5GiB", False)):

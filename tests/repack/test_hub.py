@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
 
 from formats.container import open_container
 from repack.convert import convert, prepare
@@ -72,7 +75,9 @@ def client(tmp_path: Path) -> Iterator[Client]:
     listing = shapes(SMALL)
     listing["model.visual.patch_embed.proj.weight"] = ("BF16", (64, 4096))  # never fetched
     folder = write_random(tmp_path / "source", SMALL, listing, shards=2)
-    (folder / "tokenizer.json").write_text("{}")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.decoder = ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "README.md").write_text("not needed")
     (folder / "pytorch_model.bin").write_text("not needed")
     with serve(folder) as hub:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
 from formats.errors import FormatError, RequestError, UnsupportedError
-from runtime.streaming import StopStrings, StreamDecoder, tokenizer_errors
+from formats.tokenizer import tokenizer_errors
+from runtime.streaming import StopStrings, StreamDecoder
 from runtime.text import Text
 from tests.runtime.texts import DEMO_TEXT, FILES, SENTENCEPIECE, added, decode, demo_with, plain_ids, stream
 
