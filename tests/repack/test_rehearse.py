@@ -190,6 +190,17 @@ def test_the_encodings_of_deepseek_v4_are_told_by_its_config(name: str, tmp_path
         assert np.isfinite(engine.logits([1, 2, 3])).all()
 
 
+def test_experts_of_deepseek_v4_arrive_in_fp4_or_fp8_and_nothing_else(tmp_path: Path) -> None:
+    config, path = deepseek_v4_tiny.CASES["deepseek_v4_fp8"].config, tmp_path / "config.json"
+    for dtype, arrives in (("fp4", "mxfp4"), ("fp8", "fp8, e8m0 scales per 128 × 128")):
+        path.write_text(json.dumps(config | {"expert_dtype": dtype}))
+        origins = prepare_rehearsal(read_geometry(path), Options(16, 64, 16), 0).plan.origins()
+        assert {origin.encoding for origin in origins.experts[0]} == {arrives}
+    path.write_text(json.dumps(config | {"expert_dtype": "int4"}))
+    with pytest.raises(UnsupportedError, match="expert_dtype is int4, only fp4, fp8 is implemented"):
+        read_geometry(path)
+
+
 METHODS = [kind for kind in CONFIGS if not kind.startswith("mlx") and kind not in ("fp8_e8m0", "mxfp4_i8")]
 
 
