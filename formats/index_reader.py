@@ -276,8 +276,8 @@ def _read_part(fields: Fields, name: str, start: int, record_bytes: int) -> Part
 
 
 def _check_shapes(fields: Fields, parts: list[Part], model: ModelConfig) -> None:
-    """gate and up are [F, D], down is [D, F], D the model's hidden_size."""
-    F, D = parts[0].rows, model.hidden_size
+    """gate and up are [F, D], down is [D, F], D the width that the model's experts read."""
+    F, D = parts[0].rows, model.expert_hidden_size
     for part, shape in zip(parts, ((F, D), (F, D), (D, F)), strict=True):
         if (part.rows, part.columns) != shape:
             raise FormatError(

@@ -18,6 +18,7 @@ from formats.config.base import (
     SHARED_INDEX_ATTENTION,
     SILU,
     SILU_CLAMPED,
+    SITU,
     SLIDING_ATTENTION,
     SWIGLU_CLAMPED,
     Activation,
@@ -42,6 +43,7 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
+from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
@@ -74,6 +76,7 @@ __all__ = [
     "SIGMOID",
     "SILU",
     "SILU_CLAMPED",
+    "SITU",
     "SLIDING_ATTENTION",
     "SOFTMAX",
     "SQRT_SOFTPLUS",
@@ -87,6 +90,7 @@ __all__ = [
     "Factors",
     "Gemma4Config",
     "Indexer",
+    "KimiK3Config",
     "KimiLinearConfig",
     "Llama3",
     "ModelConfig",
@@ -113,6 +117,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm_moe_dsa": DeepseekV3Config.read,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
+    "kimi_k3": KimiK3Config.read,
     "kimi_linear": KimiLinearConfig.read,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
@@ -139,6 +144,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm4_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
     "llama4": DecoderConfig,
     "mimo_v2_flash": DecoderConfig,

@@ -21,14 +21,15 @@ COMPRESSED_SPARSE_ATTENTION = "compressed_sparse_attention"  # to a window, and 
 HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, and to all entries
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
+SITU = "situ"
 
 
 class Activation(NamedTuple):
     """What joins the gate and up of an expert."""
 
     kind: str = SILU
-    alpha: float = 0.0  # of swiglu_clamped
-    limit: float = 0.0  # of swiglu_clamped and silu_clamped
+    alpha: float = 0.0  # of swiglu_clamped and situ
+    limit: float = 0.0  # of swiglu_clamped, silu_clamped and situ
     scale_input: bool = False  # routing weights multiply the experts' input, not their output
 
 
@@ -39,6 +40,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "n_group": ("num_expert_group", "n_group"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),
+    "gate_lower_bound": ("linear_attn_config.gate_lower_bound",),
+    "linear_num_heads": ("linear_attn_config.num_heads",),
     "ngrams.layer_id": ("ple_layer_ids",),
     "ngrams.size": ("ngram_size",),
     "ngrams.embed_dim": ("ple_embed_dim",),
@@ -127,6 +130,11 @@ class ModelConfig(ABC):
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward part is a mixture of experts; a dense one otherwise."""
         return True
+
+    @property
+    def expert_hidden_size(self) -> int:
+        """Width of what routed experts read and give."""
+        return self.hidden_size
 
     @property
     def expert_activation(self) -> Activation:

@@ -15,7 +15,7 @@ from repack.families.decoders import (
     QWEN2_MOE,
     QWEN3_MOE,
 )
-from repack.families.deepseek import DEEPSEEK_V3, KIMI_LINEAR
+from repack.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
 from repack.families.deepseek_v4 import DEEPSEEK_V4
 from repack.families.gemma4 import GEMMA4
 from repack.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe": GLM4_MOE,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
+    "kimi_k3": KIMI_K3,
     "kimi_linear": KIMI_LINEAR,
     "llama4": LLAMA4,
     "mimo_v2_flash": MIMO_V2_FLASH,

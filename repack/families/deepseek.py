@@ -9,10 +9,11 @@ from formats.config import (
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
     DeepseekV3Config,
+    KimiK3Config,
     KimiLinearConfig,
 )
 from repack.families.shared import CORRECTION_BIAS, DENSE_MLP, PER_EXPERT, ROUTER, SWITCH_GATE_UP, SWITCH_MLP, W1_W3_W2
-from repack.family import Family, Tensor
+from repack.family import FINAL_NORM, Family, Tensor
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
@@ -119,4 +120,43 @@ KIMI_LINEAR = replace(
     moe=tuple(tensor._replace(source=tensor.name.replace("mlp.", "block_sparse_moe.")) for tensor in DEEPSEEK_V3.moe),
     expert_layouts=(W1_W3_W2,),
     skipped={},
+)
+
+
+def _kimi_k3_dims(config: KimiK3Config) -> Mapping[str, int]:
+    return {**_kimi_linear_dims(config), "l": config.routed_expert_hidden_size}
+
+
+def _attention_residual(name: str) -> tuple[Tensor, ...]:
+    return Tensor(f"{name}_norm", "D"), Tensor(f"{name}_proj", "1 D", keep=True)
+
+
+A_LOG = Tensor("self_attn.A_log", "d", suffix="")  # of the heads, and zeros up to the width of one
+KIMI_K3 = replace(
+    KIMI_LINEAR,
+    prefixes=("language_model.model.", "model."),
+    dims=_kimi_k3_dims,
+    before_mixer=(*_attention_residual("self_attention_res"), *KIMI_LINEAR.before_mixer),
+    mixers={
+        FULL_ATTENTION: (*LATENT_ATTENTION, Tensor("self_attn.g_proj", "O D")),
+        LINEAR_ATTENTION: (
+            *(
+                A_LOG if tensor.name == A_LOG.name else tensor
+                for tensor in DELTA_ATTENTION
+                if tensor.name not in ("self_attn.g_a_proj", "self_attn.g_b_proj")
+            ),
+            Tensor("self_attn.g_proj", "C D"),
+        ),
+    },
+    after_mixer=(*_attention_residual("mlp_res"), *KIMI_LINEAR.after_mixer),
+    moe=(
+        *KIMI_LINEAR.moe,
+        Tensor("mlp.routed_expert_down_proj", "l D", source="block_sparse_moe.routed_expert_down_proj"),
+        Tensor("mlp.routed_expert_norm", "l", source="block_sparse_moe.routed_expert_norm"),
+        Tensor("mlp.routed_expert_up_proj", "D l", source="block_sparse_moe.routed_expert_up_proj"),
+    ),
+    expert_layouts=(tuple(rule._replace(shape=rule.shape.replace("D", "l")) for rule in W1_W3_W2),),
+    last=(*_attention_residual("output_attn_res"), FINAL_NORM),
+    never_quantized=("*.routed_expert_*", "*_res_proj"),
+    skipped=DEEPSEEK_V3.skipped,
 )

@@ -106,6 +106,12 @@ class Ops(Protocol):
         a_log [H]: each for C / H channels that follow each other.
         """
 
+    def bounded_decay(self, a: Array, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Array:
+        """As `decay`, but lower_bound * sigmoid(exp(a_log) * (a + dt_bias)), with the first `heads` values of a_log."""
+
+    def softmax(self, x: Array) -> Array:
+        """Over the last axis, which is short."""
+
     def root_gate(self, x: Array, y: Array) -> Array:
         """[..., D] twice -> [..., 1]: sigmoid(sign(d) * sqrt(max(|d|, 1e-6))), d = x . y / sqrt(D).
 

@@ -41,7 +41,7 @@ class ExpertLayout(ctypes.Structure):
     _fields_ = (("gate", Matrix), ("up", Matrix), ("down", Matrix), ("activation", Activation))
 
 
-SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = 0, 1, 2, 3
+SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED, SITU = 0, 1, 2, 3, 4
 
 
 class KVCache(ctypes.Structure):

@@ -1,5 +1,6 @@
 """The native backend: the reference with its hot operations done by the kernels of runtime/native."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,6 +13,7 @@ from formats.config import (
     SIGMOID,
     SILU,
     SILU_CLAMPED,
+    SITU,
     SOFTMAX,
     SQRT_SOFTPLUS,
     SWIGLU_CLAMPED,
@@ -44,6 +46,7 @@ ACTIVATION_KINDS = {
     SWIGLU_CLAMPED: native.SWIGLU_CLAMPED,
     GELU_TANH: native.GELU_TANH,
     SILU_CLAMPED: native.SILU_CLAMPED,
+    SITU: native.SITU,
 }
 
 
@@ -215,6 +218,21 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         bias, log = address(self._vector(dt_bias)), address(self._repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
+
+    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
+        key = (native_weight(a_log).matrix.weight_offset, 0.0)
+        if key not in self._prepared:  # by the C library, whose exp does not depend on the instruction set
+            self._prepared[key] = np.array([math.exp(x) for x in a_log.vector()[:heads]], np.float32)
+        rate = np.repeat(self._prepared[key], a.shape[1] // heads)
+        return self.sigmoid(rate * (a + self._vector(dt_bias))) * np.float32(lower_bound)
+
+    def softmax(self, x: Float32) -> Float32:
+        z = x - x.max(axis=-1, keepdims=True)
+        y = self.sigmoid(z) / self.sigmoid(-z)  # exp(z), with the same bits on any machine
+        total = y[..., :1].copy()
+        for column in range(1, x.shape[-1]):
+            total += y[..., column : column + 1]
+        return y / total
 
     def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
         x, y = with_result(x)

@@ -18,6 +18,7 @@ from formats.config import (
     GELU_TANH,
     SILU,
     SILU_CLAMPED,
+    SITU,
     SWIGLU_CLAMPED,
     Activation,
     Rope,
@@ -190,6 +191,9 @@ class NumpyOps(CompressedOps):
         if activation.kind == GELU_TANH:
             inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
             return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+        if activation.kind == SITU:
+            beta, linear = np.float32(activation.alpha), np.float32(activation.limit)
+            return beta * np.tanh(gate / beta) * self.sigmoid(gate) * (linear * np.tanh(up / linear))
         limit = np.float32(activation.limit)
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         if activation.kind == SILU_CLAMPED:
@@ -256,6 +260,13 @@ class NumpyOps(CompressedOps):
         softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
         rate = np.exp(a_log.vector())
         return -np.repeat(rate, a.shape[1] // len(rate)) * softplus
+
+    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
+        rate = np.repeat(np.exp(a_log.vector()[:heads]), a.shape[1] // heads)
+        return np.float32(lower_bound) * self.sigmoid(rate * (a + dt_bias.vector()))
+
+    def softmax(self, x: Float32) -> Float32:
+        return softmax(x)
 
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * weight.vector()

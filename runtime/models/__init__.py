@@ -8,6 +8,7 @@ from formats.config import (
     DeepseekV3Config,
     DeepseekV4Config,
     Gemma4Config,
+    KimiK3Config,
     KimiLinearConfig,
     ModelConfig,
     Qwen3_5MoeConfig,
@@ -18,6 +19,7 @@ from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
+from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
@@ -50,6 +52,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
     Gemma4Config: Gemma4,
+    KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,

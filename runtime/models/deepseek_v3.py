@@ -96,7 +96,11 @@ class DeepseekV3:
             s.states[layer] = (latents, index)
             outputs.append(output)  # [tokens, H, v_head_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.v_head_dim)
-        return ops.linear(o, w("o_proj"))
+        return ops.linear(self._gated(layer, x, o), w("o_proj"))
+
+    def _gated(self, layer: int, x: Array, o: Array) -> Array:
+        """What attention gives [T, H * v_head_dim], as it is."""
+        return o
 
     def _turned(self, x: Array, position: int) -> Array:
         return self.ops.rope(x, position, self.config.rope)

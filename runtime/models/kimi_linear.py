@@ -5,20 +5,25 @@ are DeepSeek-V3's.
 Source: transformers' modeling_kimi_linear.py. Shapes: T tokens of one step, D hidden_size, H heads, d width of a head.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from formats.config import LINEAR_ATTENTION, KimiLinearConfig
 from runtime.backends.base import Array, State, Weight
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.session import Sequence
 
+Weights: TypeAlias = Callable[[str], Weight]  # of a layer, by name
 QK_NORM_EPS = 1e-6  # of queries and keys, whatever rms_norm_eps is
 
 
 @dataclass(frozen=True)
 class KimiLinear(DeepseekV3):
     config: KimiLinearConfig
+
+    gate_projection = "g_a"
 
     def _new_state(self, layer_type: str) -> State:
         if layer_type != LINEAR_ATTENTION:
@@ -43,10 +48,11 @@ class KimiLinear(DeepseekV3):
         def w(tensor: str) -> Weight:
             return ops.weight(f"layers.{layer}.self_attn.{tensor}")
 
-        *qkv, f, g, b = ops.linears(x, [w(f"{part}_proj") for part in ("q", "k", "v", "f_a", "g_a", "b")])
+        parts = ("q", "k", "v", "f_a", self.gate_projection, "b")
+        *qkv, f, g, b = ops.linears(x, [w(f"{part}_proj") for part in parts])
         beta = ops.sigmoid(b)  # [T, H]
-        log_decay = ops.decay(ops.linear(f, w("f_b_proj")), w("dt_bias"), w("A_log")).reshape(-1, heads, d)
-        gate = ops.sigmoid(ops.linear(g, w("g_b_proj"))).reshape(-1, heads, d)
+        log_decay = self._log_decay(ops.linear(f, w("f_b_proj")), w).reshape(-1, heads, d)
+        gate = self._output_gate(g, w).reshape(-1, heads, d)
         outputs = []
         for s in sequences:
             convolutions, recurrent = s.states[layer]
@@ -61,3 +67,11 @@ class KimiLinear(DeepseekV3):
             outputs.append(output)  # [tokens, H, d]
         o = ops.rms_norm(ops.concatenate(outputs), w("o_norm"), c.rms_norm_eps) * gate
         return ops.linear(o.reshape(-1, heads * d), w("o_proj"))
+
+    def _log_decay(self, f: Array, w: Weights) -> Array:
+        """Of each key channel: f [T, C] -> [T, C]."""
+        return self.ops.decay(f, w("dt_bias"), w("A_log"))
+
+    def _output_gate(self, g: Array, w: Weights) -> Array:
+        """[T, C] of the projection to a gate."""
+        return self.ops.sigmoid(self.ops.linear(g, w("g_b_proj")))

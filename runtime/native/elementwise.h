@@ -118,6 +118,12 @@ static void activate(const se_activation *activation, float *gate, const float *
             gate[i] = g * sigmoid(g) * clamp(up[i], -limit, limit);
         }
         break;
+    case SE_SITU:
+        for (int64_t i = 0; i < n; i++) {
+            float g = alpha * tangent(gate[i] / alpha) * sigmoid(gate[i]);
+            gate[i] = g * (limit * tangent(up[i] / limit));
+        }
+        break;
     default: /* 0.5 x (1 + tanh(u)) is x * sigmoid(2 u) */
         for (int64_t i = 0; i < n; i++) {
             float x = gate[i];

@@ -187,7 +187,7 @@ static int32_t experts_call(se_context *context, int32_t precision, const se_exp
     if (num_experts < 1) return SE_OK;
     int32_t status = products_of(&any, &job, precision, experts[0].record);
     if (layout->up.rows != F || layout->up.columns != D || layout->down.rows != D || layout->down.columns != F ||
-        layout->activation.kind < SE_SILU || layout->activation.kind > SE_SILU_CLAMPED || k < 1) {
+        layout->activation.kind < SE_SILU || layout->activation.kind > SE_SITU || k < 1) {
         return SE_UNSUPPORTED;
     }
     if (status == SE_OK) status = measure(experts, num_experts, tokens * k, &most_experts, &most_pairs, &all_pairs);

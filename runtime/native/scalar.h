@@ -28,6 +28,19 @@ static inline float sigmoid(float x) {
     return (x >= 0 ? 1.0f : y) / (1.0f + y);
 }
 
+/* tanh(x): its series where exponentials would cancel, else by exp. */
+static inline float tangent(float x) {
+    float a = fabsf(x), s = x * x;
+    float p = 2.1869488e-2f; /* 62 / 2835 */
+    p = fmaf(p, s, -5.3968254e-2f);
+    p = fmaf(p, s, 1.3333334e-1f);
+    p = fmaf(p, s, -3.3333334e-1f);
+    float small = fmaf(p * s, x, x);
+    float y = exp_nonpositive(-2.0f * a);
+    float large = (1.0f - y) / (1.0f + y);
+    return a < 0.25f ? small : x < 0 ? -large : large;
+}
+
 static inline float clamp(float x, float low, float high) {
     x = x < low ? low : x;
     return x > high ? high : x;

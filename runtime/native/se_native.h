@@ -80,6 +80,7 @@ enum se_activation_kind {
     SE_SWIGLU_CLAMPED = 1, /* gpt-oss: g = min(gate, limit), u = clip(up, -limit, limit); g * sigmoid(alpha g) * (u + 1) */
     SE_GELU_TANH = 2,      /* gelu(gate) by its tanh approximation, * up */
     SE_SILU_CLAMPED = 3,   /* DeepSeek-V4: g = min(gate, limit), u = clip(up, -limit, limit); silu(g) * u */
+    SE_SITU = 4,           /* Kimi K3: alpha tanh(gate / alpha) sigmoid(gate) * limit tanh(up / limit) */
 };
 
 typedef struct {

@@ -105,6 +105,9 @@ def activated(activation: native.Activation, gate: Float64, up: Float64) -> Any:
         return gate / (1 + np.exp(-gate)) * up
     if activation.kind == native.GELU_TANH:
         return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+    if activation.kind == native.SITU:
+        bent = activation.limit * np.tanh(up / activation.limit)
+        return activation.alpha * np.tanh(gate / activation.alpha) / (1 + np.exp(-gate)) * bent
     gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
     if activation.kind == native.SILU_CLAMPED:
         return gate / (1 + np.exp(-gate)) * up
@@ -132,7 +135,7 @@ def run(
     groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     tokens=st.integers(1, 9),
     bias=st.sampled_from((None, "bf16")),
-    kind=st.sampled_from((native.SILU, native.SWIGLU_CLAMPED, native.GELU_TANH, native.SILU_CLAMPED)),
+    kind=st.sampled_from((native.SILU, native.SWIGLU_CLAMPED, native.GELU_TANH, native.SILU_CLAMPED, native.SITU)),
     scale_input=st.booleans(),
     precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),
