@@ -4,7 +4,6 @@ Weights stay in their encoding and are decoded in row blocks of a fixed size, wh
 threads never changes a bit of the result (NumPy's own BLAS threads are switched off by the engine).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,12 +14,6 @@ import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
 from formats.config import (
-    GELU_TANH,
-    SILU,
-    SILU_CLAMPED,
-    SITU,
-    SWIGLU_CLAMPED,
-    Activation,
     Rope,
 )
 from formats.dtypes import AnyArray, Float32, to_float32
@@ -30,6 +23,7 @@ from formats.record import LINEAR_BIAS, Part
 from formats.window import first_kept, forgets, room
 from runtime.backends.base import Beside, Routing, State, Turn
 from runtime.backends.numpy_compressed import CompressedOps, visible
+from runtime.backends.numpy_elementwise import ElementwiseOps
 from runtime.backends.numpy_latent import (
     Bool,
     IndexCache,
@@ -41,7 +35,7 @@ from runtime.backends.numpy_latent import (
     softmax,
     values_matrix,
 )
-from runtime.backends.numpy_route import route, sigmoid
+from runtime.backends.numpy_route import route
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -92,7 +86,7 @@ class KVCache:
         return KVCache(arrays[0], arrays[1], self.length, first, self.window)
 
 
-class NumpyOps(CompressedOps):
+class NumpyOps(ElementwiseOps, CompressedOps):
     """Ops (backends/base.py) over a container's resident memory, embedding file and experts."""
 
     name = "numpy"
@@ -184,23 +178,6 @@ class NumpyOps(CompressedOps):
             y += outputs[:, i] if activation.scale_input else routing_weights[:, i, None] * outputs[:, i]
         return y
 
-    def _activate(self, activation: Activation, gate: Float32, up: Float32) -> Float32:
-        """What joins gate and up, element by element."""
-        if activation.kind == SILU:
-            return self.silu(gate) * up
-        if activation.kind == GELU_TANH:
-            inner = np.float32(math.sqrt(2 / math.pi)) * (gate + np.float32(0.044715) * gate**3)
-            return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
-        if activation.kind == SITU:
-            beta, linear = np.float32(activation.alpha), np.float32(activation.limit)
-            return beta * np.tanh(gate / beta) * self.sigmoid(gate) * (linear * np.tanh(up / linear))
-        limit = np.float32(activation.limit)
-        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-        if activation.kind == SILU_CLAMPED:
-            return self.silu(gate) * up
-        assert activation.kind == SWIGLU_CLAMPED
-        return gate * self.sigmoid(np.float32(activation.alpha) * gate) * (up + 1)
-
     def _project(self, part: Part, record: AnyArray) -> Callable[[Float32], Float32]:
         """The linear map of one part of an expert's record."""
         arrays = part.views(record)
@@ -226,61 +203,6 @@ class NumpyOps(CompressedOps):
         bias = None if correction_bias is None else correction_bias.vector()
         expert_ids, weights = route(logits, routing, bias)
         return expert_ids, weights if expert_scale is None else weights * expert_scale.vector()[expert_ids]
-
-    # ---- element by element
-
-    def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
-        mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean_square + np.float32(eps)) * (np.float32(offset) + weight.vector())
-
-    def add_norm(
-        self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
-    ) -> tuple[Float32, Float32]:
-        h = h + y * np.float32(multiplier)
-        return h, self.rms_norm(h, weight, eps, offset)
-
-    def layer_norm(self, x: Float32, weight: Weight, bias: Weight, eps: float) -> Float32:
-        centred = x - np.mean(x, axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        return centred / np.sqrt(variance + np.float32(eps)) * weight.vector() + bias.vector()
-
-    def l2_norm(self, x: Float32, eps: float) -> Float32:
-        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps))
-
-    def silu(self, x: Float32) -> Float32:
-        return x * self.sigmoid(x)
-
-    def sigmoid(self, x: Float32) -> Float32:
-        return sigmoid(x)
-
-    def clip(self, x: Float32, limit: float) -> Float32:
-        return np.clip(x, np.float32(-limit), np.float32(limit))
-
-    def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
-        softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
-        rate = np.exp(a_log.vector())
-        return -np.repeat(rate, a.shape[1] // len(rate)) * softplus
-
-    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
-        rate = np.repeat(np.exp(a_log.vector()[:heads]), a.shape[1] // heads)
-        return np.float32(lower_bound) * self.sigmoid(rate * (a + dt_bias.vector()))
-
-    def softmax(self, x: Float32) -> Float32:
-        return softmax(x)
-
-    def scale(self, x: Float32, weight: Weight) -> Float32:
-        return x * weight.vector()
-
-    def softcap(self, x: Float32, cap: float) -> Float32:
-        return np.tanh(x / np.float32(cap)) * np.float32(cap)
-
-    def root_gate(self, x: Float32, y: Float32) -> Float32:
-        products = np.moveaxis(x * y, -1, 0)  # summed one after another, on any machine in one order
-        d = np.add.reduce(np.ascontiguousarray(products), axis=0)[..., None] * np.float32(x.shape[-1] ** -0.5)
-        return self.sigmoid(np.sign(d) * np.sqrt(np.maximum(np.abs(d), np.float32(1e-6))))
-
-    def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
-        return np.concatenate(arrays, axis)
 
     # ---- attention
 

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from formats.checksum import xxh3_64
 from formats.config import NGrams, read_config
 from formats.container import open_container
 from formats.dtypes import Float32
 from formats.errors import ChecksumError, FormatError
+from formats.index import canonical_json
 from formats.layout import NGRAM_FILE
 from formats.origins import read_origins
 from repack.convert import convert, prepare
 from repack.plan import Options
+from repack.published import published_tensors
 from repack.sources import open_local
 from repack.verify import verify_container
 from runtime import Engine
@@ -109,9 +112,6 @@ def test_a_table_of_another_length_is_refused(source: Path, tmp_path: Path) -> N
 
 
 def test_an_index_that_does_not_name_its_feature_is_refused(container: Path, tmp_path: Path) -> None:
-    from formats.checksum import xxh3_64
-    from formats.index import canonical_json
-
     folder = shutil.copytree(container, tmp_path / "out")
     content = json.loads((folder / "index.json").read_bytes())
     content["required_features"] = []
@@ -214,8 +214,6 @@ def _together(engine: Engine, parts: Sequence[list[int]]) -> list[Any]:
 
 
 def test_a_config_alone_tells_the_tensors_of_the_checkpoint() -> None:
-    from repack.published import published_tensors
-
     case = CASES["qwen4_exp"]
     config = read_config(json.dumps(case.config).encode())
     told = {tensor.name: tensor.shape for tensor in published_tensors(config, None)}
