@@ -108,3 +108,17 @@ def test_every_chunk_size_gives_the_logits_of_the_whole(case: tuple[Path, dict[s
     with Engine.open(container, ram_bytes=PLENTY, backend="numpy", chunk_size=chunk_size) as engine:
         logits = engine.logits(expected["prompt_ids"].tolist())
     assert np.abs(logits - expected["logits"]).max() < LOGITS_TOLERANCE
+
+
+def test_sequences_that_share_a_step_get_the_native_logits_that_they_get_alone(
+    case: tuple[Path, dict[str, Any]],
+) -> None:
+    container, expected = case
+    prompt = expected["prompt_ids"].tolist()
+    parts = prompt[:20], prompt[20:37]
+    with Engine.open(container, ram_bytes=PLENTY, backend="native") as engine:
+        alone = [engine.logits(part)[-1] for part in parts]
+        sessions = [engine.steps.new_session() for _ in parts]
+        engine.steps.step([(session, part[:7]) for session, part in zip(sessions, parts, strict=True)])
+        together = engine.steps.step([(session, part[7:]) for session, part in zip(sessions, parts, strict=True)])
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))

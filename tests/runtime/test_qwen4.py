@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from runtime.models.ngrams import ngram_rows
 from runtime.store import EmbeddingRows
 from tests.fixtures.qwen4_tiny import CASES, HEAD_ROWS, MULTIPLIERS, TABLE_ROWS, TEXT
 from tests.fixtures.recipe import write_checkpoint
-from tests.runtime.helpers import PLENTY, reference
+from tests.runtime.helpers import PLENTY
 
 EOS = TEXT["eos_token_id"]
 NGRAMS = NGrams(2, 3, 2, 128, 4, 100, 32, 4, 1234, EOS)
@@ -191,26 +190,7 @@ def test_the_gate_of_n_grams_takes_a_signed_root(container: Path, backend: str) 
         assert engine.ops.root_gate(x, y) == pytest.approx(1 / (1 + np.exp(-root)), abs=1e-6)
 
 
-# ---- the whole
-
-
-@pytest.mark.parametrize("backend", ["numpy", "native"])
-def test_sequences_that_share_a_step_get_what_they_get_alone(container: Path, backend: str) -> None:
-    prompt = reference("decoders/qwen4_exp.npz")["prompt_ids"].tolist()
-    parts = prompt[:20], prompt[20:37]
-    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
-        alone = [engine.logits(part)[-1] for part in parts]
-        together = _together(engine, parts)
-    for one, other in zip(alone, together, strict=True):
-        assert np.array_equal(one, other) if backend == "native" else one == pytest.approx(other, abs=1e-4)
-
-
-def _together(engine: Engine, parts: Sequence[list[int]]) -> list[Any]:
-    """Last logits of both sequences, in two steps of both."""
-    sessions = [engine.steps.new_session() for _ in parts]
-    engine.steps.step([(session, part[:7]) for session, part in zip(sessions, parts, strict=True)])
-    logits = engine.steps.step([(session, part[7:]) for session, part in zip(sessions, parts, strict=True)])
-    return list(logits)
+# ---- the checkpoint
 
 
 def test_a_config_alone_tells_the_tensors_of_the_checkpoint() -> None:
