@@ -47,7 +47,7 @@ class Container:
         path, expected = self.path(name), self.index.files[name]
         raw = _read(path, expected.nbytes + 1)
         if len(raw) != expected.nbytes:
-            raise FormatError(f"{path}: is not {expected.nbytes} bytes long, as {INDEX_FILE} says")
+            raise FormatError(f"{path}: is {path.stat().st_size} bytes long, expected {expected.nbytes}")
         if sha256(raw) != expected.sha256:
             raise ChecksumError(f"{path}: has SHA-256 {sha256(raw)}, expected {expected.sha256}")
         return raw

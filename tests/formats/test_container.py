@@ -102,7 +102,7 @@ def test_a_changed_small_file_is_refused_when_it_is_read(container: Path) -> Non
         open_container(container).small_file("tokenizer.json")
     for other in (raw + b" ", raw[:-1]):
         path.write_bytes(other)
-        with pytest.raises(FormatError, match=f"tokenizer.json: is not {len(raw)} bytes long, as index.json says"):
+        with pytest.raises(FormatError, match=f"tokenizer.json: is {len(other)} bytes long, expected {len(raw)}"):
             open_container(container).small_file("tokenizer.json")
 
 
