@@ -1,40 +1,23 @@
 """The Python API as README documents it, and every request that it refuses."""
 
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from formats.budget import human
 from formats.dtypes import Float32
-from formats.errors import FormatError, RequestError, StorageError
+from formats.errors import FormatError, RequestError
 from runtime import Engine, SamplingOptions, Session
-from runtime.backends.numpy_ops import NumpyOps
-from runtime.cache import ExpertKey
 from runtime.sampling import Sampler, read_generation_config
-from runtime.store import ExpertStore
-from tests.runtime.helpers import PLENTY, floor_bytes, open_fds, reference
+from tests.runtime.engines import PROMPT, every_call, joined, open_demo
+from tests.runtime.helpers import floor_bytes, open_fds, reference
 
 VOCAB_SIZE = 4096
-PROMPT = reference("demo/reference.npz")["prompt_ids"][:12].tolist()
 GREEDY = reference("demo/reference.npz")["greedy_ids"].tolist()
-
-
-DEFAULTS: dict[str, Any] = {"ram_bytes": PLENTY, "backend": "numpy"}
-
-
-def open_demo(path: Path, **options: Any) -> Engine:
-    """With the reference backend; tests/native compares the kernels with it."""
-    return Engine.open(path, **(DEFAULTS | options))
-
-
-def joined(engine: Engine, **options: Any) -> str:
-    return "".join(engine.generate("Once upon a time", **({"max_new_tokens": 8} | options)))
 
 
 @pytest.fixture(autouse=True)
@@ -276,14 +259,6 @@ def test_a_context_beyond_the_model_s_is_refused(demo4: Path) -> None:
     assert message == "--ctx-size is 2049, but the model's max_position_embeddings is 2048"
 
 
-CALLS: dict[str, Callable[[Engine, list[int]], object]] = {
-    "logits": lambda engine, ids: engine.logits(ids),
-    "generate_ids": lambda engine, ids: engine.generate_ids(ids, max_new_tokens=1),
-    "step": lambda engine, ids: engine.step([(engine.new_session(), ids)]),
-}
-every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-
-
 @every_call
 def test_a_prompt_longer_than_the_context_is_refused(demo4: Path, call: Callable[[Engine, list[int]], object]) -> None:
     with open_demo(demo4, ctx_size=8) as engine:
@@ -321,127 +296,6 @@ def test_sampling_that_makes_no_sense_is_refused_before_anything_is_computed(dem
     with open_demo(demo4) as engine:
         assert "top_p is 2" in refused(lambda: joined(engine, top_p=2.0))
         assert engine.stats.prompt_tokens == 0
-
-
-# ---- when something fails
-
-
-def poison(engine: Engine, tensor: str) -> None:
-    """Set the first weight of a bf16 tensor to NaN, as if it was converted so."""
-    offset = engine.container.index.layout.tensors[tensor].offset
-    engine.resident[offset : offset + 2].view(np.uint16)[:] = 0x7FC0
-
-
-@pytest.fixture(params=["read", "compute", "weights", "head"])
-def failing(
-    request: pytest.FixtureRequest, demo16: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, Callable[[Engine], None]]:
-    """The name of a failure, and what brings it about in an engine that worked until then."""
-
-    def read(engine: Engine) -> None:
-        def fails(self: ExpertStore, key: ExpertKey, slot: object) -> None:
-            raise StorageError(f"layer {key.layer} cannot be read")
-
-        monkeypatch.setattr(ExpertStore, "read", fails)
-
-    def compute(engine: Engine) -> None:
-        route = NumpyOps.route
-
-        def fails(self: NumpyOps, logits: Float32, *args: Any, **options: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 6:  # in a layer in the middle: the layers before it have made their new states
-                raise StorageError("the sixth router")
-            return route(self, logits, *args, **options)
-
-        calls: list[int] = []
-        monkeypatch.setattr(NumpyOps, "route", fails)
-
-    actions = {
-        "read": read,
-        "compute": compute,
-        "weights": lambda engine: poison(engine, "layers.6.input_layernorm"),
-        "head": lambda engine: poison(engine, "lm_head"),
-    }
-    return request.param, actions[request.param]
-
-
-def test_a_step_that_fails_leaves_the_sessions_as_they_were(
-    demo16: Path, failing: tuple[str, Callable[[Engine], None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    floor = floor_bytes(demo16)
-    with open_demo(demo16) as engine:
-        expected = engine.logits(PROMPT)[-1]
-    with open_demo(demo16, ram_bytes=floor) as engine:
-        sessions = [engine.new_session(), engine.new_session()]
-        engine.step([(session, PROMPT[:-4]) for session in sessions])
-        healthy = engine.resident.copy()
-        failing[1](engine)
-        with pytest.raises((StorageError, FormatError)):
-            engine.step([(session, PROMPT[-4:]) for session in sessions])
-        assert [session.token_ids for session in sessions] == [PROMPT[:-4]] * 2
-        monkeypatch.undo()
-        engine.resident[:] = healthy
-        for session in sessions:
-            (found,) = engine.step([(session, PROMPT[-4:])])
-            # the same tokens in other steps: see test_reference.py
-            assert np.abs(found - expected).max() < 1e-4
-
-
-@pytest.mark.parametrize("tensor", ["layers.6.input_layernorm", "layers.3.mlp.gate", "lm_head"])
-@every_call
-def test_weights_that_are_no_numbers_are_an_error_and_never_text(
-    demo16: Path, tensor: str, call: Callable[[Engine, list[int]], object]
-) -> None:
-    with open_demo(demo16) as engine:
-        poison(engine, tensor)
-        with pytest.raises(FormatError, match="logits are no finite numbers; are weights damaged"):
-            call(engine, PROMPT)
-
-
-def test_after_a_failed_read_the_engine_works_on(demo4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_demo(demo4) as engine:
-        expected = engine.logits(PROMPT)
-    read = ExpertStore.read
-
-    def fails_once(self: ExpertStore, key: ExpertKey, slot: Any) -> None:
-        if key.layer == 5 and not failed:
-            failed.append(key)
-            raise StorageError("layer 5 cannot be read")
-        read(self, key, slot)
-
-    failed: list[ExpertKey] = []
-    monkeypatch.setattr(ExpertStore, "read", fails_once)
-    with open_demo(demo4, ram_bytes=floor_bytes(demo4)) as engine:
-        with pytest.raises(StorageError, match="layer 5"):
-            engine.logits(PROMPT)
-        assert np.array_equal(engine.logits(PROMPT), expected)
-
-
-@pytest.mark.parametrize("number", [1, 2, 7, 30])
-def test_ctrl_c_in_the_middle_of_a_step_harms_neither_session_nor_cache(
-    demo4: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    with open_demo(demo4) as engine:
-        expected = engine.logits(PROMPT)
-    read, reads = ExpertStore.read, iter(range(1, 1 << 30))
-
-    def interrupting(self: ExpertStore, key: ExpertKey, slot: Any) -> None:
-        if next(reads) == number:
-            signal.pthread_kill(main_thread, signal.SIGINT)
-        read(self, key, slot)
-
-    main_thread = threading.get_ident()
-    monkeypatch.setattr(ExpertStore, "read", interrupting)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with open_demo(demo4, ram_bytes=floor_bytes(demo4)) as engine:
-            session = engine.new_session()
-            with pytest.raises(KeyboardInterrupt):
-                engine.step([(session, PROMPT)])
-            assert session.token_ids == []
-            assert np.array_equal(engine.logits(PROMPT), expected)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # ---- a container without a tokenizer
