@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from ctypes import addressof
 
 import numpy as np
 
@@ -327,13 +328,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     def _turn(self, turn: Turn, tokens: int) -> native.Turn:
         """As kernels take it; all that it points to is kept by a cache."""
+        rope = turn.rope
         norms = (
-            self._vector(norm, turn.offset).ctypes.data if norm is not None else None
+            addressof(address(self._vector(norm, turn.offset))) if norm is not None else None
             for norm in (turn.q_norm, turn.k_norm)
         )
-        cos, sin = rope_tables(turn.rope, turn.position, tokens)
-        rope = turn.rope
-        return native.Turn(*norms, cos.ctypes.data, sin.ctypes.data, rope.dim // 2, rope.interleaved, turn.eps)
+        tables = (addressof(address(table)) for table in rope_tables(rope, turn.position, tokens))
+        return native.Turn(*norms, *tables, rope.dim // 2, rope.interleaved, turn.eps)
 
     # ---- gated DeltaNet
 
