@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from runtime.text import Text
@@ -70,3 +71,40 @@ def sentencepiece() -> Text:
 
 
 SENTENCEPIECE = sentencepiece()
+
+
+ENDOFTEXT, IM_START, IM_END = 0, 1, 2
+LITERALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+THINK, THINK_END, FIM = 4096, 4097, 4098
+THINKING_TOKENS = (
+    added(THINK, "<think>", special=False),
+    added(THINK_END, "</think>", special=False),
+    added(FIM, "<|fim_prefix|>", special=False),
+)
+THINKING_TEMPLATE = Path(__file__).parents[1] / "fixtures" / "thinking_template.jinja"
+THINKING_TEXT = Text.from_files(FILES | {"chat_template.jinja": THINKING_TEMPLATE.read_bytes()})
+PIECES = st.sampled_from(
+    [
+        "<",
+        "<|",
+        "<|im_",
+        "im",
+        "end",
+        "end|>",
+        "|>",
+        ">",
+        "|",
+        " ",
+        "\n",
+        "\n\n",
+        "a",
+        "é",
+        "日",
+        "\u212a",
+        "'s",
+    ]
+)
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
