@@ -20,17 +20,14 @@ from repack.families.shared import (
     SWITCH_GATE_UP,
     SWITCH_MLP,
     W1_W3_W2,
+    expert_dims,
 )
 from repack.family import Experts, Family, Tensor
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
     return {
-        "D": config.hidden_size,
-        "V": config.vocab_size,
-        "E": config.num_experts,
-        "I": config.moe_intermediate_size,
-        "2I": 2 * config.moe_intermediate_size,
+        **expert_dims(config),
         "F": config.intermediate_size or 0,
         "S": config.shared_expert_intermediate_size or 0,
         "O": config.num_attention_heads * config.head_dim,

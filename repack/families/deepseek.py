@@ -12,18 +12,23 @@ from formats.config import (
     KimiK3Config,
     KimiLinearConfig,
 )
-from repack.families.shared import CORRECTION_BIAS, DENSE_MLP, PER_EXPERT, ROUTER, SWITCH_GATE_UP, SWITCH_MLP, W1_W3_W2
+from repack.families.shared import (
+    CORRECTION_BIAS,
+    DENSE_MLP,
+    PER_EXPERT,
+    ROUTER,
+    SWITCH_GATE_UP,
+    SWITCH_MLP,
+    W1_W3_W2,
+    expert_dims,
+)
 from repack.family import FINAL_NORM, Family, Tensor
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
     heads, indexer = config.num_attention_heads, config.indexer
     return {
-        "D": config.hidden_size,
-        "V": config.vocab_size,
-        "E": config.num_experts,
-        "I": config.moe_intermediate_size,
-        "2I": 2 * config.moe_intermediate_size,
+        **expert_dims(config),
         "F": config.intermediate_size,
         "S": config.shared_expert_intermediate_size,
         "q": config.q_lora_rank or 0,

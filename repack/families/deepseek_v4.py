@@ -10,17 +10,15 @@ from formats.config import (
     SLIDING_ATTENTION,
     DeepseekV4Config,
 )
+from repack.families.shared import expert_dims
 from repack.family import FINAL_NORM, Experts, Family, Tensor
 
 
 def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
     streams, groups = config.hc_mult, config.o_groups
     return {
-        "D": config.hidden_size,
-        "V": config.vocab_size,
-        "E": config.num_experts,
+        **expert_dims(config),
         "K": config.top_k,
-        "I": config.moe_intermediate_size,
         "H": config.num_attention_heads,
         "h": config.head_dim,
         "2h": 2 * config.head_dim,

@@ -3,18 +3,14 @@
 from collections.abc import Mapping
 
 from formats.config import FULL_ATTENTION, SLIDING_ATTENTION, Gemma4Config
-from repack.families.shared import DENSE_MLP, SWITCH_GATE_UP, SWITCH_MLP
+from repack.families.shared import DENSE_MLP, SWITCH_GATE_UP, SWITCH_MLP, expert_dims
 from repack.family import Experts, Family, Tensor
 
 
 def _gemma4_dims(config: Gemma4Config) -> Mapping[str, int]:
     heads, d = config.num_attention_heads, config.global_head_dim
     return {
-        "D": config.hidden_size,
-        "V": config.vocab_size,
-        "E": config.num_experts,
-        "I": config.moe_intermediate_size,
-        "2I": 2 * config.moe_intermediate_size,
+        **expert_dims(config),
         "F": config.intermediate_size,
         "O": heads * config.head_dim,
         "K": config.num_key_value_heads * config.head_dim,

@@ -4,18 +4,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, Qwen3_5MoeConfig
-from repack.families.shared import PER_EXPERT, ROUTER, SHARED_EXPERT, SHARED_EXPERT_GATE, SWITCH_GATE_UP, SWITCH_MLP
+from repack.families.shared import (
+    PER_EXPERT,
+    ROUTER,
+    SHARED_EXPERT,
+    SHARED_EXPERT_GATE,
+    SWITCH_GATE_UP,
+    SWITCH_MLP,
+    expert_dims,
+)
 from repack.family import Experts, Family, Tensor
 
 
 def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
     queries = config.num_attention_heads * config.head_dim
     return {
-        "D": config.hidden_size,
-        "V": config.vocab_size,
-        "E": config.num_experts,
-        "I": config.moe_intermediate_size,
-        "2I": 2 * config.moe_intermediate_size,
+        **expert_dims(config),
         "S": config.shared_expert_intermediate_size,
         "Q": 2 * queries,
         "O": queries,

@@ -1,6 +1,21 @@
-"""What several families name alike: stacks of experts, dense layers, routers, shared experts."""
+"""What several families have alike: sizes, stacks of experts, dense layers, routers, shared experts."""
 
+from collections.abc import Mapping
+
+from formats.config.base import ModelConfig
 from repack.family import Experts, Tensor
+
+
+def expert_dims(config: ModelConfig) -> Mapping[str, int]:
+    """Sizes that every family's shapes speak of."""
+    return {
+        "D": config.hidden_size,
+        "V": config.vocab_size,
+        "E": config.num_experts,
+        "I": config.moe_intermediate_size,
+        "2I": 2 * config.moe_intermediate_size,
+    }
+
 
 PER_EXPERT = (
     Experts("mlp.experts.{expert}.gate_proj", "I D", ("gate",)),
