@@ -5,7 +5,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from formats import __version__
 from formats.budget import human, three_digits, token_bytes
 from formats.dtypes import AnyArray
+from formats.probe import READS_IN_FLIGHT
 from runtime.cache import ExpertKey
 from runtime.engine import Engine
 
@@ -38,8 +40,9 @@ def run_bench(
 ) -> Iterator[str]:
     """Lines of a table as they are measured; the last line is one JSON object.
 
-    The ceilings: experts in random order, read raw into one slot, one at a time; the resident weights,
-    read by the fastest of two loops. The bound of a decode step is its bytes at those rates, one after the other.
+    The ceilings: experts in random order, read raw into slots, as many at a time as a step reads; the resident
+    weights, read by the engine's threads in the faster of two loops. The bound of a decode step is the resident bytes
+    at that rate, and then the larger of what its missing experts take to read and what all of them take from memory.
     Resident weights below MEMORY_BYTES may lie in a cache: then there is neither a ceiling of memory nor a bound.
     `progress` hears what begins, num_steps times.
     """
@@ -47,7 +50,9 @@ def run_bench(
     yield _row(disk)
     memory = None
     if engine.resident.nbytes >= MEMORY_BYTES:
-        memory = _repeat("memory ceiling", "GB/s", runs, lambda: _memory_rate(engine.resident) / 1e9, progress)
+        memory = _repeat(
+            "memory ceiling", "GB/s", runs, lambda: _memory_rate(engine.resident, engine.threads) / 1e9, progress
+        )
         yield _row(memory)
     else:
         size = human(engine.resident.nbytes)
@@ -89,9 +94,9 @@ def num_steps(engine: Engine, new_tokens: int, runs: int) -> int:
 def _bound(engine: Engine, disk: Measurement, memory: Measurement, hits: float) -> float:
     """Tokens per second of a decode step whose bytes come at the rates of the ceilings."""
     need = token_bytes(engine.container.index.layout)
-    cold_s = need.expert_bytes / (disk.median * 1e9)
-    warm_s = (need.expert_bytes + need.resident_bytes) / (memory.median * 1e9)
-    return 1 / (cold_s * (1 - hits) + warm_s)
+    resident_s, experts_s = (nbytes / (memory.median * 1e9) for nbytes in (need.resident_bytes, need.expert_bytes))
+    reads_s = need.expert_bytes * (1 - hits) / (disk.median * 1e9)
+    return 1 / (resident_s + max(reads_s, experts_s))
 
 
 def _speeds(
@@ -127,28 +132,48 @@ def _speeds(
 
 def _disk_rate(engine: Engine) -> float:
     """Bytes per second of whole records in random order."""
-    store = engine.experts.store
-    rng = np.random.default_rng(0)
-    layers = [(i, layer.num_experts) for i, layer in engine.container.index.layout.moe_layers()]
-    slot = store.new_slots(1)[0]
-    nbytes, began = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - began) < CEILING_S:
-        layer, num_experts = layers[rng.integers(len(layers))]
-        nbytes += store.read_raw(ExpertKey(layer, int(rng.integers(num_experts))), slot)
-    return nbytes / seconds
+    store, layout = engine.experts.store, engine.container.index.layout
+    layers = [(i, layer.num_experts) for i, layer in layout.moe_layers()]
+    slots = engine.experts.unused_slots()  # the rate of a disk may depend on the pages
+    if len(slots) < READS_IN_FLIGHT:  # hot experts took them
+        slots = list(store.new_slots(READS_IN_FLIGHT))
+    began = time.perf_counter()
+
+    def read(thread: int) -> int:
+        rng, nbytes = np.random.default_rng(thread), 0
+        while time.perf_counter() - began < CEILING_S:
+            layer, num_experts = layers[rng.integers(len(layers))]
+            slot = slots[thread::READS_IN_FLIGHT][rng.integers(len(slots) // READS_IN_FLIGHT)]
+            nbytes += store.read_raw(ExpertKey(layer, int(rng.integers(num_experts))), slot)
+        return nbytes
+
+    return _by_threads(read, READS_IN_FLIGHT)
 
 
-def _memory_rate(memory: AnyArray) -> float:
-    words = memory.view(np.uint64)
-    return max(_rate(words, words.sum), _rate(words, lambda: np.bitwise_or.reduce(words)))
+def _memory_rate(memory: AnyArray, threads: int) -> float:
+    parts = np.array_split(memory.view(np.uint64), threads)
+    return max(_loop_rate(parts, np.sum), _loop_rate(parts, np.bitwise_or.reduce))
 
 
-def _rate(memory: AnyArray, loop: Callable[[], object]) -> float:
-    passes, began = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - began) < CEILING_S / 2:
-        loop()
-        passes += 1
-    return passes * memory.nbytes / seconds
+def _loop_rate(parts: Sequence[AnyArray], loop: Callable[[AnyArray], object]) -> float:
+    began = time.perf_counter()
+
+    def read(thread: int) -> int:
+        nbytes = 0
+        while time.perf_counter() - began < CEILING_S / 2:
+            loop(parts[thread])
+            nbytes += parts[thread].nbytes
+        return nbytes
+
+    return _by_threads(read, len(parts))
+
+
+def _by_threads(work: Callable[[int], int], threads: int) -> float:
+    """Bytes per second of all threads, each of which says how many it got."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        nbytes = sum(pool.map(work, range(threads)))
+    return nbytes / (time.perf_counter() - began)
 
 
 def _repeat(name: str, unit: str, runs: int, measure: Callable[[], float], progress: Progress) -> Measurement:

@@ -276,6 +276,10 @@ class ExpertCache:
         """Slots that hold no expert."""
         return len(self._free)
 
+    def unused(self) -> list[int]:
+        """Which they are."""
+        return list(self._free)
+
     @property
     def idle_slots(self) -> int:
         """Slots that no one uses now."""

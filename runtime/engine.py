@@ -68,6 +68,7 @@ class Engine:
             lookahead = "prompts"  # of made-up weights nearly every guess is right, which flatters decoding
         self.container = container
         self.terms = terms
+        self.threads = threads
         self.config = layout.model
         self.ctx_size = ctx_size
         self.chunk_size = chunk_size

@@ -180,6 +180,10 @@ class Experts:
         if self.stopping.is_set():
             raise CancelledError
 
+    def unused_slots(self) -> list[AnyArray]:
+        """Memory of the slots that hold no expert; what is written there is not kept."""
+        return [self._slots[slot] for slot in self.cache.unused()]
+
     @property
     def bytes_read(self) -> int:
         """Of experts, by either way to read."""
