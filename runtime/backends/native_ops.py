@@ -264,7 +264,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
     def route_by_token(
         self, logits: Float32, token_ids: Sequence[int], table: Weight, routing: Routing
     ) -> tuple[AnyArray, Float32]:
-        ids = self.experts_of_tokens(token_ids, table, logits.shape[1])
+        ids = self.experts_of_tokens(token_ids, table, routing.top_k, logits.shape[1])
         return ids, self._routing_weights_of(logits, routing, None, ids, True)
 
     def _routing_weights_of(

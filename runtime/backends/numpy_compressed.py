@@ -143,10 +143,10 @@ class CompressedOps:
     def route_by_token(
         self, logits: Float32, token_ids: Sequence[int], table: Weight, routing: Routing
     ) -> tuple[AnyArray, Float32]:
-        expert_ids = self.experts_of_tokens(token_ids, table, logits.shape[1])
+        expert_ids = self.experts_of_tokens(token_ids, table, routing.top_k, logits.shape[1])
         return expert_ids, routing_weights(scores_of(logits, routing), expert_ids, routing)
 
-    def experts_of_tokens(self, token_ids: Sequence[int], table: Weight, num_experts: int) -> Integers:
-        """Rows of a table of experts: [T, k]. Raises FormatError for what are no distinct experts."""
+    def experts_of_tokens(self, token_ids: Sequence[int], table: Weight, top_k: int, num_experts: int) -> Integers:
+        """Rows of a table of experts: [T, top_k]. Raises FormatError for what are not so many distinct experts."""
         rows = {name: array[np.asarray(token_ids)] for name, array in table.arrays.items()}
-        return expert_ids_of(table.encoding.decode(rows), token_ids, num_experts)
+        return expert_ids_of(table.encoding.decode(rows), token_ids, top_k, num_experts)

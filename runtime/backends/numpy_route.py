@@ -48,8 +48,12 @@ def routing_weights(scores: Float32, expert_ids: Integers, routing: Routing) -> 
     return weights * np.float32(routing.routed_scaling_factor)
 
 
-def expert_ids_of(rows: Float32, token_ids: Sequence[int], num_experts: int) -> Integers:
-    """Rows of a table of experts [T, k] as integers. Raises FormatError for a row that holds no distinct experts."""
+def expert_ids_of(rows: Float32, token_ids: Sequence[int], top_k: int, num_experts: int) -> Integers:
+    """Rows of a table of experts [T, top_k] as integers. Raises FormatError for a row that is no choice of experts."""
+    if rows.shape[1] != top_k:
+        raise FormatError(
+            f"resident.bin: the table of experts (tid2eid) has {rows.shape[1]} columns, expected top_k {top_k}"
+        )
     ranked = np.sort(rows, axis=1)
     good = (ranked[:, 0] >= 0) & (ranked[:, -1] < num_experts) & (np.diff(ranked) >= 1).all(axis=1)
     good &= (rows == np.floor(rows)).all(axis=1)

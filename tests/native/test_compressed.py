@@ -201,3 +201,10 @@ def test_a_row_of_a_table_that_is_no_choice_of_experts_is_refused(token: int) ->
     for ops in (REFERENCE, *every_ops((1,))):
         with pytest.raises(FormatError, match=rf"for token {token}, expected distinct whole numbers from 0 to 5"):
             ops.route_by_token(normal(3, 2, 6), [0, token], weight(TABLE), Routing(3, SQRT_SOFTPLUS))
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+def test_a_table_of_more_or_fewer_experts_than_a_token_has_is_refused(top_k: int) -> None:
+    for ops in (REFERENCE, *every_ops((1,))):
+        with pytest.raises(FormatError, match=f"has 3 columns, expected top_k {top_k}"):
+            ops.route_by_token(normal(3, 2, 6), [0, 1], weight(TABLE), Routing(top_k, SQRT_SOFTPLUS))
