@@ -255,7 +255,7 @@ class Ops(Protocol):
         """Each group's rows of weight [G * r, columns] times its own x [T, G, columns]: [T, G * r]."""
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
-        """An empty convolution state."""
+        """Zeros of that shape, such as a convolution's state before the first token."""
 
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
         """An empty state of the gated delta rule."""

@@ -84,7 +84,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
         self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
-        self._prepared: dict[tuple[int, float], Float32] = {}  # small weights as floats, by place and offset
+        self._made: dict[tuple[object, int], Float32] = {}  # of small weights, by what it is and their place
         self._cut = {}
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
@@ -157,28 +157,42 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         return y
 
     def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
-        """offset + weight as float32, decoded once."""
-        key = (native_weight(weight).matrix.weight_offset, offset)
-        if key not in self._prepared:
-            self._prepared[key] = np.float32(offset) + weight.vector()
-        return self._prepared[key]
+        """offset + weight as float32."""
+        return self._once(("plus", offset), weight, lambda: np.float32(offset) + weight.vector())
 
     def _repeated(self, weight: Weight, channels: int) -> Float32:
         """A vector's values, each for as many channels as it has."""
-        key = (native_weight(weight).matrix.weight_offset, float(channels))
-        if key not in self._prepared:
+
+        def repeat() -> Float32:
             values = weight.vector()
-            self._prepared[key] = np.repeat(values, channels // len(values))
-        return self._prepared[key]
+            return np.repeat(values, channels // len(values))
+
+        return self._once(("repeated", channels), weight, repeat)
 
     def _taps(self, weight: Weight, dilation: int) -> Float32:
         """A convolution's weights [C, K] as [(K - 1) * dilation + 1, C], zeros between them."""
-        key = (native_weight(weight).matrix.weight_offset, 0.0)
-        if key not in self._prepared:
+
+        def spread() -> Float32:
             taps = np.zeros(((weight.columns - 1) * dilation + 1, weight.rows), np.float32)
             taps[::dilation] = weight.decode().T
-            self._prepared[key] = taps
-        return self._prepared[key]
+            return taps
+
+        return self._once(("taps", dilation), weight, spread)
+
+    def _exponents(self, weight: Weight, number: int) -> Float32:
+        """exp of a vector's first values by the C library, whose exp does not depend on the instruction set."""
+
+        def exponents() -> Float32:
+            return np.array([math.exp(x) for x in weight.vector()[:number]], np.float32)
+
+        return self._once(("exponents", number), weight, exponents)
+
+    def _once(self, what: object, weight: Weight, make: Callable[[], Float32]) -> Float32:
+        """`what` of a small weight, which `make` makes at its first use."""
+        key = (what, native_weight(weight).matrix.weight_offset)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     # ---- row by row
 
@@ -221,11 +235,9 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         return y
 
     def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
-        key = (native_weight(a_log).matrix.weight_offset, 0.0)
-        if key not in self._prepared:  # by the C library, whose exp does not depend on the instruction set
-            self._prepared[key] = np.array([math.exp(x) for x in a_log.vector()[:heads]], np.float32)
-        rate = np.repeat(self._prepared[key], a.shape[1] // heads)
-        return self.sigmoid(rate * (a + self._vector(dt_bias))) * np.float32(lower_bound)
+        by_head = (a + self._vector(dt_bias)).reshape(len(a), heads, -1)
+        bounded = self.sigmoid(self._exponents(a_log, heads)[:, None] * by_head) * np.float32(lower_bound)
+        return bounded.reshape(a.shape)
 
     def softmax(self, x: Float32) -> Float32:
         z = x - x.max(axis=-1, keepdims=True)
@@ -241,6 +253,9 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         half, interleaved = rope.dim // 2, rope.interleaved
         self._call("se_rope", address(x), *x.shape, half, interleaved, address(cos), address(sin), address(y))
         return y
+
+    def scale(self, x: Float32, weight: Weight) -> Float32:
+        return x * self._vector(weight)
 
     def softcap(self, x: Float32, cap: float) -> Float32:
         y = self.sigmoid(x * np.float32(2 / cap))  # tanh(x) is 2 sigmoid(2x) - 1; NumPy's tanh depends on the machine
