@@ -98,13 +98,17 @@ class DeepseekV4:
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         rope = c.rope if c.compress_rate(layer) is None else c.compress_rope
-        q_latent, kv = ops.linears(x, [ops.weight(f"{name}.q_a_proj"), ops.weight(f"{name}.kv_proj")])
+        compressed, queries = self._beside_projections(layer)
+        q_latent, kv, *parts = ops.linears(
+            x, [ops.weight(f"{name}.{part}") for part in ("q_a_proj", "kv_proj", *compressed)]
+        )
         q_latent = self._norm(q_latent, f"{name}.q_a_norm")  # [T, q_lora_rank]
-        q = ops.linear(q_latent, ops.weight(f"{name}.q_b_proj")).reshape(-1, c.num_attention_heads, c.head_dim)
+        q, *index_q = ops.linears(q_latent, [ops.weight(f"{name}.{part}") for part in ("q_b_proj", *queries)])
+        q = q.reshape(-1, c.num_attention_heads, c.head_dim)
         q, kv = self._unit(q), self._norm(kv, f"{name}.kv_norm")[:, None]  # [T, H, d], [T, 1, d]
         outputs = []
         for s in sequences:
-            beside = self._beside(layer, x[s.rows], q_latent[s.rows], s)
+            beside = self._beside(layer, s, [part[s.rows] for part in (*parts, *index_q)])
             q_s, kv_s = (self._turned(part[s.rows], s.position, rope) for part in (q, kv))
             output, cache = ops.attention(
                 q_s,
@@ -126,32 +130,41 @@ class DeepseekV4:
         still = x.shape[2] - rope.dim
         return self.ops.concatenate([x[:, :, :still], self.ops.rope(x[:, :, still:], position, rope)], axis=2)
 
-    def _beside(self, layer: int, x: Array, q_latent: Array, s: Sequence) -> Beside | None:
+    def _beside_projections(self, layer: int) -> tuple[Items[str], Items[str]]:
+        """What `_beside` takes of projections of a layer's input, then of those of its latent queries."""
+        if self.config.compress_rate(layer) is None:
+            return (), ()
+        entries = "compressor.kv_proj", "compressor.gate_proj"
+        if not self.config.has_indexer(layer):
+            return entries, ()
+        index = "indexer.compressor.kv_proj", "indexer.compressor.gate_proj", "indexer.weights_proj"
+        return (*entries, *index), ("indexer.q_b_proj",)
+
+    def _beside(self, layer: int, s: Sequence, projected: Items[Array]) -> Beside | None:
         """The entries that a sequence's tokens see, after those that they complete."""
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         rate, state = c.compress_rate(layer), s.states[layer]
         if rate is None:
             return None
-        seen = [(s.position + i + 1) // rate for i in range(len(x))]
+        kv, gate, *index_parts = projected
+        seen = [(s.position + i + 1) // rate for i in range(len(kv))]
         first = s.position // rate  # of the entries that are new
-        keys, window = self._compress(x, f"{name}.compressor", state.window, first, rate)
+        keys, window = self._compress(kv, gate, f"{name}.compressor", state.window, first, rate)
         state = state._replace(entries=ops.add_entries(state.entries, keys), window=window)
         selection = None
         if c.has_indexer(layer):
-            keys, window = self._compress(x, f"{name}.indexer.compressor", state.index_window, first, rate)
-            q = ops.linear(q_latent, ops.weight(f"{name}.indexer.q_b_proj"))
+            kv, gate, weights, q = index_parts
+            keys, window = self._compress(kv, gate, f"{name}.indexer.compressor", state.index_window, first, rate)
             q = self._turned(q.reshape(-1, c.index_n_heads, c.index_head_dim), s.position, c.compress_rope)
-            weights = ops.linear(x, ops.weight(f"{name}.indexer.weights_proj"))  # [tokens, index_n_heads]
-            weights = weights * (c.index_n_heads * c.index_head_dim) ** -0.5
+            weights = weights * (c.index_n_heads * c.index_head_dim) ** -0.5  # [tokens, index_n_heads]
             selection, index = ops.select_tokens(q, keys, weights, state.index, c.index_topk, seen)
             state = state._replace(index=index, index_window=window)
         s.states[layer] = state
         return Beside(state.entries, seen, selection)
 
-    def _compress(self, x: Array, name: str, window: State, first: int, rate: int) -> tuple[Array, State]:
-        """Entries [any, d] that tokens x complete, the first of them number `first`, and what remains open."""
+    def _compress(self, kv: Array, gate: Array, name: str, window: State, first: int, rate: int) -> tuple[Array, State]:
+        """Entries [any, d] that tokens complete, the first of them number `first`, and what remains open."""
         ops = self.ops
-        kv, gate = ops.linears(x, [ops.weight(f"{name}.kv_proj"), ops.weight(f"{name}.gate_proj")])
         entries, window = ops.compress(kv, gate, ops.weight(f"{name}.position_bias"), window)
         if len(entries) == 0:
             return entries, window

@@ -7,6 +7,7 @@ Shapes: T tokens of one step, D hidden_size, H heads, d width of a head.
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
 from runtime.backends.base import Array, Ops, Routing, State, Turn, Weight
@@ -17,6 +18,8 @@ from runtime.session import Sequence
 class Qwen3_5Moe:
     config: Qwen3_5MoeConfig
     ops: Ops
+
+    attention_inputs: ClassVar[tuple[str, ...]] = ("q", "k", "v")  # what attention takes of projections of its input
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun."""
@@ -55,7 +58,7 @@ class Qwen3_5Moe:
     def _full_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         heads, kv_heads, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        q_gate, k, v = ops.linears(x, [ops.weight(f"{name}.{part}_proj") for part in "qkv"])
+        q_gate, k, v, *further = ops.linears(x, [ops.weight(f"{name}.{part}_proj") for part in self.attention_inputs])
         q_gate = q_gate.reshape(-1, heads, 2 * d)  # per head: query, then gate
         q, gate = q_gate[..., :d], q_gate[..., d:]  # [T, heads, d]
         k, v = k.reshape(-1, kv_heads, d), v.reshape(-1, kv_heads, d)
@@ -63,13 +66,15 @@ class Qwen3_5Moe:
         outputs = []
         for s in sequences:
             turn = Turn(c.rope, s.position, q_norm, k_norm, c.rms_norm_eps, offset=1.0)
-            outputs.append(self._attend(layer, x, s, (q[s.rows], k[s.rows], v[s.rows]), turn))  # [tokens, heads, d]
+            own = [part[s.rows] for part in (q, k, v, *further)]
+            outputs.append(self._attend(layer, s, own, turn))  # [tokens, heads, d]
         o = ops.concatenate(outputs) * ops.sigmoid(gate)
         return ops.linear(o.reshape(-1, heads * d), ops.weight(f"{name}.o_proj"))
 
-    def _attend(self, layer: int, _x: Array, s: Sequence, qkv: tuple[Array, Array, Array], turn: Turn) -> Array:
-        """Attention of a sequence's tokens, which replaces its state: [tokens, heads, d]."""
-        output, s.states[layer] = self.ops.attention(*qkv, s.states[layer], scale=self.config.head_dim**-0.5, turn=turn)
+    def _attend(self, layer: int, s: Sequence, inputs: Items[Array], turn: Turn) -> Array:
+        """Attention of a sequence's tokens, whose q, k and v are given; replaces its state: [tokens, heads, d]."""
+        q, k, v = inputs
+        output, s.states[layer] = self.ops.attention(q, k, v, s.states[layer], self.config.head_dim**-0.5, turn=turn)
         return output
 
     # ---- gated DeltaNet

@@ -7,6 +7,7 @@ Source: transformers' modular_qwen4_exp.py (text part). Shapes: T tokens of one 
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from formats.config import LINEAR_ATTENTION, SILU, Qwen4ExpConfig
 from runtime.backends.base import Array, State, Turn
@@ -18,6 +19,8 @@ from runtime.session import Sequence
 @dataclass(frozen=True)
 class Qwen4Exp(Qwen3_5Moe):
     config: Qwen4ExpConfig
+
+    attention_inputs: ClassVar[tuple[str, ...]] = ("q", "k", "v", "indexer.index_qk")
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun; last, what n-grams need of it."""
@@ -112,24 +115,24 @@ class Qwen4Exp(Qwen3_5Moe):
         blocks = ops.new_index_cache(c.indexer_head_dim, c.indexer_compress_ratio)
         return self._new_kv_cache(), blocks, ops.zeros((0, c.indexer_head_dim))
 
-    def _attend(self, layer: int, x: Array, s: Sequence, qkv: tuple[Array, Array, Array], turn: Turn) -> Array:
+    def _attend(self, layer: int, s: Sequence, inputs: Items[Array], turn: Turn) -> Array:
+        q, k, v, index_qk = inputs
         cache, blocks, after = s.states[layer]
         name = f"layers.{layer}.self_attn.indexer"
-        selection, blocks, after = self._select(name, x[s.rows], s.position, blocks, after)
-        output, cache = self.ops.attention(
-            *qkv, cache, scale=self.config.head_dim**-0.5, turn=turn, selection=selection
-        )
+        selection, blocks, after = self._select(name, index_qk, s.position, blocks, after)
+        output, cache = self.ops.attention(q, k, v, cache, self.config.head_dim**-0.5, turn=turn, selection=selection)
         s.states[layer] = cache, blocks, after
         return output
 
-    def _select(self, name: str, x: Array, position: int, blocks: State, after: Array) -> tuple[Array, State, Array]:
-        """What the tokens x [T, D] see, and the two states after them."""
+    def _select(
+        self, name: str, index_qk: Array, position: int, blocks: State, after: Array
+    ) -> tuple[Array, State, Array]:
+        """What tokens see whose queries and key for the indexer are projected, and the two states after them."""
         c, ops = self.config, self.ops
         heads, d, block = c.indexer_n_heads, c.indexer_head_dim, c.indexer_compress_ratio
-        projected = ops.linear(x, ops.weight(f"{name}.index_qk_proj"))
-        q = projected[:, : heads * d].reshape(-1, heads, d)
+        q = index_qk[:, : heads * d].reshape(-1, heads, d)
         q = ops.rope(ops.rms_norm(q, ops.weight(f"{name}.q_layernorm"), c.rms_norm_eps, offset=1.0), position, c.rope)
-        keys = ops.concatenate([after, projected[:, heads * d :]])  # of tokens since the last whole block
+        keys = ops.concatenate([after, index_qk[:, heads * d :]])  # of tokens since the last whole block
         whole = keys.shape[0] // block
         new = keys[: whole * block].reshape(-1, block, d)
         total = new[:, 0]
