@@ -145,7 +145,8 @@ class Qwen4Exp(Qwen3_5Moe):
         weights = ops.zeros((q.shape[0], heads)) + d**-0.5
         seen = [(position + i + 1) // block for i in range(q.shape[0])]
         chosen, blocks = ops.select_tokens(q, k, weights, blocks, c.indexer_budget // block, seen)
-        return ops.block_tokens(chosen, position, block), blocks, keys[whole * block :]
+        after = ops.concatenate([keys[whole * block :]])  # a copy, which keeps no keys of the whole chunk
+        return ops.block_tokens(chosen, position, block), blocks, after
 
     # ---- gated DeltaNet
 

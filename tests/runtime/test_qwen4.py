@@ -190,6 +190,18 @@ def test_the_gate_of_n_grams_takes_a_signed_root(container: Path, backend: str) 
         assert engine.ops.root_gate(x, y) == pytest.approx(1 / (1 + np.exp(-root)), abs=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_what_a_prompt_leaves_of_an_indexer_is_the_keys_of_its_last_tokens(container: Path, backend: str) -> None:
+    with ops_of(container, backend) as engine:
+        session = engine.new_session()
+        engine.prefill(session, list(range(3, 50)))  # 47 tokens, of which blocks of 4 leave 3
+        left = [state[2] for state in session.states[:-1] if len(state) == 3]
+    assert left
+    for keys in left:
+        assert len(keys) == 3
+        assert keys.base is None  # no view that holds those of the whole prompt
+
+
 # ---- the checkpoint
 
 
