@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
 from runtime.backends.base import Array, Ops, Routing, State, Turn
+from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
 
@@ -66,7 +67,8 @@ class Decoder:
         if c.attention_value_scale != 1:
             v = v * c.attention_value_scale
         if c.qk_norm == UNIT_NORM and c.turns(layer):
-            q, k = self._unit(q), self._unit(k)  # a rotation, which follows here and comes first there, keeps lengths
+            # a rotation, which follows here and comes first there, keeps lengths
+            q, k = unit_norm(ops, q, c.rms_norm_eps), unit_norm(ops, k, c.rms_norm_eps)
         window, chunk = c.window(layer), c.chunk(layer)
         sinks = ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None
         q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") if c.qk_norm == HEAD_NORM else None for part in "qk")
@@ -97,11 +99,6 @@ class Decoder:
             end = begin + self.config.run_length(layer, position, stop - begin)
             yield slice(begin, end), position
             begin = end
-
-    def _unit(self, x: Array) -> Array:
-        """x / sqrt(mean(x^2) + eps) over the last axis."""
-        d = self.config.head_dim
-        return self.ops.l2_norm(x, d * self.config.rms_norm_eps) * d**0.5
 
     def _heads(self, y: Array, norm: str | None, heads: int) -> Array:
         """Queries, keys or values as projected: [T, heads, d]."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
 from runtime.backends.base import Array, Beside, Ops, Routing, State, Weight
+from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
 
@@ -83,12 +84,7 @@ class DeepseekV4:
     def _mixes(self, h: Array, name: str) -> Array:
         """What weights of streams are made of: a projection of all streams together."""
         together = h.reshape(len(h), self.config.streams_width)
-        return self.ops.linear(self._unit(together), self.ops.weight(f"{name}.fn"))
-
-    def _unit(self, x: Array) -> Array:
-        """x / sqrt(mean(x^2) + eps) over the last axis."""
-        d = x.shape[-1]
-        return self.ops.l2_norm(x, d * self.config.rms_norm_eps) * d**0.5
+        return self.ops.linear(unit_norm(self.ops, together, self.config.rms_norm_eps), self.ops.weight(f"{name}.fn"))
 
     def _norm(self, x: Array, name: str) -> Array:
         return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
@@ -105,7 +101,7 @@ class DeepseekV4:
         q_latent = self._norm(q_latent, f"{name}.q_a_norm")  # [T, q_lora_rank]
         q, *index_q = ops.linears(q_latent, [ops.weight(f"{name}.{part}") for part in ("q_b_proj", *queries)])
         q = q.reshape(-1, c.num_attention_heads, c.head_dim)
-        q, kv = self._unit(q), self._norm(kv, f"{name}.kv_norm")[:, None]  # [T, H, d], [T, 1, d]
+        q, kv = unit_norm(ops, q, c.rms_norm_eps), self._norm(kv, f"{name}.kv_norm")[:, None]  # [T, H, d], [T, 1, d]
         outputs = []
         for s in sequences:
             beside = self._beside(layer, s, [part[s.rows] for part in (*parts, *index_q)])

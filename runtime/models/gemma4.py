@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from formats.config import Gemma4Config
 from runtime.backends.base import Array, Ops, Routing, State, Turn
+from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
 
@@ -50,7 +51,7 @@ class Gemma4:
         window, (kv_heads, d) = c.window(layer), c.key_heads(layer)
         projections = "qkv" if window else "qk"  # full attention takes its keys as values, before norm and rotation
         q, k, *v = ops.linears(x, [ops.weight(f"{name}.{part}_proj") for part in projections])
-        values = self._unit_norm((v[0] if v else k).reshape(-1, kv_heads, d))
+        values = unit_norm(ops, (v[0] if v else k).reshape(-1, kv_heads, d), c.rms_norm_eps)
         q, k = q.reshape(-1, c.num_attention_heads, d), k.reshape(-1, kv_heads, d)
         q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") for part in "qk")
         outputs = []
@@ -62,11 +63,6 @@ class Gemma4:
             outputs.append(output)  # [tokens, heads, d]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * d)
         return ops.linear(o, ops.weight(f"{name}.o_proj"))
-
-    def _unit_norm(self, x: Array) -> Array:
-        """RMSNorm without a weight, over the last axis."""
-        width = x.shape[-1]
-        return self.ops.l2_norm(x, width * self.config.rms_norm_eps) * width**0.5
 
     # ---- feed forward
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from formats.config import LINEAR_ATTENTION, SILU, Qwen4ExpConfig
 from runtime.backends.base import Array, State, Turn
 from runtime.models.ngrams import ngram_rows
+from runtime.models.norms import unit_norm
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.session import Sequence
 
@@ -47,8 +48,7 @@ class Qwen4Exp(Qwen3_5Moe):
     def _stream_norm(self, h: Array, name: str) -> Array:
         """RMSNorm of each stream, with weights of its own around zero: [T, S * D] -> [T, S * D]."""
         c, ops = self.config, self.ops
-        d = c.hidden_size
-        x = (ops.l2_norm(h.reshape(-1, c.hc_count, d), d * c.rms_norm_eps) * d**0.5).reshape(-1, c.hc_width)
+        x = unit_norm(ops, h.reshape(-1, c.hc_count, c.hidden_size), c.rms_norm_eps).reshape(-1, c.hc_width)
         return x + ops.scale(x, ops.weight(name))
 
     def _mixed(self, h: Array, name: str) -> tuple[Array, Array]:
