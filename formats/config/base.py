@@ -44,8 +44,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "linear_num_heads": ("linear_attn_config.num_heads",),
     "ngrams.layer_id": ("ple_layer_ids",),
     "ngrams.size": ("ngram_size",),
+    "ngrams.heads": ("heads_per_ngram",),
     "ngrams.embed_dim": ("ple_embed_dim",),
     "ngrams.conv_kernel_size": ("ple_conv_kernel_size",),
+    "ngrams.vocab_size_base": ("ngram_vocab_size_base",),
+    "ngrams.eos_token_id": ("eos_token_id",),
     "ngrams.shards": ("split_ngram_parts",),
     "global_rope_theta": ("rope_parameters.full_attention.rope_theta",),
 }

@@ -12,6 +12,8 @@ from formats.fields import Fields, shown
 SIGMOID_GATE = "sigmoid"  # an output_gate_type, as SILU
 GAMMA, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of splitmix64 (Steele et al., 2014)
 MASK = 2**64 - 1
+MAX_SIZE, MAX_HEADS = 64, 2**10  # of n-grams
+MAX_ROWS = 2**31  # of the table, as of any axis
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class NGrams:
 
     def multipliers(self, vocab_size: int) -> tuple[int, ...]:
         """Odd numbers that a token, the one before it... are multiplied by: [size]."""
-        bound = max(1, (2**63 - 1) // vocab_size // 2)
+        bound = (2**63 - 1) // vocab_size // 2
         return tuple(2 * (_splitmix64(self.seed + GAMMA * (i + 1)) % bound) + 1 for i in range(self.size))
 
 
@@ -138,16 +140,25 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
         self.require_divides(where, "indexer_compress_ratio", "indexer_budget")
         wide = self.indexer_head_dim >= self.rotary_dim
         self.require(where, wide, "indexer_head_dim", f"rotary_dim {self.rotary_dim} or more")
-        if (ngrams := self.ngrams) is not None:
-            self.require(where, ngrams.size > 1, "ngrams.size", "2 or more")
-            self.require(where, ngrams.conv_kernel_size > 1, "ngrams.conv_kernel_size", "2 or more")
-            fits = ngrams.embed_dim % ngrams.rows_per_token == 0
-            self.require(where, fits, "ngrams.embed_dim", f"a multiple of all {ngrams.rows_per_token} heads of n-grams")
-            even = ngrams.rows % ngrams.shards == 0
-            self.require(where, even, "ngrams.shards", f"a divisor of the {ngrams.rows} rows of n-grams")
-            known = ngrams.layer_id <= self.num_hidden_layers
-            linear = known and self.layer_types[ngrams.layer_id - 1] == LINEAR_ATTENTION
-            self.require(where, linear, "ngrams.layer_id", f"a layer of {LINEAR_ATTENTION}")
+        if self.ngrams is not None:
+            self._check_ngrams(where, self.ngrams)
+
+    def _check_ngrams(self, where: Where, ngrams: NGrams) -> None:
+        """Raises FormatError; bounds come before the primes, of which absurd counts would take forever."""
+        self.require(where, 1 < ngrams.size <= MAX_SIZE, "ngrams.size", f"2 to {MAX_SIZE}")
+        self.require(where, ngrams.heads <= MAX_HEADS, "ngrams.heads", f"at most {MAX_HEADS}")
+        self.require(where, ngrams.conv_kernel_size > 1, "ngrams.conv_kernel_size", "2 or more")
+        fits = ngrams.embed_dim % ngrams.rows_per_token == 0
+        self.require(where, fits, "ngrams.embed_dim", f"a multiple of all {ngrams.rows_per_token} heads of n-grams")
+        known = ngrams.eos_token_id < self.vocab_size
+        self.require(where, known, "ngrams.eos_token_id", f"a token below vocab_size {self.vocab_size}")
+        few = ngrams.rows_per_token * ngrams.vocab_size_base <= MAX_ROWS and ngrams.rows <= MAX_ROWS
+        self.require(where, few, "ngrams.vocab_size_base", f"so few that the rows of all heads are at most {MAX_ROWS}")
+        even = ngrams.rows % ngrams.shards == 0
+        self.require(where, even, "ngrams.shards", f"a divisor of the {ngrams.rows} rows of n-grams")
+        known = ngrams.layer_id <= self.num_hidden_layers
+        linear = known and self.layer_types[ngrams.layer_id - 1] == LINEAR_ATTENTION
+        self.require(where, linear, "ngrams.layer_id", f"a layer of {LINEAR_ATTENTION}")
 
     @classmethod
     def read(cls, outer: Fields) -> "Qwen4ExpConfig":
@@ -183,8 +194,8 @@ def _read_ngrams(text: Fields) -> NGrams | None:
         raise text.wrong("eos_token_id", f"an integer from 1 to {2**31 - 1}, or a list that begins with one")
     return NGrams(
         layer_id=layers[0],
-        size=text.integer("ngram_size", 1, 64, default=3),
-        heads=text.integer("heads_per_ngram", 1, 2**10, default=8),
+        size=text.integer("ngram_size", 1, MAX_SIZE, default=3),
+        heads=text.integer("heads_per_ngram", 1, MAX_HEADS, default=8),
         embed_dim=text.integer("ple_embed_dim", 1, 2**24, default=text.integer("hidden_size", 1, 2**24)),
         conv_kernel_size=text.integer("ple_conv_kernel_size", 1, 64, default=4),
         vocab_size_base=text.integer("ngram_vocab_size_base", 1, 2**31, default=20_000_000),

@@ -73,10 +73,29 @@ def test_caches_hold_keys_of_blocks_and_what_a_chunk_chose() -> None:
         ("eos_token_id", [], r"eos_token_id is \[\], expected an integer from 1"),
         ("ple_embed_dim", 100, "ple_embed_dim is 100, expected a multiple of all 16 heads"),
         ("split_ngram_parts", 100, "split_ngram_parts is 100, expected a divisor of the 320001536 rows"),
-        ("ngram_size", 1, "ngram_size is 1, expected 2 or more"),
+        ("eos_token_id", 248320, "eos_token_id is 248320, expected a token below vocab_size 248320"),
+        ("ngram_size", 1, "ngram_size is 1, expected 2 to 64"),
+        ("ngram_vocab_size_base", 2**31, "ngram_vocab_size_base is 2147483648, expected so few that the rows"),
         ("norm_topk_prob", False, "norm_topk_prob is False, only True is implemented"),
     ],
 )
 def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         read(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 2, "heads": 2**30, "embed_dim": 2**30}, "ngrams.heads is 1073741824, expected at most 1024"),
+        ({"size": 2**30 + 1, "heads": 1, "embed_dim": 2**30}, "ngrams.size is 1073741825, expected 2 to 64"),
+        ({"vocab_size_base": 2**28}, "ngrams.vocab_size_base is 268435456, expected so few that the rows"),
+    ],
+)
+def test_absurd_counts_in_an_index_are_refused_before_primes_are_looked_for(
+    changes: dict[str, int], message: str
+) -> None:
+    facts = json.loads(json.dumps(model_facts(read())))
+    facts["ngrams"] |= changes
+    with pytest.raises(StreamingExpertsError, match=f"index.json: model.{message}"):
+        read_model_facts(Fields(facts, "index.json: model"))
