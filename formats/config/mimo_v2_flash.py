@@ -25,6 +25,9 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         "n_shared_experts": None,
     }.items():
         only(config, key, implemented)
+    rotary_share = config.number("partial_rotary_factor")
+    if not 0 < rotary_share <= 1:
+        raise config.wrong("partial_rotary_factor", "a share of head_dim")
     rope_theta, scaling = read_rope(config)
     if scaling is not None:
         found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
@@ -35,7 +38,7 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         rms_norm_eps=config.number("layernorm_epsilon"),
         rope_theta=rope_theta,
         rope_scaling=None,
-        rotary_dim=int(head_dim * config.number("partial_rotary_factor")),
+        rotary_dim=int(head_dim * rotary_share),
         layer_types=_kinds(config, "hybrid_layer_pattern", FULL_ATTENTION, SLIDING_ATTENTION),
         v_head_dim=v_head_dim,
         attention_value_scale=config.number("attention_value_scale", 1.0),

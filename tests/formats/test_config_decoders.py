@@ -344,6 +344,8 @@ def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: floa
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
         ("mimo_v2_flash", "rope_scaling", {"type": "yarn", **ORIGINAL}, "rope_scaling is .*, only none is implemented"),
+        ("mimo_v2_flash", "partial_rotary_factor", 1e308, r"partial_rotary_factor is 1e\+308, expected a share of"),
+        ("mimo_v2_flash", "partial_rotary_factor", -0.5, "partial_rotary_factor is -0.5, expected a share of head_dim"),
         ("mimo_v2_flash", "swa_num_key_value_heads", 5, "swa_num_key_value_heads is 5, expected a divisor of"),
         ("mimo_v2_flash", "swa_rope_theta", 0, "swa_rope_theta is 0.0, expected a number above 0"),
         ("mimo_v2_flash", "hybrid_layer_pattern", None, "hybrid_layer_pattern is missing"),
