@@ -181,7 +181,7 @@ class Fields:
 
     def numbers(self, key: str) -> list[float]:
         values = self.items(key)
-        if not all(type(value) in (int, float) for value in values):
+        if not all(type(value) is float or (type(value) is int and abs(value) <= MAX_INTEGER) for value in values):
             raise self.wrong(key, "a list of numbers")
         return [float(value) for value in values]
 

@@ -85,6 +85,7 @@ def test_a_shown_value_is_short_and_of_one_line(value: object) -> None:
         ("items", {}, "x: key is {}, expected a list"),
         ("strings", ["a", 1], "expected a list of strings"),
         ("numbers", [1, "2"], "expected a list of numbers"),
+        ("numbers", [10**400], "expected a list of numbers"),
         ("integers", [1, -1], "expected a list of integers from 0"),
         ("mapping", [], "x: key is \\[\\], expected an object"),
         ("object", [], "x: key: is \\[\\], expected an object|x: key is \\[\\], expected an object"),
