@@ -7,7 +7,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from formats.config.rope import Factors, Rope, Scaling
+from formats.config.rope import Factors, Llama3, Rope, Scaling, Yarn
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
@@ -22,6 +22,7 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
+MAX_SCALE = 2**20  # of YaRN's numbers; published ones are below 100
 
 
 class Activation(NamedTuple):
@@ -188,6 +189,7 @@ class ModelConfig(ABC):
         if isinstance(scaling := self.rope_scaling, Factors):
             fit = len(scaling.factors) == self.rotary_dim // 2 and all(factor > 0 for factor in scaling.factors)
             self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors above 0")
+        self.check_scaling(where, "rope_theta")
 
     @property
     def _entries(self) -> str:
@@ -210,6 +212,16 @@ class ModelConfig(ABC):
         self.require(where, 0 < topk_group <= n_group, "topk_group", f"1 to {where.key('n_group')} {n_group}")
         reachable = topk_group * self.num_experts // n_group
         self.require(where, self.top_k <= reachable, "top_k", f"at most the {reachable} experts of topk_group groups")
+
+    def check_scaling(self, where: Where, theta: str) -> None:
+        """Whether angles can be made of rope_scaling and the field `theta`. Raises FormatError."""
+        if isinstance(self.rope_scaling, Yarn):
+            for key in ("factor", "beta_fast", "beta_slow"):
+                fits = 1 / MAX_SCALE <= getattr(self.rope_scaling, key) <= MAX_SCALE
+                self.require(where, fits, f"rope_scaling.{key}", f"a number from 1/{MAX_SCALE} to {MAX_SCALE}")
+            self.require(where, getattr(self, theta) > 1, theta, "a number above 1, of which YaRN takes the logarithm")
+        if isinstance(self.rope_scaling, Llama3):
+            self.require(where, self.rope_scaling.factor > 0, "rope_scaling.factor", "a number above 0")
 
     def require_divides(self, where: Where, key: str, other: str) -> None:
         """Raises FormatError unless field `key` divides field `other`."""

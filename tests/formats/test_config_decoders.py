@@ -159,6 +159,22 @@ def test_yarn_is_read_in_either_of_its_forms() -> None:
     assert read_model_facts(Fields(model_facts(published), "x")) == published
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope_theta", 1, "rope_theta is 1.0, expected a number above 1, of which YaRN takes the logarithm"),
+        ("factor", 1e-300, "rope_scaling.factor is 1e-300, expected a number from 1/1048576 to 1048576"),
+        ("beta_fast", 1e308, r"rope_scaling.beta_fast is 1e\+308, expected a number from 1/1048576 to 1048576"),
+        ("beta_slow", 0, "rope_scaling.beta_slow is 0.0, expected a number from 1/1048576 to 1048576"),
+    ],
+)
+def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_an_index(key: str, value: float, message: str) -> None:
+    facts = model_facts(read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **ORIGINAL}}))
+    (facts if key in facts else facts["rope_scaling"])[key] = value
+    with pytest.raises(FormatError, match=f"index.json: model.{message}"):
+        read_model_facts(Fields(facts, "index.json: model"))
+
+
 def test_qwen_says_in_two_ways_which_layers_are_dense() -> None:
     dense = {"num_hidden_layers": 4, "mlp_only_layers": [1], "decoder_sparse_step": 3, "intermediate_size": 6144}
     model = read({**QWEN3_30B, **dense})
@@ -299,6 +315,13 @@ def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> Non
 def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: float, message: str) -> None:
     with pytest.raises(FormatError, match=f"config.json: rope_scaling.{message}"):
         llama4(rope_scaling=LLAMA_4_SCOUT_TEXT["rope_scaling"] | {key: value})
+
+
+def test_a_scaling_of_llama3_without_a_factor_is_refused_in_an_index() -> None:
+    facts = model_facts(llama4())
+    facts["rope_scaling"]["factor"] = 0
+    with pytest.raises(FormatError, match=r"index.json: model.rope_scaling.factor is 0.0, expected a number above 0"):
+        read_model_facts(Fields(json.loads(json.dumps(facts)), "index.json: model"))
 
 
 @pytest.mark.parametrize(
