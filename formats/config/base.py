@@ -55,6 +55,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def language_model(outer: Fields) -> Fields:
+    """What config.json says of the language model: its text_config, or all of it where there is none."""
+    return outer.object("text_config") if "text_config" in outer else outer
+
+
 class Where(NamedTuple):
     """The object of a file that a config was read from, and what fields are called there."""
 
@@ -69,7 +74,7 @@ class Where(NamedTuple):
     @classmethod
     def of_config(cls, outer: Fields) -> "Where":
         """A config.json, nested in text_config or flat."""
-        text = outer.object("text_config") if "text_config" in outer else outer
+        text = language_model(outer)
         return cls(text, {field: next((k for k in keys if k in text), keys[-1]) for field, keys in _KEYS.items()})
 
     def key(self, field: str) -> str:

@@ -11,6 +11,7 @@ from formats.config.base import (
     SPARSE,
     ModelConfig,
     Where,
+    language_model,
     only,
 )
 from formats.config.rope import Rope, Yarn, mscale, read_rope
@@ -117,7 +118,7 @@ class DeepseekV3Config(ModelConfig):
     @classmethod
     def read(cls, outer: Fields) -> "DeepseekV3Config":
         """From config.json; Kimi K2.5 nests it in text_config. Raises FormatError or UnsupportedError with the key."""
-        text = outer.object("text_config") if "text_config" in outer else outer
+        text = language_model(outer)
         only(text, "hidden_act", "silu")
         only(text, "attention_bias", False)
         only(text, "moe_layer_freq", 1)

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from formats.config.base import FULL_ATTENTION, GELU_TANH, SLIDING_ATTENTION, Activation, ModelConfig, Where, only
+from formats.config.base import (
+    FULL_ATTENTION,
+    GELU_TANH,
+    SLIDING_ATTENTION,
+    Activation,
+    ModelConfig,
+    Where,
+    language_model,
+    only,
+)
 from formats.config.rope import Rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -88,7 +97,7 @@ class Gemma4Config(ModelConfig):
     @classmethod
     def read(cls, outer: Fields) -> "Gemma4Config":
         """From config.json, nested in text_config or flat. Raises FormatError or UnsupportedError naming the key."""
-        text = outer.object("text_config") if "text_config" in outer else outer
+        text = language_model(outer)
         only(text, "enable_moe_block", True)
         only(text, "attention_k_eq_v", True)
         only(text, "attention_bias", False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from formats.config.base import SITU, Activation, Where, only
+from formats.config.base import SITU, Activation, Where, language_model, only
 from formats.config.kimi_linear import KimiLinearConfig, read_delta_and_latent
 from formats.fields import Fields
 
@@ -42,7 +42,7 @@ class KimiK3Config(KimiLinearConfig):
     @classmethod
     def read(cls, outer: Fields) -> "KimiK3Config":
         """From config.json, nested in text_config or flat. Raises FormatError or UnsupportedError naming the key."""
-        config = outer.object("text_config") if "text_config" in outer else outer
+        config = language_model(outer)
         linear = config.object("linear_attn_config")
         needed = (
             (config, "hidden_act", SITU),

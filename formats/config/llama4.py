@@ -1,6 +1,6 @@
 """Llama 4 Scout and Maverick, their text (source: transformers' configuration_llama4.py and modeling_llama4.py)."""
 
-from formats.config.base import CHUNKED_ATTENTION, DENSE, FULL_ATTENTION, SPARSE
+from formats.config.base import CHUNKED_ATTENTION, DENSE, FULL_ATTENTION, SPARSE, language_model
 from formats.config.decoder import CHOSEN_SIGMOID, NO_NORM, UNIT_NORM, DecoderConfig, Temperature, read_decoder
 from formats.config.rope import read_llama3_rope
 from formats.errors import UnsupportedError
@@ -9,7 +9,7 @@ from formats.fields import Fields, shown
 
 def read_llama4(outer: Fields) -> DecoderConfig:
     """Chunks, and layers without positions; from text_config or flat. Raises FormatError or UnsupportedError."""
-    config = outer.object("text_config") if "text_config" in outer else outer
+    config = language_model(outer)
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     every = config.integer("interleave_moe_layer_step", 1, 10_000, default=1)
     sparse = config.integers("moe_layers", 0, num_layers - 1, default=list(range(every - 1, num_layers, every)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Where, only
+from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Where, language_model, only
 from formats.config.rope import read_rope, read_rotary_dim
 from formats.fields import Fields
 
@@ -59,7 +59,7 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
     @classmethod
     def read(cls, outer: Fields) -> "Qwen3_5MoeConfig":
         """From config.json, nested in text_config or flat. Raises FormatError or UnsupportedError naming the key."""
-        text = outer.object("text_config") if "text_config" in outer else outer
+        text = language_model(outer)
         model_type = "qwen3_next" if outer.string("model_type") == "qwen3_next" else "qwen3_5_moe"
         return cls(**read_hybrid(outer, text, model_type))
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from formats.config.base import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENTION, SILU, Where, only
+from formats.config.base import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENTION, SILU, Where, language_model, only
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig, read_hybrid
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -163,7 +163,7 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
     @classmethod
     def read(cls, outer: Fields) -> "Qwen4ExpConfig":
         """From config.json, nested in text_config or flat. Raises FormatError or UnsupportedError naming the key."""
-        text = outer.object("text_config") if "text_config" in outer else outer
+        text = language_model(outer)
         only(text, "indexer_kv_heads", 1)
         facts = read_hybrid(outer, text, "qwen4_exp")
         kinds = {FULL_ATTENTION: INDEXED_ATTENTION}  # as the published config calls them
