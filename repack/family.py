@@ -5,7 +5,9 @@ F intermediate of a dense layer, Q queries and their gates, O attention output, 
 that are not as wide as keys: Ov and Kv; in layers with a window: sK and sKv; of linear attention: C convolution
 channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L the ranks of queries
 and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of all; of DeepSeek-V4:
-N residual streams, G the outputs of all groups of heads, m and M tokens of an entry. `1` is itself.
+N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l what experts read;
+of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the kernel of its
+convolution, ngrams and ngram the rows and columns of one of its shards. `1` is itself.
 """
 
 import re
@@ -31,6 +33,11 @@ class Tensor(NamedTuple):
     def base(self) -> str:
         """Its name in a source, without prefix and suffix."""
         return self.source or self.name
+
+    @property
+    def published(self) -> str:
+        """Its name in a source, without prefix."""
+        return self.base + self.suffix
 
 
 class Experts(NamedTuple):
@@ -90,7 +97,7 @@ class Family:
         prefix = self.prefixes[0]
 
         def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-            return f"{prefix}{tensor.base}{tensor.suffix}", self.shape(tensor.shape, config), tensor.dtype
+            return prefix + tensor.published, self.shape(tensor.shape, config), tensor.dtype
 
         yield named(prefix, self.embedding)
         for i in range(config.num_hidden_layers):

@@ -239,7 +239,9 @@ class Plan:
 
     def embeddings(self) -> Iterator[tuple[EmbeddingLayout, tuple[SourceMatrix, ...]]]:
         """What is stored row by row, and the matrices that hold its rows."""
-        return zip(self.layout.embeddings, ((self.embedding,), self.ngrams), strict=False)
+        yield self.layout.embedding, (self.embedding,)
+        if self.layout.ngrams is not None:
+            yield self.layout.ngrams, self.ngrams
 
     @property
     def source_bytes(self) -> int:

@@ -67,11 +67,7 @@ class _Planner:
         self.options = options
         self.quantization = quantization
         self.prefix = next(
-            (
-                p
-                for p in self.family.prefixes
-                if f"{p}{self.family.embedding.base}{self.family.embedding.suffix}" in tensors
-            ),
+            (prefix for prefix in self.family.prefixes if prefix + self.family.embedding.published in tensors),
             self.family.prefixes[0],
         )
         self.config = config

@@ -220,7 +220,7 @@ def _bits(value: float, dtype: str) -> Any:
     return from_float32(np.array([value], np.float32), dtype)[0]
 
 
-_EMBEDDINGS = tuple(f"{family.embedding.base}{family.embedding.suffix}" for family in FAMILIES.values())
+_EMBEDDINGS = tuple(family.embedding.published for family in FAMILIES.values())
 _ROUTERS = (".gate.weight", ".router.weight", ".router.layer.weight")
 
 

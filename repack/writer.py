@@ -175,13 +175,12 @@ REFUSALS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, err
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into one line that names the file and says what to do."""
+    """Turn an OSError into one line, a StorageError, that names the file and says what to do, if anything helps."""
     try:
         yield
     except OSError as error:
-        where, again = error.filename or path, "; what is finished is kept, the same command goes on"
-        again = "" if error.errno in REFUSALS else again
-        raise StorageError(f"{where}: {error.strerror or error}{again}") from None
+        again = "" if error.errno in REFUSALS else "; what is finished is kept, the same command goes on"
+        raise StorageError(f"{error.filename or path}: {error.strerror or error}{again}") from None
 
 
 def sync_folder(folder: Path) -> None:
