@@ -133,6 +133,19 @@ def test_there_are_model_files_to_check() -> None:
     assert MODEL_FILES
 
 
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_architecture_names_every_module_or_its_folder(package: str) -> None:
+    (section,) = re.findall(rf"^## {package}/: .*?\n(.*?)(?=^## )", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+    named = {entry.rpartition("/")[2] or entry for entry in re.findall(r"`([\w/]+(?:\.py|/))`", section)}
+    modules = [path for path in SOURCES if path.is_relative_to(ROOT / package) and path.stem != "__init__"]
+    assert modules
+    folders = {path: f"{path.parent.relative_to(ROOT / package).as_posix()}/" for path in modules}
+    assert not [name_of(path) for path in modules if path.name not in named and folders[path] not in named]
+
+
 @pytest.mark.parametrize("path", MODEL_FILES, ids=name_of)
 def test_a_model_file_knows_neither_arrays_of_one_backend_nor_the_terminal(path: Path) -> None:
     assert not top_level(imported_modules(path)) & {"numpy", "mlx", "click", "tqdm"}
