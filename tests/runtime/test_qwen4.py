@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from runtime.models.ngrams import ngram_rows
 from runtime.store import EmbeddingRows
 from tests.fixtures.qwen4_tiny import CASES, HEAD_ROWS, MULTIPLIERS, TABLE_ROWS, TEXT
 from tests.fixtures.recipe import write_checkpoint
+from tests.formats.test_format_md import block
 from tests.runtime.helpers import PLENTY
 
 EOS = TEXT["eos_token_id"]
@@ -82,6 +84,18 @@ def test_the_table_lies_on_disk_and_its_rows_are_those_of_the_shards(container: 
     origins = read_origins(opened.index.extensions, "index.json")
     assert origins is not None
     assert origins.ngrams == ("bf16", True)
+
+
+def test_the_reader_of_the_format_reads_the_same_rows(container: Path) -> None:
+    reader: dict[str, Any] = {}
+    exec(compile(block("python"), "FORMAT.md", "exec"), reader)
+    index = reader["open_index"](container)
+    layout = open_container(container).index.layout.ngrams
+    assert layout is not None
+    raw = np.fromfile(container / NGRAM_FILE, np.uint8)[: layout.rows * layout.row_bytes]
+    expected = layout.encoding.decode(layout.views(raw.reshape(layout.rows, layout.row_bytes)))
+    for row in (0, 112, 447):
+        assert np.array_equal(reader["embedding_row"](container, index, row, "ngrams"), expected[row])
 
 
 def test_a_damaged_row_is_found_by_verify_and_by_the_engine(source: Path, container: Path, tmp_path: Path) -> None:
