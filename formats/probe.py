@@ -166,7 +166,7 @@ def _call_s() -> float:
 
 
 def _pages(nbytes: int) -> Bytes:
-    """Touched memory that begins on a page, as the engine has it: uint8 [nbytes]."""
+    """Touched memory that begins on a page: uint8 [nbytes]. As formats/pages.py has it, which is not imported here."""
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
