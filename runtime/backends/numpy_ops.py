@@ -13,9 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import (
-    Rope,
-)
+from formats.config import Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.layout import Layout, matrix_shape

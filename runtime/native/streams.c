@@ -4,13 +4,10 @@
 
 #include <math.h>
 
-enum {
-    MOST_STREAMS = 64,
-    COLUMNS = 1024, /* of a stream per task */
-};
+enum { COLUMNS = 1024 }; /* of a stream per task */
 
 struct streams_job {
-    const float *h, *x, *y, *pre, *post, *comb, *scale, *base;
+    const float *h, *y, *pre, *post, *comb, *mixes, *scale, *base;
     int64_t streams, columns, blocks, iterations;
     float eps;
     float *out, *pre_out, *post_out, *comb_out;
@@ -30,7 +27,7 @@ static void divide(float *comb, int64_t n, int64_t along, int64_t across, float 
 
 static void weights_of_token(const struct streams_job *job, int64_t t) {
     const int64_t n = job->streams;
-    const float *mixes = job->x + t * (2 + n) * n, *base = job->base;
+    const float *mixes = job->mixes + t * (2 + n) * n, *base = job->base;
     float *pre = job->pre_out + t * n, *post = job->post_out + t * n, *comb = job->comb_out + t * n * n;
     for (int64_t i = 0; i < n; i++) {
         pre[i] = sigmoid(mixes[i] * job->scale[0] + base[i]) + job->eps;
@@ -62,9 +59,9 @@ int32_t se_stream_weights(se_context *context, const float *mixes, const float *
                           int64_t tokens, int64_t streams, int64_t iterations, float eps, float *pre, float *post,
                           float *comb) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
-    if (streams < 1 || streams > MOST_STREAMS || iterations < 1) return context_leave(context, SE_UNSUPPORTED);
-    struct streams_job job = {.x = mixes, .scale = scale, .base = base, .streams = streams, .iterations = iterations};
-    job.eps = eps;
+    if (streams < 1 || iterations < 1) return context_leave(context, SE_UNSUPPORTED);
+    struct streams_job job = {.mixes = mixes, .scale = scale, .base = base, .streams = streams, .eps = eps};
+    job.iterations = iterations;
     job.pre_out = pre;
     job.post_out = post;
     job.comb_out = comb;
