@@ -103,12 +103,19 @@ def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int, s
 
 
 def choose_tokens(scores: Float32, seen: Integers, top_k: int, selection: Bool) -> None:
-    """Mark the best of the first `seen` [n] keys by scores [n, keys] in selection [n, any]."""
-    unseen = np.arange(scores.shape[1]) >= seen[:, None]
-    scores[unseen] = -np.inf
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    np.put_along_axis(selection, best, True, axis=1)
-    selection[:, : scores.shape[1]] &= ~unseen
+    """Mark the top_k best of the first `seen` [n] keys by scores [n, keys] in selection [n, any], of equals the first.
+
+    Changes scores. Nothing is sorted: what is better than the least of the best is in, then equals as far as they go.
+    """
+    keys = scores.shape[1]
+    chosen = np.arange(keys) < seen[:, None]
+    if top_k < keys:
+        scores[~chosen] = -np.inf
+        least = np.partition(scores, keys - top_k, axis=1)[:, keys - top_k, None]
+        better, equal = scores > least, scores == least
+        left = top_k - np.count_nonzero(better, axis=1)[:, None]
+        chosen &= better | (equal & (np.cumsum(equal, axis=1) <= left))
+    selection[:, :keys] = chosen
 
 
 def seen_tokens(cache: IndexCache, tokens: int) -> Integers:

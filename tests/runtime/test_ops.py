@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, Rope, Yarn
 from formats.dtypes import Float32
 from formats.encodings import Plain
 from runtime.backends.base import Routing
+from runtime.backends.numpy_latent import choose_tokens
 from runtime.backends.numpy_ops import NumpyOps, Weight
 from tests.containers import make_layout
 
@@ -86,6 +89,25 @@ def test_a_scale_of_experts_multiplies_the_weights_of_those_that_were_chosen(ops
     same, scaled = ops.route(logits, Routing(3), None, vector(scale))
     assert np.array_equal(same, ids)
     assert scaled == pytest.approx(weights * [[scale[e] for e in row] for row in ids], rel=1e-6)
+
+
+# ---- the indexer's choice
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=5),
+    top_k=st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_best_of_what_is_seen_is_chosen_and_of_equals_the_first(
+    scores: list[list[int]], top_k: int, seed: int
+) -> None:
+    seen = np.random.default_rng(seed).integers(0, 10, len(scores))
+    selection = np.zeros((len(scores), 11), np.bool_)  # wider than what there are scores of
+    choose_tokens(np.array(scores, np.float32), seen, top_k, selection)
+    for row, number, found in zip(scores, seen, selection, strict=True):
+        best = sorted(range(number), key=lambda j: -row[j])[:top_k]  # a stable sort
+        assert set(np.flatnonzero(found).tolist()) == set(best)
 
 
 # ---- element by element
