@@ -20,6 +20,7 @@ from formats.fields import Fields
 from formats.window import held_tokens
 
 HASH_MOE, MOE = "hash_moe", "moe"  # experts by a table of token ids, or by scores
+MAX_STREAMS, MAX_ITERATIONS = 64, 1000  # of hyper-connections
 _BY_RATIO = {0: SLIDING_ATTENTION, 4: COMPRESSED_SPARSE_ATTENTION, 128: HEAVILY_COMPRESSED_ATTENTION}
 
 
@@ -120,6 +121,9 @@ class DeepseekV4Config(ModelConfig):
         self.require_known(where, "mlp_layer_types", (HASH_MOE, MOE))
         self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
         self.require_divides(where, "o_groups", "num_attention_heads")
+        self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")
+        few = self.hc_sinkhorn_iters <= MAX_ITERATIONS
+        self.require(where, few, "hc_sinkhorn_iters", f"at most {MAX_ITERATIONS}")
         turned = self.index_head_dim >= self.rotary_dim
         self.require(where, turned, "index_head_dim", f"{where.key('rotary_dim')} {self.rotary_dim} or more")
         for key in ("compress_rope_theta", "hc_eps", "swiglu_limit"):
@@ -176,8 +180,8 @@ class DeepseekV4Config(ModelConfig):
             index_n_heads=config.integer("index_n_heads", 1, 2**16),
             index_head_dim=config.integer("index_head_dim", 1, 2**16),
             index_topk=config.integer("index_topk", 1, 2**31),
-            hc_mult=config.integer("hc_mult", 1, 64),
-            hc_sinkhorn_iters=config.integer("hc_sinkhorn_iters", 1, 1000),
+            hc_mult=config.integer("hc_mult", 1, MAX_STREAMS),
+            hc_sinkhorn_iters=config.integer("hc_sinkhorn_iters", 1, MAX_ITERATIONS),
             hc_eps=config.number("hc_eps"),
             routed_scaling_factor=config.number("routed_scaling_factor"),
             swiglu_limit=config.number("swiglu_limit"),

@@ -85,3 +85,10 @@ def test_layers_and_rates_may_be_named() -> None:
 def test_what_deepseek_v4_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         read(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "bound"), [("hc_mult", 64), ("hc_sinkhorn_iters", 1000)])
+def test_absurd_counts_in_an_index_are_refused(key: str, bound: int) -> None:
+    facts = json.loads(json.dumps(model_facts(read()))) | {key: 2**31}
+    with pytest.raises(StreamingExpertsError, match=f"index.json: model.{key} is 2147483648, expected at most {bound}"):
+        read_model_facts(Fields(facts, "index.json: model"))

@@ -107,6 +107,15 @@ def test_the_table_of_the_model_names_exactly_the_facts_of_each_type(model_type:
     assert f'`"{model_type}"`' in section("`model`")
 
 
+@pytest.mark.parametrize("model_type", CONFIG_CLASSES)
+def test_facts_that_may_be_missing_are_named(model_type: str) -> None:
+    kind = CONFIG_CLASSES[model_type]
+    (sentence,) = (line for line in TEXT.splitlines() if line.startswith("Containers that are older"))
+    optional = [field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
+    assert all(f"`{name}`" in sentence for name in optional)
+    assert not optional or ("decoder" if kind is DecoderConfig else model_type) in sentence
+
+
 ARRAYS = ("embedding.arrays[]", "resident.tensors[].arrays[]", "layers[].parts[].arrays[]")
 TABLES = {
     "The object itself": ("",),
