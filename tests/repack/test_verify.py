@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from formats.checksum import sha256, xxh3_64
 from formats.container import CONVERTING_FILE, Container, open_container
 from formats.errors import ChecksumError, FormatError, StreamingExpertsError
 from formats.index import INDEX_FILE, FileChecksum, index_to_bytes
-from repack.compare import choose_experts
 from repack.convert import convert, prepare
 from repack.findings import MAX_DAMAGE, Verification
 from repack.plan import Options
@@ -25,7 +22,7 @@ from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.verify import verify_bytes, verify_container
 from tests.containers import write_container
-from tests.repack.checkpoints import SMALL, shapes, write_random
+from tests.repack.damage import convert_mixed, flipped, write_at
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -39,31 +36,13 @@ def source() -> Source:
 def pristine(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted checkpoint that no test changes for good."""
     folder = tmp_path_factory.mktemp("pristine") / "out"
-    convert(prepare(source, Options(bits=4, group_size=32, resident_bits=8)), folder)
-    return folder
+    return convert_mixed(source, folder)
 
 
 @pytest.fixture
 def out(pristine: Path, tmp_path: Path) -> Path:
     """A converted checkpoint of the test's own."""
     return shutil.copytree(pristine, tmp_path / "out")
-
-
-@contextmanager
-def flipped(path: Path, offset: int, mask: int = 0xFF) -> Iterator[None]:
-    """A file with some bits of one byte flipped."""
-    byte = path.read_bytes()[offset]
-    write_at(path, offset, bytes([byte ^ mask]))
-    try:
-        yield
-    finally:
-        write_at(path, offset, bytes([byte]))
-
-
-def write_at(path: Path, offset: int, raw: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(raw)
 
 
 def only(result: Verification) -> str:
@@ -331,93 +310,3 @@ def test_files_that_the_index_does_not_name_are_notes(out: Path) -> None:
 def test_a_damaged_index_is_refused_and_nothing_else_is_judged(out: Path) -> None:
     with flipped(out / INDEX_FILE, 1000), pytest.raises((ChecksumError, FormatError), match=INDEX_FILE):
         verify_container(out)
-
-
-# ---- against the source
-
-
-def test_with_a_source_the_part_and_the_row_are_known(out: Path, source: Source) -> None:
-    layer = open_container(out).index.layout.layers[1]
-    assert layer is not None
-    for part in layer.record.parts:
-        for array in part.arrays:
-            row_bytes = array.nbytes // array.shape[0]
-            with flipped(out / layer.file, 2 * layer.record.record_bytes + array.offset + 5 * row_bytes, 1):
-                result = verify_container(out, source)
-            assert result.num_damage == 2
-            found = result.damage[1]
-            assert (found.layer, found.expert, found.part, found.array, found.row) == (1, 2, part.name, array.name, 5)
-            assert "of the source gives in affine bits 4" in found.message
-
-
-def test_wrong_weights_with_right_checksums_are_found(out: Path, source: Source) -> None:
-    """A converter with a bug signs what it writes; only the source can tell."""
-    index = open_container(out).index
-    layer = index.layout.layers[0]
-    assert layer is not None
-    records = np.fromfile(out / layer.file, np.uint8).reshape(layer.num_experts, -1)
-    records[[0, 1]] = records[[1, 0]]
-    records.tofile(out / layer.file)
-    checksums = tuple(xxh3_64(record) for record in records)
-    hashes = {**index.data_files, layer.file: sha256(records.tobytes())}
-    changed = replace(index, data_files=hashes, record_checksums={**index.record_checksums, 0: checksums})
-    (out / INDEX_FILE).write_bytes(index_to_bytes(changed))
-    assert verify_container(out).sound
-    result = verify_container(out, source)
-    assert [(d.layer, d.expert, d.part) for d in result.damage] == [
-        (0, expert, part) for expert in (0, 1) for part in ("gate", "up", "down")
-    ]
-
-
-def test_a_plain_tensor_must_be_exactly_equal(tmp_path: Path, source: Source) -> None:
-    convert(prepare(source, Options(16, 64, 16)), tmp_path / "out")
-    layout = open_container(tmp_path / "out").index.layout
-    tensor = layout.tensors["norm"]
-    with flipped(tmp_path / "out" / "resident.bin", tensor.offset + tensor.arrays[0].offset, 1):
-        result = verify_container(tmp_path / "out", source)
-    assert [damage.tensor for damage in result.damage] == ["norm", "norm"]
-    assert [c.exact for c in result.comparisons if c.encoding == "bf16"] == [False]
-
-
-def test_a_scale_that_is_not_finite_is_damage_and_no_number(out: Path, source: Source) -> None:
-    layer = open_container(out).index.layout.layers[0]
-    assert layer is not None
-    scales = layer.record.parts[0].arrays[1]
-    write_at(out / layer.file, scales.offset, b"\x80\x7f")
-    result = verify_container(out, source)
-    assert result.damage[1].array == "scales"
-    comparison = next(c for c in result.comparisons if c.encoding.startswith("affine bits 4"))
-    assert comparison.max_abs_error is None
-    assert comparison.relative_rms_error is None
-
-
-def test_a_missing_or_cut_file_is_reported_once(out: Path, source: Source) -> None:
-    (out / "experts" / "layer-000.bin").unlink()
-    os.truncate(out / "resident.bin", 16384)
-    lines = [str(damage) for damage in verify_container(out, source).damage]
-    assert len(lines) == 3
-    assert sum("layer-000.bin" in line for line in lines) == 1
-
-
-def test_another_model_as_source_is_refused(out: Path) -> None:
-    demo = Path(__file__).resolve().parents[2] / "repack" / "demo"
-    with pytest.raises(FormatError, match=r"the source's .* is .*, but the container's is"):
-        verify_container(out, FolderSource(demo))
-
-
-# ---- samples of experts
-
-
-def test_a_sample_of_experts_is_compared_and_nothing_else(tmp_path: Path) -> None:
-    folder = write_random(tmp_path / "source", SMALL, shapes(SMALL))
-    convert(prepare(FolderSource(folder), Options()), tmp_path / "out")
-    source = FolderSource(folder)
-    layout = open_container(tmp_path / "out").index.layout
-    sample = choose_experts(layout, 3)
-    assert len(sample) == 3
-    seen: list[int] = []
-    result = verify_container(tmp_path / "out", source, lambda nbytes, what: seen.append(nbytes), sample)
-    assert result.sound
-    assert [(found.tensors, found.exact) for found in result.comparisons] == [(9, False)]
-    assert sum(seen) == verify_bytes(tmp_path / "out", source, sample)
-    assert choose_experts(layout, 1000) == frozenset((i, e) for i in range(2) for e in range(5))
