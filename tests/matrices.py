@@ -84,6 +84,18 @@ def random_array(encoding: Encoding, name: str, view: AnyArray, size: float, rng
     return values.astype(view.dtype)
 
 
+def eight_bits(encoding: Encoding, x: Float32) -> Float32:
+    """What `fast` multiplies the weights of an encoding by: of each group integers up to 127, times one scale."""
+    if isinstance(encoding, Plain | FP8):
+        return x
+    size = columns_of(encoding, 1) if not isinstance(encoding, Q4K | Q6K) else (32 if isinstance(encoding, Q4K) else 16)
+    groups = x.reshape(-1, size)
+    largest = np.abs(groups).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    return (np.rint(groups * inverse) * (largest / np.float32(127))).reshape(x.shape)
+
+
 def relative_error(found: Float32, expected: Float64, typical: float = 0.0) -> float:
     """Of the answer's norm, or of that of so many typical numbers: one sum alone may cancel to almost nothing."""
     norm = max(float(np.linalg.norm(expected)), typical * math.sqrt(expected.size))

@@ -145,14 +145,14 @@ def test_streams_are_weighed_collapsed_and_expanded_as_their_definition_says(
     scaled = [part * s + b for part, s, b in zip(_parts(mixes), scale, _parts(base[None]), strict=True)]
     assert near(pre, 1 / (1 + np.exp(-scaled[0].astype(np.float64))) + 1e-6)
     assert near(post, 2 / (1 + np.exp(-scaled[1].astype(np.float64))))
-    assert np.abs(comb.sum(axis=1) - 1).max() < 1e-4  # of columns, which are divided last
-    if iterations == 1:
-        rows = softmax(scaled[2].astype(np.float64).reshape(tokens, streams, streams)) + 1e-6
-        assert near(comb, rows / (rows.sum(axis=1, keepdims=True) + 1e-6))
+    expected = softmax(scaled[2].astype(np.float64).reshape(tokens, streams, streams)) + 1e-6
+    for division in range(2 * iterations - 1):  # of columns, then of rows and columns in turns
+        expected /= expected.sum(axis=1 + division % 2, keepdims=True) + 1e-6
+    assert near(comb, expected)
     assert near(x, np.einsum("tn,tnc->tc", pre.astype(np.float64), h))
     assert near(new, post[:, :, None] * y[:, None] + np.einsum("tij,tic->tjc", comb.astype(np.float64), h))
-    for found, expected in zip((pre, post, comb, x, new), compute(REFERENCE), strict=True):
-        assert near(found, expected)
+    for found, reference in zip((pre, post, comb, x, new), compute(REFERENCE), strict=True):
+        assert near(found, reference)
 
 
 def _parts(mixes: Float32) -> list[Float32]:
