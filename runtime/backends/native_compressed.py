@@ -5,7 +5,7 @@ from abc import abstractmethod
 import numpy as np
 
 from formats.dtypes import Float32
-from formats.errors import UnsupportedError
+from formats.errors import FormatError, UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from runtime.backends import native
@@ -24,7 +24,7 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
     _cut: dict[int, list[Matrix]]  # groups of rows by the place of their matrix
 
     @abstractmethod
-    def _vector(self, weight: Weight, offset: float = 0.0) -> Float32: ...
+    def _vector(self, weight: Weight, length: int | None = None, offset: float = 0.0) -> Float32: ...
 
     def new_entries(self, width: int, rate: int) -> Entries:
         if width % native.LANES != 0:
@@ -58,12 +58,17 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
     def stream_weights(
         self, mixes: Float32, scale: Weight, base: Weight, streams: int, iterations: int, eps: float
     ) -> tuple[Float32, Float32, Float32]:
-        tokens = len(mixes)
+        tokens, number = len(mixes), (2 + streams) * streams
+        if mixes.shape[1] != number:
+            raise FormatError(
+                f"{streams} residual streams: have {mixes.shape[1]} weights, config.json asks for {number}"
+            )
         pre, post = np.empty((tokens, streams), np.float32), np.empty((tokens, streams), np.float32)
         comb = np.empty((tokens, streams, streams), np.float32)
         self._call(
-            "se_stream_weights", address(np.ascontiguousarray(mixes)), address(self._vector(scale)),
-            address(self._vector(base)), tokens, streams, iterations, eps, address(pre), address(post), address(comb),
+            "se_stream_weights", address(np.ascontiguousarray(mixes)), address(self._vector(scale, 3)),
+            address(self._vector(base, number)), tokens, streams, iterations, eps,
+            address(pre), address(post), address(comb),
         )  # fmt: skip
         return pre, post, comb
 

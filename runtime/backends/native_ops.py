@@ -29,7 +29,7 @@ from runtime.backends.base import Beside, Routing, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_compressed import NativeCompressedOps
 from runtime.backends.native_states import DeltaState, new_cache
-from runtime.backends.native_weights import NativeWeight, native_weight, with_result
+from runtime.backends.native_weights import NativeWeight, native_weight, require_size, with_result
 from runtime.backends.numpy_compressed import visible
 from runtime.backends.numpy_latent import Bool
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
@@ -156,28 +156,37 @@ class NativeOps(NativeCompressedOps, NumpyOps):
                     raise
         return y
 
-    def _vector(self, weight: Weight, offset: float = 0.0) -> Float32:
-        """offset + weight as float32."""
-        return self._once(("plus", offset), weight, lambda: np.float32(offset) + weight.vector())
+    def _vector(self, weight: Weight, length: int | None = None, offset: float = 0.0) -> Float32:
+        """offset + weight as float32; as many as C will read, or None where NumPy looks. Raises FormatError."""
+
+        def values() -> Float32:
+            if length is not None:
+                require_size(self._weights, weight, "values", weight.rows * weight.columns, length)
+            return np.float32(offset) + weight.vector()
+
+        return self._once(("plus", offset, length), weight, values)
 
     def _repeated(self, weight: Weight, channels: int) -> Float32:
         """A vector's values, each for as many channels as it has."""
 
         def repeat() -> Float32:
             values = weight.vector()
-            return np.repeat(values, channels // len(values))
+            repeated = np.repeat(values, channels // max(1, len(values)))
+            require_size(self._weights, weight, "values after their repetition", len(repeated), channels)
+            return repeated
 
         return self._once(("repeated", channels), weight, repeat)
 
-    def _taps(self, weight: Weight, dilation: int) -> Float32:
+    def _taps(self, weight: Weight, dilation: int, channels: int) -> Float32:
         """A convolution's weights [C, K] as [(K - 1) * dilation + 1, C], zeros between them."""
 
         def spread() -> Float32:
+            require_size(self._weights, weight, "channels", weight.rows, channels)
             taps = np.zeros(((weight.columns - 1) * dilation + 1, weight.rows), np.float32)
             taps[::dilation] = weight.decode().T
             return taps
 
-        return self._once(("taps", dilation), weight, spread)
+        return self._once(("taps", dilation, channels), weight, spread)
 
     def _exponents(self, weight: Weight, number: int) -> Float32:
         """exp of a vector's first values by the C library, whose exp does not depend on the instruction set."""
@@ -199,7 +208,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
     def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
         x, y = with_result(x)
         columns = x.shape[-1]
-        scale = address(self._vector(weight, offset))
+        scale = address(self._vector(weight, columns, offset))
         self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
         return y
 
@@ -208,7 +217,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
     ) -> tuple[Float32, Float32]:
         h, x = with_result(h)
         y, total = with_result(y)
-        scale = address(self._vector(weight, offset))
+        scale = address(self._vector(weight, h.shape[1], offset))
         self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
         return total, x
 
@@ -230,7 +239,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         a, y = with_result(a)
-        bias, log = address(self._vector(dt_bias)), address(self._repeated(a_log, a.shape[1]))
+        bias, log = address(self._vector(dt_bias, a.shape[1])), address(self._repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
@@ -272,7 +281,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
         ids = np.empty((len(logits), routing.top_k), np.int64)
-        bias = address(self._vector(correction_bias)) if correction_bias is not None else None
+        bias = address(self._vector(correction_bias, logits.shape[1])) if correction_bias is not None else None
         weights = self._routing_weights_of(logits, routing, bias, ids, False)
         return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
 
@@ -334,18 +343,18 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             further = beside.entries.seen_by(seen, beside.selection is not None)
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, address(self._vector(sinks)) if sinks is not None else None,
+            scale, window or 0, address(self._vector(sinks, heads)) if sinks is not None else None,
             address(np.ascontiguousarray(selection)) if selection is not None else None,
-            self._turn(turn, tokens) if turn is not None else None,
+            self._turn(turn, tokens, q.shape[2]) if turn is not None else None,
             further, address(y),
         )  # fmt: skip
         return y, cache._replace(length=cache.length + tokens)
 
-    def _turn(self, turn: Turn, tokens: int) -> native.Turn:
+    def _turn(self, turn: Turn, tokens: int, width: int) -> native.Turn:
         """As kernels take it; all that it points to is kept by a cache."""
         rope = turn.rope
         norms = (
-            addressof(address(self._vector(norm, turn.offset))) if norm is not None else None
+            addressof(address(self._vector(norm, width, turn.offset))) if norm is not None else None
             for norm in (turn.q_norm, turn.k_norm)
         )
         tables = (addressof(address(table)) for table in rope_tables(rope, turn.position, tokens))
@@ -355,7 +364,8 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
         x, y = with_result(x)
-        taps, after = self._taps(weight, dilation), np.empty_like(state)
+        taps, after = self._taps(weight, dilation, x.shape[1]), np.empty_like(state)
+        require_size(self._weights, weight, "places", len(taps), 1 + len(state))
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
         return y, after

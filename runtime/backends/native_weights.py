@@ -1,10 +1,12 @@
 """Resident matrices and arrays as the kernels take them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from formats.dtypes import Float32
+from formats.errors import FormatError
 from formats.kernels import Matrix
 from runtime.backends.numpy_ops import Weight
 
@@ -26,3 +28,10 @@ def with_result(x: Float32) -> tuple[Float32, Float32]:
     """x as kernels take it, and an array of its shape for what they make of it."""
     x = np.ascontiguousarray(x, np.float32)
     return x, np.empty(x.shape, np.float32)
+
+
+def require_size(weights: Mapping[str, Weight], weight: Weight, what: str, found: int, expected: int) -> None:
+    """Raise FormatError where an index gives a weight another size than C will read, which config.json decides."""
+    if found != expected:
+        name = next((name for name, known in weights.items() if known is weight), "a weight")
+        raise FormatError(f"{name}: has {found} {what}, config.json asks for {expected}")

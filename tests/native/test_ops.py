@@ -1,6 +1,6 @@
 """What lies between the products: near its definition, and the same bits for levels, threads and cuts into steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS, Rope
 from formats.dtypes import Float32
+from formats.errors import FormatError
 from runtime.backends import native
 from runtime.backends.base import Routing, Turn
 from runtime.backends.native_ops import NativeOps
-from runtime.backends.numpy_ops import NumpyOps
+from runtime.backends.numpy_ops import NumpyOps, Weight
 from tests.native.ops import REFERENCE, cuts, every_ops, near, normal, seeds, the_same, weight
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels are not built")
@@ -27,6 +28,37 @@ def test_norms_are_those_of_the_reference(tokens: int, columns: int, scale: floa
     rms, l2 = the_same(lambda ops: (ops.rms_norm(x, w, 1e-6, 1.0), ops.l2_norm(x, 1e-6)))
     assert near(rms, REFERENCE.rms_norm(x, w, 1e-6, 1.0))
     assert near(l2, REFERENCE.l2_norm(x, 1e-6))
+
+
+SHORT = normal(0, 31)
+LOGITS, QUERIES, KEYS = normal(1, 3, 32), normal(2, 3, 4, 32), normal(3, 3, 2, 32)
+ROUTING = Routing(2, SIGMOID)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda ops, w: ops.rms_norm(LOGITS, w, 1e-6),
+        lambda ops, w: ops.add_norm(LOGITS, LOGITS, w, 1e-6),
+        lambda ops, w: ops.decay(LOGITS, w, w),
+        lambda ops, w: ops.decay(LOGITS, weight(LOGITS[0]), w),
+        lambda ops, w: ops.route(LOGITS, ROUTING, w),
+        lambda ops, w: ops.attention(QUERIES, KEYS, KEYS, ops.new_kv_cache(2, 32), 1.0, sinks=w),
+        lambda ops, w: ops.attention(
+            QUERIES, KEYS, KEYS, ops.new_kv_cache(2, 32), 1.0, turn=Turn(Rope(1e4, 32, False), 0, w, w, 1e-6, 1.0)
+        ),
+        lambda ops, w: ops.causal_conv1d(LOGITS, weight(normal(4, 31, 4)), np.zeros((3, 32), np.float32)),
+        lambda ops, w: ops.causal_conv1d(LOGITS, weight(normal(4, 32, 5)), np.zeros((3, 32), np.float32)),
+        lambda ops, w: ops.stream_weights(normal(5, 3, 24), weight(normal(6, 3)), w, 4, 2, 1e-6),
+        lambda ops, w: ops.stream_weights(normal(5, 3, 23), weight(normal(6, 3)), weight(normal(7, 24)), 4, 2, 1e-6),
+    ],
+)
+def test_a_small_weight_of_another_size_than_the_model_has_is_refused_before_it_is_read(
+    compute: Callable[[NativeOps, Weight], object],
+) -> None:
+    for ops in every_ops((1,)):
+        with pytest.raises(FormatError, match=r"config\.json asks for"):
+            compute(ops, weight(SHORT))
 
 
 def test_what_stands_between_the_halves_of_a_layer_is_a_sum_and_its_norm() -> None:
