@@ -88,11 +88,17 @@ def say(line: str) -> None:
 @click.option("-p", "--prompt", help="The prompt.")
 @click.option("-f", "--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt; - is stdin.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--temp", type=float, help="Temperature; 0 is greedy. Sampling defaults: generation_config.json.")
-@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 keeps all.")
-@click.option("--top-p", type=float, help="Keep the likeliest tokens that make up this probability.")
-@click.option("--min-p", type=float, help="Keep tokens at least this share as likely as the likeliest.")
-@click.option("--repeat-penalty", type=float, help="Penalty on tokens that have occurred; 1 is none.")
+@click.option(
+    "--temp", type=click.FloatRange(min=0), help="Temperature; 0 is greedy. Sampling defaults: generation_config.json."
+)
+@click.option("--top-k", type=click.IntRange(min=0), help="Keep the k likeliest tokens; 0 keeps all.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest tokens that make up this probability.")
+@click.option(
+    "--min-p", type=click.FloatRange(0, 1), help="Keep tokens at least this share as likely as the likeliest."
+)
+@click.option(
+    "--repeat-penalty", type=click.FloatRange(0.01, 100), help="Penalty on tokens that have occurred; 1 is none."
+)
 @click.option("--seed", type=int, help="Same seed, same text.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
@@ -107,6 +113,7 @@ def say(line: str) -> None:
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the routing of every step to this file.")
 def run(out: Path, **options: Any) -> None:
     """Continue a prompt, or chat when started in a terminal without one."""
+    open_container(out)  # what is no container is refused before a prompt is awaited
     prompt = read_prompt(options["prompt"], options["file"])
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json needs a prompt: -p, -f or a pipe")
