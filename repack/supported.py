@@ -31,14 +31,14 @@ QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS, MLX_LM = "transformers 5.23", "mlx-lm 0.32.2"
 SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
-    Supported("deepseek_v32", "DeepSeek-V3.2", "bf16", TRANSFORMERS, DEEPSEEK),
+    Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16", TRANSFORMERS, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16", TRANSFORMERS, DECODERS),
     Supported("gemma4", "Gemma-4-26B-A4B (text)", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("gemma4_text", "the language model of Gemma 4 alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
-    Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8", TRANSFORMERS, DEEPSEEK),
+    Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),

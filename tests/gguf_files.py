@@ -11,7 +11,8 @@ import numpy as np
 from formats.dtypes import Float32, to_float32
 from formats.encodings.sources.base import FLOATS, STORAGE
 from repack.sources.folder import FolderSource
-from repack.sources.gguf_models import ARCHITECTURES, OUTSIDE
+from repack.sources.gguf_models import ARCHITECTURES
+from repack.sources.gguf_names import OUTSIDE
 from tests.fixtures import decoders_tiny, deepseek_tiny, gemma_tiny, hybrids_tiny, llama4_tiny
 from tests.fixtures.recipe import write_checkpoint
 
@@ -65,6 +66,8 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
         for name in ("deepseek_v3_gguf", "kimi_k2", "glm4_moe_lite")
     },
+    "deepseek_v32_gguf": _checkpoint("deepseek32", deepseek_tiny.CASES["deepseek_v32_gguf"], "deepseek_v32_gguf"),
+    "glm_moe_dsa": _checkpoint("glm-dsa", deepseek_tiny.CASES["glm_moe_dsa"], "glm_moe_dsa"),
 }
 
 
@@ -163,7 +166,7 @@ def _apart(values: Values, architecture: str, config: Mapping[str, Any]) -> dict
     """Projections that the converter splits."""
     result: dict[str, Float32] = {}
     for name, value in values.items():
-        if architecture == "deepseek2" and name.endswith("kv_b_proj.weight"):
+        if name.endswith("kv_b_proj.weight"):
             per_head = value.reshape(config["num_attention_heads"], -1, value.shape[1])
             n = config["qk_nope_head_dim"]
             result[name.replace("kv_b_proj", "embed_q")] = per_head[:, :n].swapaxes(1, 2)

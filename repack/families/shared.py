@@ -23,7 +23,7 @@ PER_EXPERT = (
     Experts("mlp.experts.{expert}.down_proj", "D I", ("down",)),
 )
 
-# Stacked part by part, as MLX names them; GGUF files are given these names (repack/sources/gguf_models.py).
+# Stacked part by part, as MLX names them; GGUF files are given these names (repack/sources/gguf_names.py).
 SWITCH_MLP = (
     Experts("mlp.switch_mlp.gate_proj", "I D", ("gate",)),
     Experts("mlp.switch_mlp.up_proj", "I D", ("up",)),

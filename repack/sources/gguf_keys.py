@@ -10,6 +10,7 @@ from formats.fields import shown
 
 Metadata = Mapping[str, Any]
 Config = dict[str, Any]
+SIGMOID = 2  # of expert_gating_func
 
 
 class Keys:
@@ -73,3 +74,27 @@ def dimensions(keys: Keys) -> Config:
         "rope_theta": keys.get("rope.freq_base", 10000.0),
         "num_experts_per_tok": keys["expert_used_count"],
     }
+
+
+def rope_scaling(keys: Keys) -> Config | None:
+    """YaRN's numbers, or None. Raises UnsupportedError for another kind of scaling."""
+    keys.only("rope.scaling.type", "none", "yarn")
+    if keys.get("rope.scaling.type", "none") == "none":
+        return None
+    factor = keys["rope.scaling.factor"]
+    scaling = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": keys["rope.scaling.original_context_length"],
+        "beta_fast": keys.get("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.get("rope.scaling.yarn_beta_slow", 1.0),
+    }
+    keys.only("rope.scaling.yarn_ext_factor", 1.0)
+    if (attention_factor := keys.get("rope.scaling.yarn_attn_factor")) is not None:
+        scaling["attention_factor"] = attention_factor
+    return scaling
+
+
+def groups(keys: Keys) -> Config:
+    """Groups of experts; a file that does not say so has one, as llama.cpp runs it."""
+    return {"n_group": keys.get("expert_group_count", 1), "topk_group": keys.get("expert_group_used_count", 1)}

@@ -1,0 +1,66 @@
+"""config.json of GGUF files with latent attention (source: llama.cpp's conversion/deepseek.py and glm.py)."""
+
+from formats.errors import UnsupportedError
+from repack.sources.gguf_keys import SIGMOID, Config, Keys, dimensions, groups, rope_scaling
+
+
+def deepseek_v3_config(keys: Keys) -> Config:
+    """DeepSeek-V3, Kimi K2, GLM-4.7-Flash; older files have kv_b whole and no lengths for "mla".
+
+    V3.2 and GLM-5 have all of it, too.
+    """
+    dense = keys.get("leading_dense_block_count", 0)
+    if not keys.has("exp_probs_b.bias", layer=dense):
+        raise UnsupportedError(
+            f"{keys.where}: {keys.architecture} without exp_probs_b (DeepSeek-V2) is not implemented"
+        )
+    keys.only("expert_gating_func", SIGMOID)
+    head_dim = keys.get("attention.key_length_mla") or keys["attention.key_length"]
+    rotary_dim = keys["rope.dimension_count"]
+    scaling = rope_scaling(keys)
+    if scaling and (log_multiplier := keys.get("rope.scaling.yarn_log_multiplier")):
+        # The converter writes mscale_all_dim / 10 and drops mscale, which llama.cpp takes to be the same.
+        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * log_multiplier, 6)
+    return dimensions(keys) | {
+        "model_type": "deepseek_v3",
+        "rope_scaling": scaling,
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys["attention.kv_lora_rank"],
+        "qk_nope_head_dim": head_dim - rotary_dim,
+        "qk_rope_head_dim": rotary_dim,
+        "v_head_dim": keys.get("attention.value_length_mla") or keys["attention.value_length"],
+        "n_routed_experts": keys["expert_count"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": dense,
+        "n_shared_experts": keys["expert_shared_count"],
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        **groups(keys),
+    }
+
+
+def deepseek_v32_config(keys: Keys) -> Config:
+    """DeepSeek-V3.2, whose layers all have an indexer."""
+    return deepseek_v3_config(keys) | _indexer_config(keys) | {"model_type": "deepseek_v32"}
+
+
+def glm_moe_dsa_config(keys: Keys) -> Config:
+    """GLM-5; files that do not list the layers that choose have an indexer in those alone."""
+    layers = keys["block_count"] - keys.get("nextn_predict_layers", 0)
+    chooses = [keys.has("indexer.proj.weight", layer) for layer in range(layers)]
+    if keys.get("attention.indexer.types") is not None:
+        chooses = keys.items("attention.indexer.types", bool, layers)
+    return (
+        deepseek_v3_config(keys)
+        | _indexer_config(keys)
+        | {"model_type": "glm_moe_dsa", "indexer_types": ["full" if chosen else "shared" for chosen in chooses]}
+    )
+
+
+def _indexer_config(keys: Keys) -> Config:
+    return {
+        "index_n_heads": keys["attention.indexer.head_count"],
+        "index_head_dim": keys["attention.indexer.key_length"],
+        "index_topk": keys["attention.indexer.top_k"],
+    }

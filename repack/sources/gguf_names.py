@@ -1,0 +1,94 @@
+"""Names of tensors in GGUF files, after `blk.N.`, and the publishers' names, after `model.layers.N.`, as data.
+
+What no publisher names alike has MLX's name: stacks of experts, the halves of kv_b_proj.
+Source: llama.cpp's gguf-py/gguf/tensor_mapping.py and constants.py.
+"""
+
+from formats.encodings.sources.plain import LOG_OF_MINUS, MINUS_ONE
+
+OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+ATTENTION = {
+    f"attn_{gguf}.{kind}": f"self_attn.{name}_proj.{kind}"
+    for gguf, name in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o"))
+    for kind in ("weight", "bias")
+} | {"attn_q_norm.weight": "self_attn.q_norm.weight", "attn_k_norm.weight": "self_attn.k_norm.weight"}
+DENSE = {f"ffn_{part}.weight": f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+EXPERTS = {
+    f"ffn_{part}_exps.{kind}": f"mlp.switch_mlp.{part}_proj.{kind}"
+    for part in ("gate", "up", "gate_up", "down")
+    for kind in ("weight", "bias")
+}
+COMMON = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate_inp.weight": "mlp.gate.weight",
+    **ATTENTION,
+    **DENSE,
+    **EXPERTS,
+}
+PARTS = ("gate", "up", "down")
+SHARED_EXPERT = {f"ffn_{part}_shexp.weight": f"mlp.shared_expert.{part}_proj.weight" for part in PARTS}
+SHARED_EXPERT |= {"ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight"}
+FEED_FORWARD = {  # of Llama 4, experts as MLX names them
+    "ffn_gate_inp.weight": "feed_forward.router.weight",
+    **{f"ffn_{part}.weight": f"feed_forward.{part}_proj.weight" for part in PARTS},
+    **{f"ffn_{part}_shexp.weight": f"feed_forward.shared_expert.{part}_proj.weight" for part in PARTS},
+    **{f"ffn_{part}_exps.weight": f"feed_forward.experts.{part}_proj.weight" for part in PARTS},
+}
+BESIDE_EXPERTS = {  # of Gemma 4, experts as MLX names them
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.weight": "router.proj.weight",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    **{name: hf.replace("mlp.switch_mlp", "experts.switch_glu") for name, hf in EXPERTS.items()},
+}
+SHARED_EXPERTS = {f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in PARTS}
+LINEAR_ATTENTION = {
+    "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
+    "attn_gate.weight": "linear_attn.in_proj_z.weight",
+    "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
+    "ssm_beta.weight": "linear_attn.in_proj_b.weight",
+    "ssm_ba.weight": "linear_attn.in_proj_ba.weight",
+    "ssm_in.weight": "linear_attn.in_proj_qkvz.weight",  # of the first files of Qwen3-Next
+    "ssm_conv1d.weight": "linear_attn.conv1d.weight",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_norm.weight": "linear_attn.norm.weight",
+    "ssm_out.weight": "linear_attn.out_proj.weight",
+}
+LATENT_ATTENTION = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.embed_q.weight",  # [heads, kv_lora_rank, ...], as MLX splits and names them
+    "attn_v_b.weight": "self_attn.unembed_out.weight",
+}
+INDEXER = {
+    "indexer.attn_q_b.weight": "self_attn.indexer.wq_b.weight",
+    "indexer.attn_k.weight": "self_attn.indexer.wk.weight",
+    "indexer.k_norm.weight": "self_attn.indexer.k_norm.weight",
+    "indexer.k_norm.bias": "self_attn.indexer.k_norm.bias",
+    "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
+}
+CORRECTION_BIAS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+ZERO_CENTRED = {
+    "attn_norm.weight": MINUS_ONE,
+    "post_attention_norm.weight": MINUS_ONE,
+    "attn_q_norm.weight": MINUS_ONE,
+    "attn_k_norm.weight": MINUS_ONE,
+    "output_norm.weight": MINUS_ONE,
+    "ssm_a": LOG_OF_MINUS,
+}
