@@ -27,6 +27,7 @@ class Tensor(NamedTuple):
     suffix: str = ".weight"
     when: Callable[[Any], bool] | None = None  # it is only there for such a config
     source: str = ""  # its name in a source, where that is another
+    also: str = ""  # its name in another carrier, MLX or GGUF
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
 
     @property

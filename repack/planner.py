@@ -30,7 +30,7 @@ from repack.family import LM_HEAD, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
-SPLIT_KV_B = "layers.0.self_attn.embed_q.weight"
+SPLIT_KV_B = ".self_attn.embed_q.weight"
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 RESIDENT_GROUP_SIZES = (64, 32)  # the first that divides a tensor's width
 
@@ -71,7 +71,7 @@ class _Planner:
             self.family.prefixes[0],
         )
         self.config = config
-        if isinstance(config, DeepseekV3Config) and f"{self.prefix}{SPLIT_KV_B}" in tensors:
+        if isinstance(config, DeepseekV3Config) and any(name.endswith(SPLIT_KV_B) for name in tensors):
             self.config = replace(config, kv_b_split=True)
             self.left = without_head_axes(self.left)
         self.resident: list[ResidentTensor] = []
@@ -141,6 +141,9 @@ class _Planner:
             shape,
             num_experts=self.config.num_experts if tensor.dtype in INTEGERS else 0,
         )
+        elsewhere = module._replace(base=at + tensor.also)
+        if tensor.also and is_there(elsewhere, self.left):
+            module = elsewhere
         return self.matrix(module, take_module(module, self.left, self.quantization))
 
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:

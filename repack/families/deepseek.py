@@ -103,9 +103,9 @@ DELTA_ATTENTION = (
     Tensor("self_attn.q_proj", "C D"),
     Tensor("self_attn.k_proj", "C D"),
     Tensor("self_attn.v_proj", "C D"),
-    Tensor("self_attn.q_conv1d", "C 1 k", keep=True),
-    Tensor("self_attn.k_conv1d", "C 1 k", keep=True),
-    Tensor("self_attn.v_conv1d", "C 1 k", keep=True),
+    Tensor("self_attn.q_conv1d", "C 1 k", keep=True, also="self_attn.q_conv.conv"),
+    Tensor("self_attn.k_conv1d", "C 1 k", keep=True, also="self_attn.k_conv.conv"),
+    Tensor("self_attn.v_conv1d", "C 1 k", keep=True, also="self_attn.v_conv.conv"),
     # Small, and they make the decay and step of a recurrence, where errors add up over the sequence.
     Tensor("self_attn.f_a_proj", "d D", keep=True),
     Tensor("self_attn.f_b_proj", "C d", keep=True),
@@ -122,8 +122,14 @@ KIMI_LINEAR = replace(
     prefixes=("model.",),
     dims=_kimi_linear_dims,
     mixers={FULL_ATTENTION: LATENT_ATTENTION, LINEAR_ATTENTION: DELTA_ATTENTION},
-    moe=tuple(tensor._replace(source=tensor.name.replace("mlp.", "block_sparse_moe.")) for tensor in DEEPSEEK_V3.moe),
-    expert_layouts=(W1_W3_W2,),
+    moe=tuple(
+        tensor._replace(
+            source=tensor.name.replace("mlp.", "block_sparse_moe."),
+            also=tensor.name.replace("gate.e_score", "e_score"),  # as MLX has them
+        )
+        for tensor in DEEPSEEK_V3.moe
+    ),
+    expert_layouts=(W1_W3_W2, SWITCH_MLP),
     skipped={},
 )
 
@@ -160,7 +166,10 @@ KIMI_K3 = replace(
         Tensor("mlp.routed_expert_norm", "l", source="block_sparse_moe.routed_expert_norm"),
         Tensor("mlp.routed_expert_up_proj", "D l", source="block_sparse_moe.routed_expert_up_proj"),
     ),
-    expert_layouts=(tuple(rule._replace(shape=rule.shape.replace("D", "l")) for rule in W1_W3_W2),),
+    expert_layouts=tuple(
+        tuple(rule._replace(shape=rule.shape.replace("D", "l")) for rule in layout)
+        for layout in KIMI_LINEAR.expert_layouts
+    ),
     last=(*_attention_residual("output_attn_res"), FINAL_NORM),
     never_quantized=("*.routed_expert_*", "*_res_proj"),
     skipped=DEEPSEEK_V3.skipped,

@@ -3,7 +3,7 @@
 from formats.errors import UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
-from repack.sources.gguf_keys import Config, Keys, dimensions
+from repack.sources.gguf_keys import Config, Keys, dimensions, key_heads
 
 STANDING_STILL = 1e29  # of ROPE_FREQS
 
@@ -20,19 +20,15 @@ def gemma4_config(keys: Keys) -> Config:
     keys.only("rope.dimension_count", head_dim)
     keys.only("rope.dimension_count_swa", sliding_head_dim)
     sliding = keys.items("attention.sliding_window_pattern", bool, layers)
-    key_heads = {kind: set[int]() for kind in (True, False)}  # by whether layers slide
-    for kind, heads in zip(sliding, keys.items("attention.head_count_kv", int, layers), strict=True):
-        key_heads[kind].add(heads)
-    if any(len(heads) != 1 for heads in key_heads.values()):
-        raise UnsupportedError(f"{keys.where}: gemma4.attention.head_count_kv differs among layers of one kind")
+    full_heads, sliding_heads = key_heads(keys, sliding)
     full = {"rope_theta": keys["rope.freq_base"], "partial_rotary_factor": _turned_share(keys, head_dim)}
     return dimensions(keys) | {
         "model_type": "gemma4_text",
         "layer_types": ["sliding_attention" if kind else "full_attention" for kind in sliding],
         "head_dim": sliding_head_dim,
-        "num_key_value_heads": key_heads[True].pop(),
+        "num_key_value_heads": sliding_heads,
         "global_head_dim": head_dim,
-        "num_global_key_value_heads": key_heads[False].pop(),
+        "num_global_key_value_heads": full_heads,
         "sliding_window": keys["attention.sliding_window"],
         "rope_parameters": {
             "full_attention": full | {"rope_type": "proportional"},

@@ -98,3 +98,17 @@ def rope_scaling(keys: Keys) -> Config | None:
 def groups(keys: Keys) -> Config:
     """Groups of experts; a file that does not say so has one, as llama.cpp runs it."""
     return {"n_group": keys.get("expert_group_count", 1), "topk_group": keys.get("expert_group_used_count", 1)}
+
+
+def key_heads(keys: Keys, slides: Sequence[bool]) -> tuple[int, int]:
+    """Heads of keys in layers without and with a window: each layer has a number of its own in such files.
+
+    Raises FormatError, or UnsupportedError where layers of one kind differ.
+    """
+    heads = keys.items("attention.head_count_kv", int, keys["block_count"])
+    full, sliding = ({heads[layer] for layer, kind in enumerate(slides) if kind == slid} for slid in (False, True))
+    if len(full) != 1 or len(sliding) != 1:
+        raise UnsupportedError(
+            f"{keys.where}: {keys.architecture}.attention.head_count_kv differs among layers of one kind"
+        )
+    return full.pop(), sliding.pop()

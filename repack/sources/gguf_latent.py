@@ -64,3 +64,44 @@ def _indexer_config(keys: Keys) -> Config:
         "index_head_dim": keys["attention.indexer.key_length"],
         "index_topk": keys["attention.indexer.top_k"],
     }
+
+
+def kimi_linear_config(keys: Keys) -> Config:
+    """Kimi Linear, whose norm of routing weights and shared key of attention no key says."""
+    keys.only("rope.scaling.type", "none")
+    return _delta_config(keys) | {
+        "model_type": "kimi_linear",
+        "model_max_length": keys["context_length"],
+        "moe_renormalize": keys.get("expert_weights_norm", True),
+    }
+
+
+def _delta_config(keys: Keys) -> Config:
+    """Layers with latent attention without positions, and those with delta attention, which have no heads of keys."""
+    keys.only("expert_gating_func", SIGMOID)
+    layers = keys["block_count"]
+    full = [layer for layer, heads in enumerate(keys.items("attention.head_count_kv", int, layers), 1) if heads]
+    shared_key = keys["rope.dimension_count"]  # what turns in DeepSeek-V3, and here is one more part of keys
+    return dimensions(keys) | {
+        "linear_attn_config": {
+            "full_attn_layers": full,
+            "kda_layers": [layer for layer in range(1, layers + 1) if layer not in full],
+            "head_dim": keys["kda.head_dim"],
+            "num_heads": keys["attention.head_count"],
+            "short_conv_kernel_size": keys["ssm.conv_kernel"],
+        },
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys["attention.kv_lora_rank"],
+        "qk_nope_head_dim": keys["attention.key_length_mla"] - shared_key,
+        "qk_rope_head_dim": shared_key,
+        "v_head_dim": keys["attention.value_length_mla"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "num_experts": keys["expert_count"],
+        "num_experts_per_token": keys["expert_used_count"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "num_shared_experts": keys["expert_shared_count"],
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "num_expert_group": keys.get("expert_group_count", 1),
+        "topk_group": keys.get("expert_group_used_count", 1),
+    }

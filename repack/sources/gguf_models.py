@@ -10,16 +10,19 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from formats.config import FACTORS
+from formats.encodings.sources.plain import LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import SIGMOID, Config, Keys, Metadata, dimensions, groups, rope_scaling
-from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config
+from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config, kimi_linear_config
+from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
     BESIDE_EXPERTS,
     COMMON,
     CORRECTION_BIAS,
+    DELTA_ATTENTION,
     EXPERTS,
     FEED_FORWARD,
     INDEXER,
@@ -195,6 +198,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deepseek2": Architecture("deepseek_v3", deepseek_v3_config, _DEEPSEEK),
     "deepseek32": Architecture("deepseek_v32", deepseek_v32_config, _DEEPSEEK | INDEXER),
     "glm-dsa": Architecture("glm_moe_dsa", glm_moe_dsa_config, _DEEPSEEK | INDEXER),
+    "kimi-linear": Architecture(
+        "kimi_linear",
+        kimi_linear_config,
+        COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION,
+        {"ssm_a": LOG_OF_MINUS},
+    ),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
     "granitemoe": Architecture(
@@ -203,6 +212,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "glm4moe": Architecture("glm4_moe", _glm4_moe, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "gemma4": Architecture("gemma4", gemma4_config, COMMON | BESIDE_EXPERTS, rope_factors=True),
     "llama4": Architecture("llama4", _llama4, COMMON | FEED_FORWARD, rope_factors=True),
+    "mimo2": Architecture(
+        "mimo_v2_flash",
+        mimo2_config,
+        COMMON | CORRECTION_BIAS | {"attn_sinks.weight": "self_attn.attention_sink_bias"},
+        extra_layers="model.mtp.",
+    ),
     "minimax-m2": Architecture(
         "minimax_m2",
         _minimax_m2,

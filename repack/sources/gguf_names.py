@@ -84,6 +84,15 @@ INDEXER = {
     "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
 }
 CORRECTION_BIAS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+DELTA_ATTENTION = {
+    **{f"ssm_conv1d_{part}.weight": f"self_attn.{part}_conv1d.weight" for part in "qkv"},
+    **{f"ssm_{part}.weight": f"self_attn.{part}_proj.weight" for part in ("f_a", "f_b", "g_a", "g_b")},
+    "ssm_beta.weight": "self_attn.b_proj.weight",
+    "ssm_a": "self_attn.A_log",
+    "ssm_dt.bias": "self_attn.dt_bias",
+    "ssm_norm.weight": "self_attn.o_norm.weight",
+    "exp_probs_b.bias": "mlp.e_score_correction_bias",
+}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
     "post_attention_norm.weight": MINUS_ONE,

@@ -20,7 +20,8 @@ from repack.plan import Options
 from repack.sources import open_local
 from repack.verify import verify_container
 from runtime import Engine
-from tests.gguf_files import CHECKPOINTS, checkpoint_values, converted, recorded, write_gguf
+from tests.gguf_files import CHECKPOINTS, recorded, write_gguf
+from tests.llama_cpp import checkpoint_values, converted
 from tests.runtime.helpers import PLENTY, reference
 
 AS_IT_ARRIVES = Options(16, 64, 16)

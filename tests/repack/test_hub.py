@@ -19,7 +19,8 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from repack.sources.folder import FolderSource
-from tests.gguf_files import FIXTURES, converted, recorded, write_gguf
+from tests.gguf_files import FIXTURES, recorded, write_gguf
+from tests.llama_cpp import converted
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
 from tests.repack.hub_server import COMMIT, TOKEN, Fault, Hub, chaos, serve
 

@@ -1,0 +1,233 @@
+"""The tensors of a checkpoint as llama.cpp's converter makes them, written anew; its recorded hashes prove it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from formats.dtypes import Float32, to_float32
+from formats.encodings.sources.base import FLOATS, STORAGE
+from repack.sources.folder import FolderSource
+from repack.sources.gguf_models import ARCHITECTURES
+from repack.sources.gguf_names import OUTSIDE
+
+Values = Mapping[str, Any]  # float32, or uint8: blocks of MXFP4
+
+
+def checkpoint_values(folder: Path) -> dict[str, Float32]:
+    """Every tensor of a checkpoint by name: floats as float32, bytes as they are."""
+    source = FolderSource(folder)
+    values = {}
+    with source.reader() as reader:
+        for tensor in source.tensors.values():
+            raw = np.empty(tensor.nbytes, np.uint8)
+            reader.read_into(tensor.file, tensor.offset, raw.data)
+            bits = raw.view(STORAGE[tensor.dtype]).reshape(tensor.shape)
+            values[tensor.name] = to_float32(bits, FLOATS[tensor.dtype]) if tensor.dtype in FLOATS else bits
+    return values
+
+
+KIMI = ("kimi-linear",)
+AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss", "gemma4")  # as they name the second norm of a layer
+
+
+def converted(folder: Path, architecture: str) -> dict[str, Float32]:
+    """The checkpoint's tensors as the converter has them, multi-token prediction left out."""
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    values = {_short(name): value for name, value in checkpoint_values(folder).items()}
+    if architecture == "llama4":
+        values = _of_llama4(values, config)
+    elif architecture == "gemma4":
+        values = _of_gemma4(values, config)
+    else:
+        values = {_by_mlx(name): value for name, value in values.items()} if architecture in KIMI else values
+        values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
+    names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
+    result = {}
+    for name, value in values.items():
+        words = name.split(".", 2)
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
+            rest = names["input_layernorm.weight" if words[2] == "input_layernorm.weight" else words[2]]
+            if words[2] == "post_attention_layernorm.weight":
+                rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
+            result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
+        if name == "rope_freqs.weight":
+            result[name] = value
+        for gguf_name, hf in OUTSIDE.items():
+            if name == _short(hf):
+                result[gguf_name] = _changed(name, value, architecture, config)
+    return result
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+
+
+def _by_mlx(name: str) -> str:
+    """Kimi's names beside the experts, as the architectures' tables have them."""
+    if ".block_sparse_moe.experts." in name:
+        return name
+    return name.replace(".block_sparse_moe.gate.e_score", ".mlp.e_score").replace(".block_sparse_moe.", ".mlp.")
+
+
+def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
+    """Experts stacked part by part, under the names that the architectures' tables have."""
+    result = dict(values)
+    for i in range(num_layers):
+        at = f"layers.{i}."
+        experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
+        experts = {name: value for name, value in experts.items() if "shared_expert" not in name}
+        if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
+            continue
+        experts |= {name: value for name, value in values.items() if name.startswith(at) and "put_linear" in name}
+        for part, stack in _parts(at, experts):
+            result[f"{at}mlp.switch_mlp.{part}_proj.weight"] = stack
+        for name in experts:
+            del result[name]
+    return result
+
+
+def _parts(at: str, experts: Values) -> Iterator[tuple[str, Float32]]:
+    fused = {name.removeprefix(at): value for name, value in experts.items()}
+    for gate_up, down in (
+        ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        ("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    ):
+        if gate_up in fused:
+            half = fused[gate_up].shape[1] // 2
+            yield from (("gate", fused[gate_up][:, :half]), ("up", fused[gate_up][:, half:]), ("down", fused[down]))
+            return
+    for part, w in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+        names = (f"mlp.experts.{{}}.{part}_proj.weight", f"block_sparse_moe.experts.{{}}.{w}.weight")
+        name = next((name for name in names if name.format(0) in fused), None)
+        if name is not None:
+            count = sum(1 for key in fused if key.endswith(name.partition("{}")[2]))
+            yield part, np.stack([fused[name.format(expert)] for expert in range(count)])
+
+
+def _apart(values: Values, architecture: str, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Projections that the converter splits."""
+    result: dict[str, Float32] = {}
+    for name, value in values.items():
+        if name.endswith("kv_b_proj.weight"):
+            per_head = value.reshape(config["num_attention_heads"], -1, value.shape[1])
+            n = config["qk_nope_head_dim"]
+            result[name.replace("kv_b_proj", "embed_q")] = per_head[:, :n].swapaxes(1, 2)
+            result[name.replace("kv_b_proj", "unembed_out")] = per_head[:, n:]
+        elif architecture == "qwen3next" and name.endswith("in_proj_qkvz.weight"):
+            qkv, z = _ungrouped(value, config)
+            result[name.replace("qkvz", "qkv")], result[name.replace("qkvz", "z")] = qkv, z
+        elif architecture == "gpt-oss" and ".experts." in name:
+            result |= _of_gpt_oss(name, value, values)
+        else:
+            result[name] = value
+    return result
+
+
+def _ungrouped(value: Float32, config: Mapping[str, Any]) -> tuple[Float32, Float32]:
+    """Rows q, k, v, z of one key head after another -> all of q, k and v; all of z."""
+    keys, dk = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    dv = config["linear_num_value_heads"] // keys * config["linear_value_head_dim"]
+    parts = np.split(value.reshape(keys, -1, value.shape[1]), [dk, 2 * dk, 2 * dk + dv], axis=1)
+    q, k, v, z = (part.reshape(-1, value.shape[1]) for part in parts)
+    return np.concatenate([q, k, v]), z
+
+
+def _of_gpt_oss(name: str, value: Any, values: Values) -> Iterator[tuple[str, Any]]:
+    """Gate and up, in turns, apart; and blocks of MXFP4 with their scale before them, lower halves first."""
+    if name.endswith("_scales"):
+        return
+    if name.endswith("_blocks"):
+        scales = values[name.replace("_blocks", "_scales")]
+        pairs = np.stack([value & 15, value >> 4], axis=-1).reshape(*value.shape[:-1], 32)
+        blocks = pairs[..., :16] | pairs[..., 16:] << 4
+        value = np.concatenate([scales[..., None], blocks], axis=-1).reshape(*value.shape[:2], -1)
+    at, kind = name.rpartition("_")[0], "bias" if name.endswith("_bias") else "weight"
+    if at.endswith("down_proj"):
+        yield f"{at}.{kind}", value
+    else:
+        for nth, part in enumerate(("gate", "up")):
+            yield f"{at.replace('gate_up', part)}.{kind}", np.ascontiguousarray(value[:, nth::2])
+
+
+def _of_llama4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Experts apart and rows first, and how much slower each pair of a head turns; nothing of what sees."""
+    result: dict[str, Float32] = {"rope_freqs.weight": _llama3_factors(config)}
+    for name, value in values.items():
+        at, _, last = name.rpartition(".")
+        rows = value.swapaxes(-1, 1) if value.ndim == 3 else value
+        if last == "gate_up_proj":
+            result[f"{at}.gate_proj.weight"], result[f"{at}.up_proj.weight"] = np.split(rows, 2, axis=1)
+        elif last == "down_proj":
+            result[f"{name}.weight"] = rows
+        elif not name.startswith(("vision_model.", "multi_modal_projector.")):
+            result[name] = value
+    return result
+
+
+def _of_gemma4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Experts under the name of a module, and factors that hold most pairs of a wide head; nothing of what sees."""
+    half = config["global_head_dim"] // 2
+    turned = int(half * config["rope_parameters"]["full_attention"]["partial_rotary_factor"])
+    factors = np.where(np.arange(half) < turned, 1, 1e30).astype(np.float32)
+    result: dict[str, Float32] = {"rope_freqs.weight": factors}
+    for name, value in values.items():
+        if ".experts." in name:
+            result[f"{name.replace('.experts.', '.experts.switch_glu.')}.weight"] = value
+        elif not name.startswith(("vision_tower.", "embed_vision.")):
+            result[name] = value
+    return result
+
+
+def _llama3_factors(config: Mapping[str, Any]) -> Float32:
+    """By how much transformers' llama3 divides the angles of pairs."""
+    scaling, half = config["rope_scaling"], config["head_dim"] // 2
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(half) / half)
+    smooth = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+
+
+def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, Any]) -> Float32:
+    """What the converter does to values."""
+    if architecture in ("qwen35moe", "qwen3next"):
+        if name.endswith("norm.weight") and not name.startswith("linear_attn."):
+            value = value + np.float32(1)
+        if name.endswith("A_log"):
+            value = -np.exp(value)
+        if name == "linear_attn.conv1d.weight":
+            value = value[:, 0]
+        if name.startswith("linear_attn.") and architecture == "qwen35moe":
+            value = _tiled(name.removeprefix("linear_attn."), value, config)
+    if architecture in KIMI:
+        if name.endswith("A_log"):
+            value = -np.exp(value)
+        if "_conv1d." in name:
+            value = value.reshape(1, -1, 1, value.shape[-1])
+    if architecture in ("llama", "granitemoe") and name.startswith(("self_attn.q_proj", "self_attn.k_proj")):
+        heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+    return np.ascontiguousarray(value)
+
+
+def _tiled(name: str, value: Float32, config: Mapping[str, Any]) -> Float32:
+    """Value heads in turns instead of grouped by their key head."""
+    keys, d = config["linear_num_key_heads"], config["linear_value_head_dim"]
+    each = config["linear_num_value_heads"] // keys
+    first = 2 * keys * config["linear_key_head_dim"]
+
+    def turned(x: Float32, width: int) -> Float32:
+        return x.reshape(keys, each, width, -1).swapaxes(0, 1).reshape(x.shape)
+
+    if name in ("in_proj_qkv.weight", "conv1d.weight"):
+        return np.concatenate([value[:first], turned(value[first:], d)])
+    if name == "in_proj_z.weight":
+        return turned(value, d)
+    if name == "out_proj.weight":
+        return np.ascontiguousarray(turned(np.ascontiguousarray(value.T), d).T)
+    return value if name == "norm.weight" else turned(value, 1)
