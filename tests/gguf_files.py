@@ -11,6 +11,7 @@ import numpy as np
 from tests.fixtures import (
     decoders_tiny,
     deepseek_tiny,
+    deepseek_v4_tiny,
     gemma_tiny,
     hybrids_tiny,
     kimi_linear_tiny,
@@ -63,6 +64,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         )
     },
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
+    "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),
     "kimi_linear_gguf": _checkpoint("kimi-linear", kimi_linear_tiny.CASES["kimi_linear_gguf"], "kimi_linear_gguf"),
     "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "mimo_v2_flash": _checkpoint("mimo2", mimo_tiny.CASES["mimo_v2_flash"], "mimo_v2_flash"),

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from formats.dtypes import Float32, to_float32
 from formats.encodings.sources.base import FLOATS, STORAGE
 from repack.sources.folder import FolderSource
 from repack.sources.gguf_models import ARCHITECTURES
-from repack.sources.gguf_names import OUTSIDE
 
 Values = Mapping[str, Any]  # float32, or uint8: blocks of MXFP4
 
@@ -42,6 +42,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_llama4(values, config)
     elif architecture == "gemma4":
         values = _of_gemma4(values, config)
+    elif architecture == "deepseek4":
+        values = _of_deepseek4(values, config)
     else:
         values = {_by_mlx(name): value for name, value in values.items()} if architecture in KIMI else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
@@ -52,13 +54,13 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         if name.endswith("rotary_emb.inv_freq"):
             continue
         if name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
-            rest = names["input_layernorm.weight" if words[2] == "input_layernorm.weight" else words[2]]
+            rest = names[words[2]]
             if words[2] == "post_attention_layernorm.weight":
                 rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
         if name == "rope_freqs.weight":
             result[name] = value
-        for gguf_name, hf in OUTSIDE.items():
+        for gguf_name, hf in ARCHITECTURES[architecture].outside.items():
             if name == _short(hf):
                 result[gguf_name] = _changed(name, value, architecture, config)
     return result
@@ -144,9 +146,8 @@ def _of_gpt_oss(name: str, value: Any, values: Values) -> Iterator[tuple[str, An
         return
     if name.endswith("_blocks"):
         scales = values[name.replace("_blocks", "_scales")]
-        pairs = np.stack([value & 15, value >> 4], axis=-1).reshape(*value.shape[:-1], 32)
-        blocks = pairs[..., :16] | pairs[..., 16:] << 4
-        value = np.concatenate([scales[..., None], blocks], axis=-1).reshape(*value.shape[:2], -1)
+        rows = value.shape[0] * value.shape[1]
+        value = _mxfp4(value.reshape(rows, -1), scales.reshape(rows, -1)).reshape(*value.shape[:2], -1)
     at, kind = name.rpartition("_")[0], "bias" if name.endswith("_bias") else "weight"
     if at.endswith("down_proj"):
         yield f"{at}.{kind}", value
@@ -182,6 +183,29 @@ def _of_gemma4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
         elif not name.startswith(("vision_tower.", "embed_vision.")):
             result[name] = value
     return result
+
+
+def _of_deepseek4(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Experts stacked as blocks of MXFP4, tables of experts in 32 bits; nothing of multi-token prediction."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        at, _, rest = name.partition(".ffn.experts.")
+        if rest.startswith("0.") and rest.endswith(".weight"):
+            stem = f"{at}.ffn.experts.{{}}.{rest[2:].removesuffix('.weight')}"
+            each = [stem.format(expert) for expert in range(config["n_routed_experts"])]
+            blocks = [_mxfp4(values[f"{expert}.weight"].view(np.uint8), values[f"{expert}.scale"]) for expert in each]
+            result[f"{stem.replace('{}.', '')}.weight"] = np.stack(blocks)
+        elif not rest and not name.startswith("mtp."):
+            result[name] = value.astype("<i4") if name.endswith("tid2eid") else value
+    return result
+
+
+def _mxfp4(packed: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[rows, columns / 2] with the lower of two codes first, scales [rows, groups of 32] -> ggml's blocks."""
+    pairs = packed.reshape(*scales.shape, 16)
+    codes = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*scales.shape, 32)
+    blocks = codes[..., :16] | codes[..., 16:] << 4
+    return np.concatenate([scales[..., None], blocks], axis=-1).reshape(len(packed), -1)
 
 
 def _llama3_factors(config: Mapping[str, Any]) -> Float32:

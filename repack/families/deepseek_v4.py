@@ -104,6 +104,11 @@ DEEPSEEK_V4 = Family(
             Experts("ffn.experts.{expert}.w3", "I D", ("up",)),
             Experts("ffn.experts.{expert}.w2", "D I", ("down",)),
         ),
+        (  # stacked, in GGUF files
+            Experts("ffn.experts.w1", "I D", ("gate",)),
+            Experts("ffn.experts.w3", "I D", ("up",)),
+            Experts("ffn.experts.w2", "D I", ("down",)),
+        ),
     ),
     never_quantized=("embed", "head", "*.compressor.*"),
     last=(

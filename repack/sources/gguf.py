@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
+from formats.encodings.sources.expert_ids import INTEGERS
 from formats.errors import FormatError
 from formats.fields import shown
 from formats.gguf import GGUFHeader, read_gguf_header
@@ -18,7 +19,7 @@ from repack.sources.gguf_models import architecture_of, published_name
 from repack.vocabulary.gguf import stop_ids, tokenizer_files
 
 SUFFIX = ".gguf"
-STORED = (*FLOATS, *GGML_BLOCKS)  # types of ggml that an encoding reads
+STORED = (*FLOATS, *GGML_BLOCKS, *INTEGERS)  # types of ggml that an encoding reads
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -102,7 +103,7 @@ class GGUFCheckpoint:
                 self.tensors[name] = SourceTensor(
                     name, file, dtype, tensor.shape, tensor.offset, tensor.nbytes, adjustment
                 )
-        embedding = self.tensors.get("model.embed_tokens.weight")
+        embedding = self.tensors.get(architecture.outside["token_embd.weight"])
         if embedding is None:
             raise FormatError(f"{where}: token_embd.weight is missing")
         tokens = metadata.get("tokenizer.ggml.tokens", [])
@@ -113,7 +114,7 @@ class GGUFCheckpoint:
             )
         config |= {
             "vocab_size": embedding.shape[0],
-            "tie_word_embeddings": "lm_head.weight" not in self.tensors,
+            "tie_word_embeddings": architecture.outside["output.weight"] not in self.tensors,
         }
         self.small_files = {
             "config.json": _json(config),

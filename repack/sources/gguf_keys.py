@@ -32,8 +32,7 @@ class Keys:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, float32 numbers as the shortest decimal that means them."""
-        value = self._metadata.get(f"{self.architecture}.{key}", default)
-        return float(str(np.float32(value))) if isinstance(value, float) else value
+        return _shortest(self._metadata.get(f"{self.architecture}.{key}", default))
 
     def __getitem__(self, key: str) -> Any:
         value = self.get(key)
@@ -41,13 +40,14 @@ class Keys:
             raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
         return value
 
-    def items(self, key: str, kind: type, length: int) -> list[Any]:
-        """A list of that length. Raises FormatError."""
+    def items(self, key: str, kind: type, length: int, more: bool = False) -> list[Any]:
+        """A list of that length, or longer where that may be. Raises FormatError."""
         values = self[key]
-        if not isinstance(values, list) or len(values) != length or not all(type(value) is kind for value in values):
-            expected = f"a list of {length} {kind.__name__}"
+        fits = isinstance(values, list) and (len(values) == length or (more and len(values) > length))
+        if not fits or not all(type(value) is kind for value in values):
+            expected = f"a list of {length} {'or more ' if more else ''}{kind.__name__}"
             raise FormatError(f"{self.where}: {self.architecture}.{key} is {shown(values)}, expected {expected}")
-        return values
+        return [_shortest(value) for value in values]
 
     def has(self, rest: str, layer: int = 0) -> bool:
         """Whether a layer has a tensor of that name, after `blk.N.`."""
@@ -61,6 +61,10 @@ class Keys:
             raise UnsupportedError(
                 f"{self.where}: {self.architecture}.{key} is {shown(value)}, only {expected} is implemented"
             )
+
+
+def _shortest(value: Any) -> Any:
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def dimensions(keys: Keys) -> Config:

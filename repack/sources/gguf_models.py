@@ -14,6 +14,7 @@ from formats.encodings.sources.plain import LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
+from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import SIGMOID, Config, Keys, Metadata, dimensions, groups, rope_scaling
 from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config, kimi_linear_config
@@ -45,6 +46,8 @@ class Architecture:
     adjustments: Mapping[str, str] = field(default_factory=dict)  # of tensors by the GGUF name after `blk.N.`
     extra_layers: str = ""  # prefix of the publisher's names of layers that predict further tokens
     rope_factors: bool = False  # whether the tensor rope_freqs.weight says how positions turn
+    prefix: str = "model."  # of the publisher's names of layers
+    outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)  # names of tensors of no layer
 
 
 def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
@@ -204,6 +207,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION,
         {"ssm_a": LOG_OF_MINUS},
     ),
+    "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
     "granitemoe": Architecture(
@@ -260,11 +264,11 @@ def architecture_of(
 
 def published_name(name: str, architecture: Architecture, num_layers: int) -> tuple[str, str]:
     """The publisher's name of a tensor, and the adjustment of its values, "" for none; an unknown name stays."""
-    if name in OUTSIDE:
-        return OUTSIDE[name], architecture.adjustments.get(name, "")
+    if name in architecture.outside:
+        return architecture.outside[name], architecture.adjustments.get(name, "")
     words = name.split(".", 2)
     if len(words) == 3 and words[0] == "blk" and words[1].isdecimal():
         rest = architecture.layer.get(words[2], words[2])
         prefix = architecture.extra_layers if int(words[1]) >= num_layers else ""
-        return f"{prefix}model.layers.{words[1]}.{rest}", architecture.adjustments.get(words[2], "")
+        return f"{prefix}{architecture.prefix}layers.{words[1]}.{rest}", architecture.adjustments.get(words[2], "")
     return name, ""

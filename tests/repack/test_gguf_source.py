@@ -55,12 +55,15 @@ def test_what_the_tests_write_is_what_the_converter_of_llama_cpp_writes(name: st
     left = {key: value for key, value in expected["tensors"].items() if not key.startswith(beyond)}
     for key, value in tensors(name).items():
         shape, content, *kind = left.pop(key)
-        assert kind == (["MXFP4"] if value.dtype == np.uint8 else [])
-        assert list(value.shape) == (list(quant_shape_to_byte_shape(shape, Kind.MXFP4)) if kind else shape)
+        stored = kind[0] if kind else "F32"
+        bits = (value.view("<u4") >> 16).astype("<u2") if stored == "BF16" else value  # the checkpoint has bf16, too
+        assert bits.dtype == {"F32": "<f4", "BF16": "<u2", "I32": "<i4", "MXFP4": "u1"}[stored]
+        blocks = stored == "MXFP4"
+        assert list(bits.shape) == (list(quant_shape_to_byte_shape(shape, Kind.MXFP4)) if blocks else shape)
         if isinstance(content, list):
             np.testing.assert_allclose(value, content, rtol=3e-7)  # exp of another library
         else:
-            assert hashlib.sha256(value.tobytes()).hexdigest() == content, key
+            assert hashlib.sha256(bits.tobytes()).hexdigest() == content, key
     assert not left
 
 

@@ -1,0 +1,83 @@
+"""Metadata of GGUF files alone: what llama.cpp's converter recorded of the tiny checkpoints, and changes of it."""
+
+import re
+from typing import Any
+
+import pytest
+
+from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
+from repack.sources.gguf_keys import Config
+from repack.sources.gguf_models import architecture_of
+from tests.gguf_files import recorded
+
+
+def config_of(name: str, **changes: Any) -> Config:
+    """config.json of a recorded file whose metadata are changed; None leaves one out."""
+    record = recorded(name)
+    architecture = record["metadata"]["general.architecture"]
+    changed = {f"{architecture}.{key.replace('__', '.')}": value for key, value in changes.items()}
+    metadata = {key: value for key, value in (record["metadata"] | changed).items() if value is not None}
+    known, keys = architecture_of(metadata, record["tensors"], None, "m.gguf")
+    return known.config(keys)
+
+
+def test_a_glm_5_that_lists_no_layers_has_indexers_where_their_tensors_are() -> None:
+    assert config_of("glm_moe_dsa", attention__indexer__types=None) == config_of("glm_moe_dsa")
+    assert config_of("glm_moe_dsa")["indexer_types"] == ["full", "shared", "full"]
+
+
+def test_layers_of_deepseek_v4_without_heavy_compression_have_the_published_rate() -> None:
+    config = config_of("deepseek_v4_gguf", attention__compress_ratios=[0, 4, 0, 4, 0])
+    assert config["compress_rates"] == {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+
+
+def test_limits_of_the_shared_expert_may_be_missing() -> None:
+    assert config_of("deepseek_v4_gguf", swiglu_clamp_shexp=None)["swiglu_limit"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "message"),
+    [
+        (
+            "deepseek_v4_gguf",
+            {"attention__compress_ratios": [0, 4, 8, 4, 16]},
+            UnsupportedError,
+            "deepseek4.attention.compress_ratios has [8, 16], only one beside 0 and 4 is implemented",
+        ),
+        (
+            "deepseek_v4_gguf",
+            {"attention__compress_ratios": [0, 4]},
+            FormatError,
+            "deepseek4.attention.compress_ratios is [0, 4], expected a list of 5 or more int",
+        ),
+        (
+            "deepseek_v4_gguf",
+            {"swiglu_clamp_shexp": [2.0] * 5},
+            UnsupportedError,
+            "deepseek4.swiglu_clamp_exp and swiglu_clamp_shexp have [1.5, 2.0], only one limit is implemented",
+        ),
+        (
+            "mimo_v2_flash",
+            {"attention__head_count_kv": [1, 2, 4, 1, 2, 2, 2]},
+            UnsupportedError,
+            "mimo2.attention.head_count_kv differs among layers of one kind",
+        ),
+        (
+            "glm_moe_dsa",
+            {"attention__indexer__types": [True]},
+            FormatError,
+            "glm-dsa.attention.indexer.types is [True], expected a list of 3 bool",
+        ),
+        (
+            "kimi_linear_gguf",
+            {"attention__head_count_kv": 1},
+            FormatError,
+            "kimi-linear.attention.head_count_kv is 1, expected a list of 5 int",
+        ),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(
+    name: str, changes: Config, error: type[StreamingExpertsError], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(f"m.gguf: {message}")):
+        config_of(name, **changes)
