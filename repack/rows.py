@@ -69,6 +69,7 @@ class RowReader:
 
     def _read(self, block: RowBlock) -> dict[str, AnyArray]:
         self._buffers, self._others = self._others, self._buffers
+        self._reader.release()
         used = {(plane.file, plane.offset) for plane in block.matrix.planes}
         self._held = {key: array for key, array in self._held.items() if key in used}
         return {plane.spec.name: self._plane(block, plane) for plane in block.matrix.planes}
@@ -93,14 +94,16 @@ class RowReader:
     def _read_rows(self, plane: SourcePlane, start: int, rows: int) -> AnyArray:
         dtype, (_, *shape) = stored(plane.dtype, plane.spec.shape)
         row_bytes = int(np.prod(shape)) * dtype.itemsize
-        buffer = self._buffers.get(plane.spec.name)
-        if buffer is None or buffer.nbytes < rows * row_bytes + ALIGNMENT:
-            buffer = np.frombuffer(aligned_buffer(rows * row_bytes + ALIGNMENT), np.uint8)
-            self._buffers[plane.spec.name] = buffer
-        offset = plane.offset + start * row_bytes
-        phase = offset % ALIGNMENT if offset % 8 == 0 else 0  # as in the file: whole pages are read without a copy
-        raw = buffer[phase : phase + rows * row_bytes]
-        self._reader.read_into(plane.file, offset, raw.data)
+        offset, nbytes = plane.offset + start * row_bytes, rows * row_bytes
+        raw = self._reader.view(plane.file, offset, nbytes)
+        if raw is None or raw.ctypes.data % dtype.itemsize:
+            buffer = self._buffers.get(plane.spec.name)
+            if buffer is None or buffer.nbytes < nbytes + ALIGNMENT:
+                buffer = np.frombuffer(aligned_buffer(nbytes + ALIGNMENT), np.uint8)
+                self._buffers[plane.spec.name] = buffer
+            phase = offset % ALIGNMENT if offset % 8 == 0 else 0  # as in the file: whole pages are read without a copy
+            raw = buffer[phase : phase + nbytes]
+            self._reader.read_into(plane.file, offset, raw.data)
         return raw.view(dtype).reshape(rows, *shape)
 
     def _whole(self, plane: SourcePlane) -> AnyArray:

@@ -17,15 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from formats.checksum import blocks
 from formats.dtypes import AnyArray
 from formats.errors import StorageError
 from repack.sources.base import SPOOL_BYTES, Range
 from repack.sources.remote import Remote, StoppedError
 from repack.sources.spool import BLOCK_BYTES, Piece, Spool
 
-SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most; borders lie on its multiples, so they do not move in a resume
+SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most
 WINDOW_BYTES = 16 * SEGMENT_BYTES  # fetched and not yet used, of all tasks together
+# Requests are few at a time while they are answered as fast as this: the processors are busy then, and more threads
+# would only take turns; a slower answer has waited for the link, where more requests bring more (docs/LEARNED.md 65).
+FEW_REQUESTS = 3
+PROMPT_S, PROMPT_BYTES_PER_S = 0.02, 100e6
 IDLE_S = 2.0  # a connection's thread ends when there was nothing to do for so long
+_ITEM_BYTES = 8  # the widest that a plane is made of
 _WAIT_S = 0.25
 
 
@@ -48,28 +54,22 @@ class Segment:
 
 
 def cut_segments(units: Sequence[Sequence[Range]]) -> list[Segment]:
-    """The segments of the units' ranges, in the order in which they are needed; ranges that touch share one."""
+    """The segments of the units' ranges, in the order in which they are needed.
+
+    Small ranges that touch share one and are whole in it; large ones are cut.
+    """
     segments: list[Segment] = []
     open_ends: dict[tuple[str, int], Segment] = {}
     for number, ranges in enumerate(units):
-        for file, start, stop in _cells(ranges):
-            segment = open_ends.pop((file, start), None) if start % SEGMENT_BYTES else None
-            if segment is None:
-                segments.append(segment := Segment(file, start))
-            segment.nbytes += stop - start
-            segment.last_unit = number
-            open_ends[file, stop] = segment
+        for file, offset, nbytes in ranges:
+            for start, length in blocks(nbytes, SEGMENT_BYTES):
+                segment = open_ends.pop((file, offset + start), None)
+                if segment is None or segment.nbytes + length > SEGMENT_BYTES:
+                    segments.append(segment := Segment(file, offset + start))
+                segment.nbytes += length
+                segment.last_unit = number
+                open_ends[file, segment.end] = segment
     return segments
-
-
-def _cells(ranges: Sequence[Range]) -> Iterator[tuple[str, int, int]]:
-    """(file, start, stop) of the ranges, cut at multiples of SEGMENT_BYTES."""
-    for file, offset, nbytes in ranges:
-        start = offset
-        while start < offset + nbytes:
-            stop = min(offset + nbytes, start - start % SEGMENT_BYTES + SEGMENT_BYTES)
-            yield file, start, stop
-            start = stop
 
 
 class Link:
@@ -81,10 +81,11 @@ class Link:
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # a heap
+        self._waiting: list[tuple[int, int, int, Callable[[], None]]] = []  # a heap
         self._order = itertools.count()
         self._tasks = itertools.count()
-        self._threads = self._idle = 0
+        self._threads = self._active = 0
+        self._most_active = min(FEW_REQUESTS, self.connections)
         self.waited_s = 0.0  # for bytes, of all readers together
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,26 +99,38 @@ class Link:
         """A number that later tasks stand behind."""
         return next(self._tasks)
 
-    def submit(self, task: int, fetch: Callable[[], None]) -> None:
-        """Run `fetch` on a connection's thread; it must not raise."""
+    def submit(self, task: int, nbytes: int, fetch: Callable[[], None]) -> None:
+        """Run `fetch`, which brings nbytes, on a connection's thread; it must not raise."""
         with self._changed:
-            heapq.heappush(self._waiting, (task, next(self._order), fetch))
-            if self._idle < len(self._waiting) and self._threads < self.connections:
-                self._threads += 1
-                threading.Thread(target=self._work, name="connection", daemon=True).start()
-            self._changed.notify()
+            heapq.heappush(self._waiting, (task, next(self._order), nbytes, fetch))
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let one more thread fetch, if it may."""
+        if self._can_begin() and self._threads == self._active:
+            self._threads += 1
+            threading.Thread(target=self._work, name="connection", daemon=True).start()
+        self._changed.notify()
+
+    def _can_begin(self) -> bool:
+        return bool(self._waiting) and self._active < self._most_active
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._idle += 1
-                there = self._changed.wait_for(lambda: self._waiting, IDLE_S)
-                self._idle -= 1
-                if not there:
+                if not self._changed.wait_for(self._can_begin, IDLE_S):
                     self._threads -= 1
                     return
-                fetch = heapq.heappop(self._waiting)[2]
+                *_, nbytes, fetch = heapq.heappop(self._waiting)
+                self._active += 1
+            began = time.monotonic()
             fetch()
+            prompt = time.monotonic() - began <= PROMPT_S + nbytes / PROMPT_BYTES_PER_S
+            with self._changed:
+                self._active -= 1
+                self._most_active += -1 if prompt else 1
+                self._most_active = max(min(FEW_REQUESTS, self.connections), min(self._most_active, self.connections))
+                self._wake()
 
 
 class RemoteReader:
@@ -138,6 +151,7 @@ class RemoteReader:
         self._segments: dict[str, list[Segment]] = {}  # by file, sorted by offset
         self._planned: deque[Segment] = deque()  # not yet asked for
         self._begun: deque[Segment] = deque()  # asked for, until their last unit is finished
+        self._viewed: list[tuple[Segment, int]] = []  # and how many of its bytes
         self._held_bytes = 0
         self._free: list[AnyArray] = []  # buffers to use again
         self._waiting: Callable[[], None] = _nothing
@@ -213,10 +227,32 @@ class RemoteReader:
             np.copyto(np.frombuffer(buffer[done : done + count], np.uint8), content[at : at + count])
             done += count
             with self._lock:
-                segment.used += count
-                if segment.used >= segment.nbytes:
-                    self._drop(segment)
-                    self._fill_window()
+                self._use(segment, count)
+
+    def view(self, file: str, offset: int, nbytes: int) -> AnyArray | None:
+        with self._lock:
+            segment = self._find(file, offset, nbytes)
+            at = offset - segment.offset
+            if at % _ITEM_BYTES or at + nbytes > segment.nbytes:
+                return None
+            self._wait(segment, at + nbytes - 1)
+            if segment.error is not None:
+                raise segment.error
+            self._viewed.append((segment, nbytes))
+            assert segment.buffer is not None
+            return segment.buffer[at : at + nbytes]
+
+    def release(self) -> None:
+        with self._lock:
+            for segment, nbytes in self._viewed:
+                self._use(segment, nbytes)
+            self._viewed.clear()
+
+    def _use(self, segment: Segment, nbytes: int) -> None:
+        segment.used += nbytes
+        if segment.used >= segment.nbytes:
+            self._drop(segment)
+            self._fill_window()
 
     def _wait(self, segment: Segment, at: int) -> None:
         """Until a byte of it is there, or its error."""
@@ -258,7 +294,7 @@ class RemoteReader:
         reused = self._free.pop() if large and self._free else None
         segment.buffer = np.empty(SEGMENT_BYTES if large else segment.nbytes, np.uint8) if reused is None else reused
         self._held_bytes += segment.nbytes
-        self._link.submit(-1 if urgent else self._task, lambda: self._run(segment))
+        self._link.submit(-1 if urgent else self._task, segment.nbytes, lambda: self._run(segment))
 
     def _drop(self, segment: Segment) -> None:
         """Take its buffer back."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
+from formats.dtypes import AnyArray
+
 SPOOL_BYTES = 1536 << 20  # what readers of all tasks may keep beside the output at most
 
 
@@ -64,6 +66,15 @@ class Reader(Protocol):
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill the buffer from byte `offset` on. Raises StorageError when the file was cut or changed."""
+
+    def view(self, file: str, offset: int, nbytes: int) -> AnyArray | None:
+        """The bytes where they lie in memory already, uint8, until `release`; None: they must be read into a buffer.
+
+        Raises as read_into.
+        """
+
+    def release(self) -> None:
+        """What was viewed is not needed any more."""
 
     def __enter__(self) -> "Reader": ...
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from formats.container import CONVERTING_FILE
+from formats.dtypes import AnyArray
 from formats.errors import FormatError, StorageError, UnsupportedError
 from formats.fields import shown
 from formats.index import INDEX_FILE
@@ -66,6 +67,13 @@ class FolderReader:
             if count == 0:
                 raise StorageError(f"{self._folder / file}: ends at byte {offset + done}: the file was cut")
             done += count
+
+    def view(self, file: str, offset: int, nbytes: int) -> AnyArray | None:
+        """Nothing is in memory before it is read."""
+        return None
+
+    def release(self) -> None:
+        """Nothing was viewed."""
 
     @property
     def direct(self) -> bool:

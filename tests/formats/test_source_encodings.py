@@ -32,6 +32,11 @@ class Planes:
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.raw[file][offset : offset + len(buffer)]
 
+    def view(self, file: str, offset: int, nbytes: int) -> None:
+        return None
+
+    def release(self) -> None: ...
+
     def expect(self, *_: object) -> bool:
         return False
 

@@ -74,11 +74,11 @@ def test_ranges_that_touch_are_one_segment() -> None:
     assert found == [("a", 100, 100, 1), ("b", 0, 10, 0), ("b", 20, 5, 1)]
 
 
-def test_segments_are_cut_at_the_same_places_wherever_a_range_begins() -> None:
-    whole = cut_segments([[Range("a", 1000, 20 << 20)]])
-    later = cut_segments([[Range("a", 1000 + (9 << 20), 11 << 20)]])
-    assert [s.end for s in later] == [s.end for s in whole][-len(later) :]
-    assert sum(s.nbytes for s in whole) == 20 << 20
+def test_a_small_range_is_whole_in_a_segment_and_a_large_one_is_cut() -> None:
+    sizes = (3 << 20, 3 << 20, 3 << 20, 20 << 20, 1 << 20)
+    ranges = [Range("a", sum(sizes[:n]), nbytes) for n, nbytes in enumerate(sizes)]
+    found = [(s.offset >> 20, s.nbytes >> 20) for s in cut_segments([ranges])]
+    assert found == [(0, 6), (6, 3), (9, 8), (17, 8), (25, 5)]
 
 
 # ---- the spool
@@ -156,3 +156,29 @@ def test_what_was_not_expected_is_read_too_in_any_order(hub: Hub) -> None:
             buffer = bytearray(stop - start)
             reader.read_into(FILE, start, memoryview(buffer))
             assert bytes(buffer) == raw[start:stop]
+
+
+def test_what_lies_in_one_segment_is_viewed_until_it_is_released(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repack.sources.ahead.SEGMENT_BYTES", 4096)
+    monkeypatch.setattr("repack.sources.ahead.WINDOW_BYTES", 4096)
+    raw = (hub.folder / FILE).read_bytes()
+    with RemoteReader(Link(remote_of(hub), 2, 1)) as reader:
+        reader.expect([[Range(FILE, first, 4096) for first in range(0, 32768, 4096)]])
+        for first in range(0, 32768, 4096):  # through more than the window holds
+            views = [reader.view(FILE, first + at, 2048) for at in (0, 2048)]
+            assert [bytes(view) for view in views if view is not None] == [
+                raw[first + at : first + at + 2048] for at in (0, 2048)
+            ]
+            reader.release()
+        assert sum(length for _, _, length in hub.ranges) == 32768
+
+
+def test_what_lies_across_segments_or_off_the_border_of_an_item_is_not_viewed(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repack.sources.ahead.SEGMENT_BYTES", 4096)
+    with RemoteReader(Link(remote_of(hub), 2, 1)) as reader:
+        reader.expect([[Range(FILE, 0, 8192)]])
+        assert reader.view(FILE, 4000, 200) is None
+        assert reader.view(FILE, 4, 8) is None
+        assert reader.view(FILE, 8, 8) is not None
