@@ -27,7 +27,7 @@ from repack.sources.spool import BLOCK_BYTES, Piece, Spool
 SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most
 WINDOW_BYTES = 16 * SEGMENT_BYTES  # fetched and not yet used, of all tasks together
 # Requests are few at a time while they are answered as fast as this: the processors are busy then, and more threads
-# would only take turns; a slower answer has waited for the link, where more requests bring more (docs/LEARNED.md 65).
+# would only take turns; a slower answer has waited for the link, where more requests bring more (docs/LEARNED.md 71).
 FEW_REQUESTS = 3
 PROMPT_S, PROMPT_BYTES_PER_S = 0.02, 100e6
 IDLE_S = 2.0  # a connection's thread ends when there was nothing to do for so long
@@ -46,6 +46,7 @@ class Segment:
         self.slots: list[int] = []  # in the spool
         self.buffer: AnyArray | None = None
         self.arrived = self.used = 0  # bytes
+        self.awaited: int | None = None  # the byte that its reader waits for
         self.error: BaseException | None = None
 
     @property
@@ -257,6 +258,7 @@ class RemoteReader:
     def _wait(self, segment: Segment, at: int) -> None:
         """Until a byte of it is there, or its error."""
         begun = time.monotonic()
+        segment.awaited = at
         while segment.arrived <= at and segment.error is None:
             if not self._lock.wait(_WAIT_S):
                 self._lock.release()  # what is told may take its time
@@ -264,6 +266,7 @@ class RemoteReader:
                     self._waiting()
                 finally:
                     self._lock.acquire()
+        segment.awaited = None
         self._link.waited_s += time.monotonic() - begun
 
     def _find(self, file: str, offset: int, nbytes: int) -> Segment:
@@ -347,7 +350,8 @@ class RemoteReader:
     def _advance(self, segment: Segment, end: int) -> None:
         with self._lock:
             segment.arrived = end - segment.offset
-            self._lock.notify_all()
+            if segment.awaited is not None and segment.arrived > segment.awaited:
+                self._lock.notify_all()
 
 
 def _blocks(start: int, stop: int, whole: bool) -> Iterator[tuple[int, int]]:

@@ -6,10 +6,12 @@ the buffer of a row block; httpx costs three times as much of a core per byte (d
 
 import base64
 import http.client
+import io
 import socket
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import certifi
@@ -41,6 +43,7 @@ class Connection:
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         assert self._connection is not None
         path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        self._connection.response_class = _Response
         self._connection.request("GET", url if self._by_proxy else path, headers=dict(headers))
         return self._connection.getresponse()
 
@@ -52,6 +55,22 @@ class Connection:
 
     def __del__(self) -> None:
         self.close()  # with the thread that it belongs to
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose body goes into a buffer as it comes; the base class makes another object of each piece first."""
+
+    _begun = False
+
+    def readinto1(self, buffer: Any) -> int:
+        if not self.length or self.chunked:
+            return super().readinto1(buffer)
+        # What came with the headers lies in fp, which would ask the socket for more, and lose it if that has broken.
+        most = self.length if self._begun else min(self.length, io.DEFAULT_BUFFER_SIZE)
+        self._begun = True
+        count = self.fp.readinto1(memoryview(buffer)[:most])
+        self.length -= count
+        return count
 
 
 def _connection(parts: SplitResult) -> tuple[http.client.HTTPConnection, bool]:
