@@ -13,7 +13,7 @@ from runtime.backends import native
 from runtime.backends.base import State
 from runtime.backends.native import address
 from runtime.backends.native_states import NativeCache
-from runtime.backends.native_weights import native_weight
+from runtime.backends.native_weights import native_weight, require_shapes
 from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens, seen_tokens
 from runtime.backends.numpy_ops import Weight
 
@@ -54,12 +54,19 @@ class NativeLatentOps:
             values = slice(0, kv_b[1].rows // heads)
         queries = np.concatenate([absorbed, q_rope], axis=2)
         keys, mixed = np.concatenate([latent, k_rope], axis=1), np.empty_like(absorbed)
+        tokens, memory = len(q), cache.memory
+        require_shapes(
+            "latent attention",
+            (queries, (tokens, heads, memory.width)),
+            (keys, (tokens, memory.width)),
+            (mixed, (tokens, heads, memory.value_width)),
+        )
         self._call(
-            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, len(q), heads,
+            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, tokens, heads,
             scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
             None, None, address(mixed),
         )  # fmt: skip
-        return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + len(q))
+        return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + tokens)
 
     def heads_product(
         self, x: Float32, weight: Weight, heads: int, rows: slice, *, transposed: bool = False
@@ -67,6 +74,7 @@ class NativeLatentOps:
         """Rows of each head of a matrix [heads * (rows per head), columns] times its own input [T, heads, ...]."""
         x = np.ascontiguousarray(x, np.float32)
         number = rows.stop - rows.start
+        require_shapes("heads", (x, (len(x), heads, number if transposed else weight.columns)))
         y = np.empty((len(x), heads, weight.columns if transposed else number), np.float32)
         which = native.Heads(heads, weight.rows // heads, rows.start, number)
         matrix = native_weight(weight).matrix

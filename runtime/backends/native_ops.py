@@ -21,6 +21,7 @@ from formats.config import (
     Rope,
 )
 from formats.dtypes import AnyArray, Float32
+from formats.errors import FormatError
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from formats.window import forgets, room
@@ -29,7 +30,13 @@ from runtime.backends.base import Beside, Routing, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_compressed import NativeCompressedOps
 from runtime.backends.native_states import DeltaState, new_cache
-from runtime.backends.native_weights import NativeWeight, native_weight, require_size, with_result
+from runtime.backends.native_weights import (
+    NativeWeight,
+    native_weight,
+    require_shapes,
+    require_size,
+    with_result,
+)
 from runtime.backends.numpy_compressed import visible
 from runtime.backends.numpy_latent import Bool
 from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
@@ -217,6 +224,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
     ) -> tuple[Float32, Float32]:
         h, x = with_result(h)
         y, total = with_result(y)
+        require_shapes("residual stream", (y, h.shape))
         scale = address(self._vector(weight, h.shape[1], offset))
         self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
         return total, x
@@ -334,9 +342,16 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
         q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
-        tokens, heads, _ = q.shape
-        y = np.empty((tokens, heads, v.shape[2]), np.float32)
+        tokens, heads, width = q.shape
         cache = cache.with_room(tokens)
+        memory = cache.memory
+        require_shapes(
+            "attention",
+            (q, (tokens, heads, memory.width)),
+            (k, (tokens, memory.heads, width)),
+            (v, (tokens, memory.heads, memory.value_width)),
+        )
+        y = np.empty((tokens, heads, v.shape[2]), np.float32)
         further = None
         if beside is not None and beside.entries.length > 0:
             seen = visible(beside)  # kept until the call ends
@@ -366,6 +381,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         x, y = with_result(x)
         taps, after = self._taps(weight, dilation, x.shape[1]), np.empty_like(state)
         require_size(self._weights, weight, "places", len(taps), 1 + len(state))
+        require_shapes("convolution", (state, (len(state), x.shape[1])))
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
         return y, after
@@ -378,9 +394,21 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
     ) -> tuple[Float32, State]:
         v, y = with_result(v)
-        shape = native.DeltaShape(v.shape[1], k.shape[1], k.shape[2], v.shape[2], log_decay.ndim == 3)
+        (tokens, heads, value_dim), (key_heads, key_dim) = v.shape, k.shape[1:]
+        if heads % key_heads:
+            raise FormatError(f"delta rule: has {heads} heads, config.json asks for a multiple of {key_heads}")
+        by_channel = log_decay.ndim == 3
+        require_shapes(
+            "delta rule",
+            (q, (tokens, key_heads, key_dim)),
+            (k, (tokens, key_heads, key_dim)),
+            (log_decay, (tokens, heads, key_dim) if by_channel else (tokens, heads)),
+            (beta, (tokens, heads)),
+            (state.now, (heads, -(-value_dim // native.LANES), key_dim, native.LANES)),
+        )
+        shape = native.DeltaShape(heads, key_heads, key_dim, value_dim, by_channel)
         inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
-        self._call("se_delta_rule", shape, *inputs, len(v), address(state.now), address(state.next), address(y))
+        self._call("se_delta_rule", shape, *inputs, tokens, address(state.now), address(state.next), address(y))
         return y, DeltaState(state.next, state.now)
 
     def close(self) -> None:

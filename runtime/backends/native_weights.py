@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formats.dtypes import Float32
+from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError
 from formats.kernels import Matrix
 from runtime.backends.numpy_ops import Weight
@@ -35,3 +35,10 @@ def require_size(weights: Mapping[str, Weight], weight: Weight, what: str, found
     if found != expected:
         name = next((name for name, known in weights.items() if known is weight), "a weight")
         raise FormatError(f"{name}: has {found} {what}, config.json asks for {expected}")
+
+
+def require_shapes(what: str, *found_and_expected: tuple[AnyArray, tuple[int, ...]]) -> None:
+    """Raise FormatError where an index gives matrices other rows than C will read of what they make."""
+    for array, expected in found_and_expected:
+        if array.shape != expected:
+            raise FormatError(f"{what}: an input is {list(array.shape)}, config.json asks for {list(expected)}")

@@ -16,6 +16,7 @@ from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
 from formats.config import Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
+from formats.errors import FormatError
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from formats.window import first_kept, forgets, room
@@ -116,6 +117,8 @@ class NumpyOps(ElementwiseOps, CompressedOps):
             self._weights[tensor.name] = Weight(tensor.encoding, arrays, rows, columns)
 
     def weight(self, name: str) -> Weight:
+        if name not in self._weights:
+            raise FormatError(f"index.json: has no resident tensor {name}, which the model asks for")
         return self._weights[name]
 
     def embed(self, token_ids: Sequence[int]) -> Float32:

@@ -32,6 +32,7 @@ def test_norms_are_those_of_the_reference(tokens: int, columns: int, scale: floa
 
 SHORT = normal(0, 31)
 LOGITS, QUERIES, KEYS = normal(1, 3, 32), normal(2, 3, 4, 32), normal(3, 3, 2, 32)
+GATES = normal(4, 3, 4)
 ROUTING = Routing(2, SIGMOID)
 
 
@@ -49,11 +50,20 @@ ROUTING = Routing(2, SIGMOID)
         ),
         lambda ops, w: ops.causal_conv1d(LOGITS, weight(normal(4, 31, 4)), np.zeros((3, 32), np.float32)),
         lambda ops, w: ops.causal_conv1d(LOGITS, weight(normal(4, 32, 5)), np.zeros((3, 32), np.float32)),
+        lambda ops, _: ops.add_norm(LOGITS, LOGITS[:, :31], weight(LOGITS[0]), 1e-6),
+        lambda ops, _: ops.attention(QUERIES, KEYS, KEYS[:2], ops.new_kv_cache(2, 32), 1.0),
+        lambda ops, _: ops.attention(QUERIES, KEYS[:, :1], KEYS, ops.new_kv_cache(2, 32), 1.0),
+        lambda ops, _: ops.attention(QUERIES[:2], KEYS, KEYS, ops.new_kv_cache(2, 32), 1.0),
+        lambda ops, _: ops.causal_conv1d(LOGITS, weight(normal(4, 32, 4)), np.zeros((3, 31), np.float32)),
+        lambda ops, _: ops.gated_delta_rule(KEYS, KEYS, QUERIES, GATES, GATES[:2], ops.new_delta_state(4, 32, 32)),
+        lambda ops, _: ops.gated_delta_rule(KEYS[:2], KEYS, QUERIES, GATES, GATES, ops.new_delta_state(4, 32, 32)),
+        lambda ops, _: ops.gated_delta_rule(KEYS, KEYS, QUERIES, GATES, GATES, ops.new_delta_state(2, 32, 32)),
+        lambda ops, _: ops.gated_delta_rule(QUERIES, QUERIES, KEYS, GATES, GATES, ops.new_delta_state(2, 32, 32)),
         lambda ops, w: ops.stream_weights(normal(5, 3, 24), weight(normal(6, 3)), w, 4, 2, 1e-6),
         lambda ops, w: ops.stream_weights(normal(5, 3, 23), weight(normal(6, 3)), weight(normal(7, 24)), 4, 2, 1e-6),
     ],
 )
-def test_a_small_weight_of_another_size_than_the_model_has_is_refused_before_it_is_read(
+def test_a_size_that_the_model_does_not_have_is_refused_before_c_reads_it(
     compute: Callable[[NativeOps, Weight], object],
 ) -> None:
     for ops in every_ops((1,)):

@@ -16,7 +16,7 @@ from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import ExpertKey
 from runtime.store import ExpertStore
 from tests.runtime.engines import PROMPT, every_call, open_demo
-from tests.runtime.helpers import floor_bytes
+from tests.runtime.helpers import PLENTY, floor_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +141,11 @@ def test_ctrl_c_in_the_middle_of_a_step_harms_neither_session_nor_cache(
             assert np.array_equal(engine.logits(PROMPT), expected)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_tensor_that_the_index_does_not_have_is_named(demo4: Path) -> None:
+    with (
+        Engine.open(demo4, ram_bytes=PLENTY) as engine,
+        pytest.raises(FormatError, match=r"^index\.json: has no resident tensor layers\.0\.no_such, "),
+    ):
+        engine.ops.weight("layers.0.no_such")
