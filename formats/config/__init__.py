@@ -106,6 +106,7 @@ __all__ = [
 ]
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
+    "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
     "deepseek_v4": DeepseekV4Config.read,

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and V3.2, Kimi K2, GLM-4.7-Flash and GLM-5 (source: transformers' configuration_deepseek_v3.py)."""
+"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5 (source: configuration_deepseek_v3.py of transformers)."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from formats.config.base import (
     language_model,
     only,
 )
+from formats.config.decoder import SIGMOID, SOFTMAX
 from formats.config.rope import Rope, Yarn, mscale, read_rope
 from formats.fields import Fields
 
@@ -59,6 +60,7 @@ class DeepseekV3Config(ModelConfig):
     norm_topk_prob: bool
     routed_scaling_factor: float
     indexer: Indexer | None  # of DeepSeek-V3.2 and GLM-5
+    scoring_func: str = SIGMOID  # with a correction bias, or softmax without one, as DeepSeek-V2 has it
     kv_b_split: bool = False  # kv_b_proj stands as embed_q and unembed_out, as MLX has it
 
     @property
@@ -109,6 +111,8 @@ class DeepseekV3Config(ModelConfig):
         count = len(self.mlp_layer_types) == self.num_hidden_layers
         self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
         self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
+        scoring = self.scoring_func in (SIGMOID, SOFTMAX)
+        self.require(where, scoring, "scoring_func", f"{SIGMOID} or {SOFTMAX}")
         widths = self.qk_nope_head_dim + self.qk_rope_head_dim
         self.require(where, self.head_dim == widths, "head_dim", f"qk_nope_head_dim + qk_rope_head_dim, {widths}")
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
@@ -122,8 +126,12 @@ class DeepseekV3Config(ModelConfig):
         only(text, "hidden_act", "silu")
         only(text, "attention_bias", False)
         only(text, "moe_layer_freq", 1)
-        only(text, "scoring_func", "sigmoid")
-        only(text, "topk_method", "noaux_tc")
+        kind = text.string("model_type")
+        scoring_func, method = (SOFTMAX, "greedy") if kind == "deepseek_v2" else (SIGMOID, "noaux_tc")
+        only(text, "scoring_func", scoring_func)
+        only(text, "topk_method", method)
+        if scoring_func == SOFTMAX:  # transformers multiplies, the published code either normalises or multiplies
+            only(text, "norm_topk_prob", False)
         only(text, "rope_interleave", True)
         only(text, "partial_rotary_factor", 1.0)
         rope_theta, rope_scaling = read_rope(text)
@@ -133,7 +141,6 @@ class DeepseekV3Config(ModelConfig):
         inner = text.integer("moe_intermediate_size", 1, 2**24)
         dense = text.integer("first_k_dense_replace", 0, num_layers, default=1)
         by_position = [DENSE] * dense + [SPARSE] * (num_layers - dense)
-        kind = text.string("model_type")
         indexer = Indexer.read(text, kind == "glm_moe_dsa") if kind in ("deepseek_v32", "glm_moe_dsa") else None
         return cls(
             model_type="deepseek_v3",
@@ -163,9 +170,10 @@ class DeepseekV3Config(ModelConfig):
             v_head_dim=text.integer("v_head_dim", 1, 2**16),
             n_group=text.integer("n_group", 1, 2**20, default=1),
             topk_group=text.integer("topk_group", 1, 2**20, default=1),
-            norm_topk_prob=text.boolean("norm_topk_prob", default=True),
+            norm_topk_prob=text.boolean("norm_topk_prob", default=scoring_func == SIGMOID),
             routed_scaling_factor=text.number("routed_scaling_factor"),
             indexer=indexer,
+            scoring_func=scoring_func,
         )
 
 

@@ -8,6 +8,7 @@ from formats.config import (
     INDEXED_ATTENTION,
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
+    SIGMOID,
     DeepseekV3Config,
     KimiK3Config,
     KimiLinearConfig,
@@ -78,7 +79,7 @@ DEEPSEEK_V3 = Family(
     dense=DENSE_MLP,
     moe=(
         ROUTER,
-        CORRECTION_BIAS,
+        CORRECTION_BIAS._replace(when=lambda config: config.scoring_func == SIGMOID),
         Tensor("mlp.shared_experts.gate_proj", "S D"),
         Tensor("mlp.shared_experts.up_proj", "S D"),
         Tensor("mlp.shared_experts.down_proj", "D S"),

@@ -10,7 +10,7 @@ from formats.fields import shown
 
 Metadata = Mapping[str, Any]
 Config = dict[str, Any]
-SIGMOID = 2  # of expert_gating_func
+SOFTMAX, SIGMOID = 1, 2  # of expert_gating_func
 
 
 class Keys:

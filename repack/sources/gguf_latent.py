@@ -1,20 +1,17 @@
 """config.json of GGUF files with latent attention (source: llama.cpp's conversion/deepseek.py and glm.py)."""
 
-from formats.errors import UnsupportedError
-from repack.sources.gguf_keys import SIGMOID, Config, Keys, dimensions, groups, rope_scaling
+from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, dimensions, groups, rope_scaling
 
 
 def deepseek_v3_config(keys: Keys) -> Config:
-    """DeepSeek-V3, Kimi K2, GLM-4.7-Flash; older files have kv_b whole and no lengths for "mla".
+    """DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash; older files have kv_b whole and no lengths for "mla".
 
     V3.2 and GLM-5 have all of it, too.
     """
     dense = keys.get("leading_dense_block_count", 0)
-    if not keys.has("exp_probs_b.bias", layer=dense):
-        raise UnsupportedError(
-            f"{keys.where}: {keys.architecture} without exp_probs_b (DeepSeek-V2) is not implemented"
-        )
-    keys.only("expert_gating_func", SIGMOID)
+    by_sigmoid = keys.has("exp_probs_b.bias", layer=dense)
+    keys.only("expert_gating_func", SIGMOID if by_sigmoid else SOFTMAX)
+    grouped = groups(keys)
     head_dim = keys.get("attention.key_length_mla") or keys["attention.key_length"]
     rotary_dim = keys["rope.dimension_count"]
     scaling = rope_scaling(keys)
@@ -22,7 +19,8 @@ def deepseek_v3_config(keys: Keys) -> Config:
         # The converter writes mscale_all_dim / 10 and drops mscale, which llama.cpp takes to be the same.
         scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * log_multiplier, 6)
     return dimensions(keys) | {
-        "model_type": "deepseek_v3",
+        "model_type": "deepseek_v3" if by_sigmoid else "deepseek_v2",
+        "topk_method": "noaux_tc" if by_sigmoid else "greedy" if grouped["n_group"] == 1 else "group_limited_greedy",
         "rope_scaling": scaling,
         "q_lora_rank": keys.get("attention.q_lora_rank"),
         "kv_lora_rank": keys["attention.kv_lora_rank"],
@@ -36,7 +34,7 @@ def deepseek_v3_config(keys: Keys) -> Config:
         "n_shared_experts": keys["expert_shared_count"],
         "norm_topk_prob": keys.get("expert_weights_norm", False),
         "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
-        **groups(keys),
+        **grouped,
     }
 
 

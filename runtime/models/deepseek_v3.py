@@ -1,6 +1,6 @@
 """DeepSeek-V3: multi-head latent attention, dense layers first, then routed experts and a shared one.
 
-Kimi K2 and GLM-4.7-Flash are the same model with other numbers.
+Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2-Lite with other scores.
 Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D hidden_size, H heads.
 """
 
@@ -136,8 +136,9 @@ class DeepseekV3:
 
     def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
         c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
-        routing = Routing(c.top_k, SIGMOID, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
-        return ops.route(ops.linear(x, ops.weight(name)), routing, ops.weight(f"{name}.e_score_correction_bias"))
+        routing = Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
+        bias = ops.weight(f"{name}.e_score_correction_bias") if c.scoring_func == SIGMOID else None
+        return ops.route(ops.linear(x, ops.weight(name)), routing, bias)
 
     def _mlp(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))

@@ -241,11 +241,12 @@ def test_gate_and_up_in_one_tensor_give_the_same_container(name: str, tensors: T
         assert (tmp_path / "fused" / file).read_bytes() == (apart / file).read_bytes()
 
 
-def test_deepseek_v2_is_refused_by_its_name(tensors: Tensors, tmp_path: Path) -> None:
-    values = {key: value for key, value in tensors("kimi_k2").items() if "exp_probs_b" not in key}
-    path = write_gguf(tmp_path / "m.gguf", recorded("kimi_k2")["metadata"], values)
-    with pytest.raises(UnsupportedError, match=r"deepseek2 without exp_probs_b \(DeepSeek-V2\) is not implemented"):
-        open_local(str(path))
+def test_groups_of_deepseek_v2_are_refused_by_their_name(tensors: Tensors, tmp_path: Path) -> None:
+    """DeepSeek-V2 with 236 billion weights ranks groups by their best expert alone."""
+    groups = {"deepseek2.expert_group_count": 8, "deepseek2.expert_group_used_count": 3}
+    path = write_gguf(tmp_path / "m.gguf", recorded("deepseek_v2")["metadata"] | groups, tensors("deepseek_v2"))
+    with pytest.raises(UnsupportedError, match="topk_method is group_limited_greedy, only 'greedy' is implemented"):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
 
 
 def test_a_tensor_that_nobody_knows_is_refused_by_its_own_name(tensors: Tensors, tmp_path: Path) -> None:
