@@ -64,6 +64,7 @@ LM_HEAD = Tensor("lm_head", "V D")  # has head_prefix
 ROTARY_FREQUENCIES = "rotary_emb.inv_freq"
 NGRAM_HASHES = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 NGRAM_SHARD = "ple.ple_embedding.ngram_embedding.shard_{}"
+NGRAM_SCALE = "ple.ple_embedding.ngram_embedding.weight_scale"  # one for all shards, where they are FP8
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.detect import Found, Module, activation_scales, is_there, take_module
 from repack.families import FAMILIES
-from repack.family import LM_HEAD, Experts, Tensor, head_prefix
+from repack.family import LM_HEAD, NGRAM_SCALE, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
@@ -118,6 +118,10 @@ class _Planner:
         if self.config.ngram_table is None:
             return None, ()
         at = f"{self.prefix}layers.{self.config.ngram_layer}."
+        if (scale := self.left.pop(at + NGRAM_SCALE, None)) is not None:
+            for part in self.family.ngram_shards(self.config):
+                name = f"{at}{part.published}_scale"
+                self.left[name] = scale._replace(name=name)
         shards = tuple(self.take(at, shard) for shard in self.family.ngram_shards(self.config))
         for shard in shards:
             if shard.encoding != shards[0].encoding:

@@ -86,6 +86,23 @@ def test_the_table_lies_on_disk_and_its_rows_are_those_of_the_shards(container: 
     assert origins.ngrams == ("bf16", True)
 
 
+def test_an_fp8_table_is_kept_with_the_scale_that_its_shards_share(tmp_path: Path) -> None:
+    """By default, at 8 bits, which FP8 has; as the published FP8 checkpoint is."""
+    case = CASES["qwen4_exp_fp8"]
+    write_checkpoint(tmp_path / "source", case.tensors(), case.config)
+    convert(prepare(open_local(str(tmp_path / "source")), Options(4, 32, 8)), tmp_path / "out", hash_source=False)
+    opened = open_container(tmp_path / "out")
+    layout, origins = opened.index.layout.ngrams, read_origins(opened.index.extensions, "index.json")
+    assert layout is not None
+    assert origins is not None
+    assert origins.ngrams == ("fp8, bf16 scales per tensor", True)
+    at = "model.layers.1.ple.ple_embedding.ngram_embedding.shard_{}.weight"
+    table = np.concatenate([case.values()[at.format(shard)] for shard in range(4)])
+    with closing(EmbeddingRows(opened, layout)) as rows:
+        found = layout.encoding.decode(layout.views(rows.read([0, 111, 112, 447])))
+    assert np.array_equal(found, table[[0, 111, 112, 447]])
+
+
 def test_the_reader_of_the_format_reads_the_same_rows(container: Path) -> None:
     reader: dict[str, Any] = {}
     exec(compile(block("python"), "FORMAT.md", "exec"), reader)
