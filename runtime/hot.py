@@ -53,7 +53,10 @@ def _read(raw: bytes, layout: Layout, path: Path) -> list[tuple[ExpertKey, float
     if fields.string("format") != FORMAT or fields.integer("version") != 1:
         raise FormatError(f"{path}: is no list of hot experts of version 1")
     number = {layer: moe.num_experts for layer, moe in layout.moe_layers()}
-    return [_entry(entry, number, path) for entry in fields.items("experts")]
+    uses = [_entry(entry, number, path) for entry in fields.items("experts")]
+    if len(dict(uses)) != len(uses):
+        raise FormatError(f"{path}: experts names one twice, expected distinct ones")
+    return uses
 
 
 def _entry(entry: object, number: Mapping[int, int], path: Path) -> tuple[ExpertKey, float]:

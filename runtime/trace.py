@@ -7,6 +7,7 @@ in which they were asked for.
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,10 +44,9 @@ class TraceWriter:
         moe_layers = list(layout.moe_layers())
         self._places = {layer: place for place, (layer, _) in enumerate(moe_layers)}
         self._step: list[list[int]] = [[] for _ in moe_layers]
-        try:
+        self._path = path
+        with self._storage_errors():
             self._file = zstandard.open(path, "wt", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
         header = {
             "format": FORMAT,
             "version": 1,
@@ -64,10 +64,20 @@ class TraceWriter:
             self._step = [[] for _ in self._step]
 
     def _write(self, line: object) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        with self._storage_errors():
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        """Write the rest. Raises StorageError."""
+        with self._storage_errors():
+            self._file.close()
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be written ({error.strerror})") from None
 
     def __enter__(self) -> "TraceWriter":
         return self
@@ -93,6 +103,8 @@ def read_trace(path: Path) -> Trace:
             layers = tuple(header.integers("layers", 0, 2**20))
             num_experts = tuple(header.integers("num_experts", 1, 2**20))
             header.close()
+            if len(set(layers)) != len(layers):
+                raise header.wrong("layers", "distinct numbers")
             if len(layers) != len(num_experts) or not layers:
                 raise header.wrong("num_experts", f"{len(layers)} numbers, one per layer")
             steps = [_step(line, f"{path}: line {i}", num_experts) for i, line in enumerate(lines, 2)]
@@ -117,6 +129,8 @@ def _step(line: bytes, where: str, num_experts: Sequence[int]) -> list[list[int]
     for experts, number in zip(step, num_experts, strict=True):
         if not isinstance(experts, list) or not all(type(e) is int and 0 <= e < number for e in experts):
             raise FormatError(f"{where}: expected lists of expert ids below {number}")
+        if len(set(experts)) != len(experts):
+            raise FormatError(f"{where}: names an expert twice, expected distinct ones")
     return step
 
 

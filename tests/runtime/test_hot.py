@@ -55,6 +55,7 @@ def test_it_is_off_unless_asked_for(own4: Path) -> None:
         ([[0, 40, 1]], r"experts holds \[0, 40, 1\]"),
         ([[9, 0, 1]], "of this model"),
         ([3], "holds 3"),
+        ([[0, 1, 2], [0, 1, 1]], "names one twice"),
         ({}, "experts is {}, expected a list"),
     ],
 )

@@ -13,6 +13,7 @@ from runtime import Engine
 from runtime.cache import LeastRecentlyUsed
 from runtime.simulate import POLICIES, engine_policy, hit_rates, replay
 from runtime.trace import Trace, read_trace, skewed_trace
+from tests.runtime.helpers import PLENTY
 
 SKEWS = {"24 % take 80 %": (0.24, 0.8), "10 % take 70 %": (0.1, 0.7)}
 TRACES = st.lists(
@@ -113,6 +114,8 @@ HEADER = '{"format":"streaming-experts routing trace","version":1,"layers":[0],"
         ((HEADER, "[[1],[2]]"), "line 2: is no list of 1 layers"),
         ((HEADER, "[[0]]", "[[4]]"), "line 3: expected lists of expert ids below 4"),
         ((HEADER, "[[0"), "line 2: is not valid JSON"),
+        ((HEADER, "[[1,1]]"), "line 2: names an expert twice"),
+        ((HEADER.replace("[0]", "[0,0]").replace("[4]", "[4,4]"),), "line 1.layers is .*, expected distinct numbers"),
     ],
 )
 def test_a_bad_trace_is_refused_with_its_line(lines: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -127,3 +130,10 @@ def test_a_cut_or_missing_trace_is_refused(tmp_path: Path) -> None:
         read_trace(path)
     with pytest.raises(StorageError, match="missing"):
         read_trace(tmp_path / "missing")
+
+
+def test_a_trace_that_cannot_be_written_is_one_error(demo4: Path) -> None:
+    with Engine.open(demo4, ram_bytes=PLENTY, trace="/dev/full") as engine:
+        engine.generate_ids([1, 2], max_new_tokens=2)
+        with pytest.raises(StorageError, match=r"^/dev/full: cannot be written \(No space left on device\)$"):
+            engine.close()
