@@ -1,6 +1,7 @@
 """`repack`: options in, calls out. Results go to stdout, progress and notes to stderr."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import click
 from formats import __version__
 from formats.budget import human, three_digits
 from formats.container import read_container_index
-from formats.errors import StreamingExpertsError
+from formats.errors import StreamingExpertsError, os_error_line
 from formats.quantization import MODELOPT_FILE
 from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
@@ -216,7 +217,7 @@ def _print_outcome(
     if outcome.already_there:
         click.echo(f"{out} is already there, converted with these options from files of these names and sizes")
         source = f"{outcome.index.source.repository} --sample 100" if outcome.index.source.repository else "FOLDER"
-        click.echo(f"compare the weights: repack verify {out} --source {source}")
+        click.echo(f"compare the weights: repack verify {shlex.quote(str(out))} --source {source}")
     else:
         click.echo(
             f"{out}: {human(layout.total_bytes)}: experts {human(layout.expert_bytes)}, resident "
@@ -230,7 +231,7 @@ def _print_outcome(
         )
         if fetched is not None:
             click.echo(tables.fetched_text(fetched))
-    click.echo(f"run it: stream-run {out}")
+    click.echo(f"run it: stream-run {shlex.quote(str(out))}")
 
 
 @cli.command("inspect")
@@ -309,9 +310,9 @@ def main() -> None:
         say("interrupted: the same command goes on from here")
         status = 130
     except OSError as error:
-        if error.filename is None:
+        if (line := os_error_line(error)) is None:
             raise
-        say(f"error: {error.filename}: {error.strerror}")
+        say(f"error: {line}")
         status = 1
     sys.exit(status)
 

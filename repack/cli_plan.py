@@ -1,6 +1,7 @@
 """`repack plan` and `repack rehearse`: what a model would need and how fast it would run, before a download."""
 
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -157,4 +158,4 @@ def rehearse_command(
     took = "not timed: it was there, all or in part" if resumed else f"written in {three_digits(seconds)} s, {rate}"
     repeats = f", {human(distinct_bytes)} of them distinct" if distinct_bytes < total_bytes else ""
     click.echo(f"{out}: {human(total_bytes)} of made-up weights{repeats}, {took}")
-    click.echo(f"measure it: stream-run bench {out}")
+    click.echo(f"measure it: stream-run bench {shlex.quote(str(out))}")

@@ -1,6 +1,5 @@
 """The interactive chat of `stream-run`: one line in, an answer out, the history kept."""
 
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -121,7 +120,6 @@ def answer(conversation: Conversation, line: str) -> None:
         with closing(conversation.reply(line)) as pieces:
             for piece in pieces:
                 click.echo(piece, nl=False)
-                sys.stdout.flush()
     except KeyboardInterrupt:
         click.echo(" [stopped]", err=True, nl=False)
     except RequestError as error:

@@ -15,17 +15,19 @@ from tqdm import tqdm
 from formats import __version__
 from formats.budget import human, token_bytes
 from formats.container import open_container
-from formats.errors import RequestError, StreamingExpertsError
+from formats.errors import RequestError, StreamingExpertsError, os_error_line
 from formats.memory import default_ram_bytes
 from runtime.bench import num_steps, run_bench
 from runtime.chat import chat_loop, read_template_options, refuse_without_chat
 from runtime.engine import Engine
 from runtime.needs import memory_needs
 from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, threads_option
-from runtime.perplexity import measure
+from runtime.perplexity import check_windows, measure
 from runtime.plan import memory_plan, plan_text
+from runtime.sampling import SamplingOptions
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
+from runtime.streaming import StopStrings
 from runtime.trace import read_trace
 
 CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
@@ -114,6 +116,10 @@ def say(line: str) -> None:
 def run(out: Path, **options: Any) -> None:
     """Continue a prompt, or chat when started in a terminal without one."""
     open_container(out)  # what is no container is refused before a prompt is awaited
+    overrides = {"temperature": options["temp"], **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed"))}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    SamplingOptions(**given)  # as is what is out of range
+    StopStrings(options["stop"])
     prompt = read_prompt(options["prompt"], options["file"])
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json needs a prompt: -p, -f or a pipe")
@@ -122,14 +128,9 @@ def run(out: Path, **options: Any) -> None:
     with engine:
         chat = engine.text.has_chat_template if options["chat"] is None else options["chat"]
         refuse_without_chat(options, chat)
-        overrides = {
-            "temperature": options["temp"],
-            **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed")),
-        }
-        settings: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-        settings |= pick(options, ("max_new_tokens", "stop", "ignore_eos"))
+        settings: dict[str, Any] = given | pick(options, ("max_new_tokens", "stop", "ignore_eos"))
         if options["verbose"]:
-            chosen = asdict(engine.sampling_options(**overrides))
+            chosen = asdict(engine.sampling_options(**given))
             say(f"sampling: {', '.join(f'{name} {value}' for name, value in chosen.items() if value is not None)}")
             say(f"stop tokens: {', '.join(f'{i} {engine.text.spelling(i)}' for i in engine.generation.stop_ids)}")
         if prompt is None:
@@ -137,9 +138,7 @@ def run(out: Path, **options: Any) -> None:
             if engine.stats.generated_tokens:
                 say(stats_line(engine.stats))
             return
-        ids = engine.text.encode(prompt)
-        if chat:
-            ids = engine.chat_ids(prompt, options["system"], **template_options)
+        ids = engine.chat_ids(prompt, options["system"], **template_options) if chat else engine.text.encode(prompt)
         pieces = engine.generate(ids, **settings)
         if options["as_json"]:
             result = {"text": "".join(pieces), "prompt_token_ids": ids, **stats_json(engine.stats)}
@@ -155,7 +154,6 @@ def show_text(pieces: Iterable[str]) -> None:
     try:
         for piece in pieces:
             click.echo(piece, nl=False)
-            sys.stdout.flush()
             begun = True
     except (StreamingExpertsError, KeyboardInterrupt):
         if begun:
@@ -173,6 +171,8 @@ def read_prompt(prompt: str | None, file: IO[str] | None) -> str | None:
     """The prompt from -p, a file or a pipe; None in a terminal without one."""
     if prompt is not None and file is not None:
         raise click.UsageError("-p and -f are both given")
+    if file is None and prompt is None and sys.stdin is None:
+        raise click.UsageError("stdin is closed: the prompt must come from -p or -f")
     if file is None and prompt is None and not sys.stdin.isatty():
         file = click.File("r", encoding="utf-8").convert("-", None, None)
     if file is not None:
@@ -225,16 +225,20 @@ def perplexity(out: Path, file: IO[str], window: int, stride: int | None, **opti
     picked, beside = pick(options, ENGINE_OPTIONS), options["reference"]
     if beside is not None:
         picked["ram"] = (default_ram_bytes() if picked["ram"] is None else picked["ram"]) // 2
+    stride = window if stride is None else stride
+    _, ctx_size, *_ = memory_needs(open_container(out), options["ctx_size"], options["chunk"], options["threads"])
+    check_windows(window, stride, ctx_size)  # and the file, before what may take minutes to open
+    text = read_text(file)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(out, **picked))
         reference = stack.enter_context(open_engine(beside, **picked)) if beside is not None else None
-        token_ids = engine.text.encode(read_text(file))[: options["max_tokens"]]
+        token_ids = engine.text.encode(text)[: options["max_tokens"]]
         progress = stack.enter_context(tqdm(total=len(token_ids), unit="token", disable=None, leave=False))
         quality = measure(
             engine,
             token_ids,
             window=window,
-            stride=window if stride is None else stride,
+            stride=stride,
             reference=reference,
             progress=progress.update,
         )
@@ -333,4 +337,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        if (line := os_error_line(error)) is None:
+            raise
+        say(f"error: {line}")
         sys.exit(1)

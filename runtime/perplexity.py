@@ -44,10 +44,7 @@ def measure(
 
     The first token of a window is never scored. Raises RequestError for windows that make no sense or do not fit.
     """
-    if not 2 <= window <= engine.ctx_size:
-        raise RequestError(f"--window is {window}, expected 2 to --ctx-size {engine.ctx_size}")
-    if not 1 <= stride <= window:
-        raise RequestError(f"--stride is {stride}, expected 1 to --window {window}")
+    check_windows(window, stride, engine.ctx_size)
     if len(token_ids) < 2:
         raise RequestError(f"the text has {len(token_ids)} tokens, expected at least 2")
     if reference is not None and _tokenizer(reference) != _tokenizer(engine):
@@ -81,6 +78,14 @@ def measure(
         float(np.percentile(divergences, 99)),
         float(np.mean(agreements)),
     )
+
+
+def check_windows(window: int, stride: int, ctx_size: int) -> None:
+    """Raises RequestError for windows that make no sense or do not fit."""
+    if not 2 <= window <= ctx_size:
+        raise RequestError(f"--window is {window}, expected 2 to --ctx-size {ctx_size}")
+    if not 1 <= stride <= window:
+        raise RequestError(f"--stride is {stride}, expected 1 to --window {window}")
 
 
 def windows(token_ids: Sequence[int], window: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:

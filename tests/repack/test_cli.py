@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -257,3 +258,19 @@ def test_requantize_is_echoed(repack: Run, tmp_path: Path) -> None:
     assert "--requantize: weights that arrive quantized are rounded once more" in result.err
     dry = repack("convert", source, tmp_path / "dry", "--requantize", "--dry-run")
     assert "--requantize: weights that arrive quantized are rounded once more" in dry.out
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "repack.cli", "families"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["error: the output cannot be written (No space left on device)"],
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_to_run_next_can_be_pasted(repack: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a folder; with marks"
+    assert repack("convert", "demo", out).out.splitlines()[-1] == f"run it: stream-run '{out}'"

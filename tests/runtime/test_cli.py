@@ -1,5 +1,6 @@
 """`stream-run` as a user types it: what is read from where, what goes to which stream, and how it ends."""
 
+import errno
 import io
 import json
 import re
@@ -379,3 +380,54 @@ def test_an_error_after_some_text_begins_a_line_of_its_own(capsys: pytest.Captur
         with pytest.raises(RequestError):
             show_text(pieces(text))
         assert capsys.readouterr().out == shown
+
+
+# ---- streams and files that refuse
+
+
+def in_a_shell(words: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """stream-run as $RUN in a command line of sh, with arguments as $1, $2..."""
+    command = [f'run() {{ "{sys.executable}" -c "from runtime.cli import main; main()" "$@"; }}; {words}', "sh"]
+    return subprocess.run(["sh", "-c", *command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("words", ['run plan "$1"', 'run "$1" -p It --raw -n 2', "run --help"])
+def test_a_full_disk_behind_stdout_is_one_line(demo4: Path, words: str) -> None:
+    done = in_a_shell(f"{words} >/dev/full", str(demo4))
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        1,
+        ["error: the output cannot be written (No space left on device)"],
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_streams_are_no_traceback(demo4: Path) -> None:
+    assert in_a_shell('run "$1" -p It --raw -n 2 >&-', str(demo4)).returncode == 0
+    done = in_a_shell('run "$1" <&-', str(demo4))
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        2,
+        ["Error: stdin is closed: the prompt must come from -p or -f"],
+    )
+
+
+def test_a_file_that_may_not_be_read_is_one_line(command: Command, own4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, at_most: int) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("formats.container._read", refuse)
+    assert one_line(command(own4, "-p", PROMPT)) == f"{own4}/index.json: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-p", "x", "--temp", "nan"), "temperature is nan, expected a finite number of at least 0"),
+        (("-p", "x", "--seed", "-1"), "seed is -1, expected an integer of at least 0"),
+        (("-p", "x", "--stop", ""), "stop: holds an empty string, expected text"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_weights_are_read(
+    command: Command, demo4: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("runtime.cli.open_engine", None)
+    assert one_line(command(demo4, *words)) == message
