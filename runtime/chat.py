@@ -1,7 +1,8 @@
 """The interactive chat of `stream-run`: one line in, an answer out, the history kept."""
 
+import sys
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,12 +95,17 @@ def chat_loop(
     """Talk until /quit or the end of input."""
     conversation = Conversation(engine, settings, system, chat, template_options)
     click.echo(HELP, err=True)
+    with suppress(ImportError):  # of a Python without it
+        import readline  # noqa: F401 - with it `input` edits lines and recalls them
     while True:
         try:
-            line = click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True).strip()
-        except click.exceptions.Abort:
+            line = ask().strip()
+        except (EOFError, KeyboardInterrupt):
             click.echo(err=True)
             return
+        except UnicodeDecodeError as error:
+            click.echo(f"error: the line is not UTF-8 text (byte {error.start})", err=True)
+            continue
         if line == "/quit":
             return
         if line == "/reset":
@@ -112,6 +118,17 @@ def chat_loop(
             click.echo(f"unknown command {line.split()[0]}; {HELP}", err=True)
         elif line:
             answer(conversation, line)
+
+
+def ask() -> str:
+    """The next line, which a terminal lets edit (readline). Raises EOFError or KeyboardInterrupt at the end."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input("> ")
+    click.echo("> ", nl=False, err=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
 
 
 def answer(conversation: Conversation, line: str) -> None:

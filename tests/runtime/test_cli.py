@@ -276,11 +276,13 @@ def test_a_prompt_longer_than_the_context_is_one_line(command: Command, demo4: P
     assert "but --ctx-size is 2" in one_line(command(demo4, "-p", PROMPT, "-c", "2"))
 
 
-def test_a_container_without_a_tokenizer_is_one_line(command: Command, fused16: Path) -> None:
-    assert (
-        one_line(command(fused16, "-p", PROMPT))
-        == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
-    )
+@pytest.mark.parametrize("words", [("OUT", "-p", PROMPT), ("perplexity", "OUT", VALIDATION)])
+def test_a_container_without_a_tokenizer_is_one_line_before_weights_are_read(
+    command: Command, fused16: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("runtime.cli.open_engine", None)
+    message = one_line(command(*(fused16 if word == "OUT" else word for word in words)))
+    assert message == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
 
 
 @pytest.mark.parametrize(
