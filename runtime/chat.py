@@ -13,6 +13,7 @@ from formats.errors import FormatError, RequestError
 from formats.fields import parse_json, shown
 from runtime.engine import Engine
 from runtime.session import Session
+from runtime.stats import Stats
 
 HELP = "/reset begins anew, /stats shows numbers, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 
@@ -137,11 +138,18 @@ def answer(conversation: Conversation, line: str) -> None:
         with closing(conversation.reply(line)) as pieces:
             for piece in pieces:
                 click.echo(piece, nl=False)
+        if limit := limit_reached(conversation.engine.stats):
+            click.echo(f" [{limit} ended this]", err=True, nl=False)
     except KeyboardInterrupt:
         click.echo(" [stopped]", err=True, nl=False)
     except RequestError as error:
         click.echo(f"error: {error}; /reset begins anew", err=True)
     click.echo()
+
+
+def limit_reached(stats: Stats) -> str:
+    """The option that ended the latest text before the model did, or nothing."""
+    return f"--{stats.ended.replace('_', '-')}" if stats.ended in ("max_new_tokens", "ctx_size") else ""
 
 
 def show_stats(engine: Engine) -> None:

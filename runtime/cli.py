@@ -18,7 +18,7 @@ from formats.container import open_container
 from formats.errors import RequestError, StreamingExpertsError, os_error_line
 from formats.memory import default_ram_bytes
 from runtime.bench import num_steps, run_bench
-from runtime.chat import chat_loop, read_template_options, refuse_without_chat
+from runtime.chat import chat_loop, limit_reached, read_template_options, refuse_without_chat
 from runtime.engine import Engine
 from runtime.needs import memory_needs
 from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, threads_option
@@ -146,7 +146,8 @@ def run(out: Path, **options: Any) -> None:
             click.echo(json.dumps(result))
         else:
             show_text(pieces)
-        say(stats_line(engine.stats))
+        limit = limit_reached(engine.stats)
+        say(stats_line(engine.stats) + (f"; {limit} ended the text" if limit else ""))
 
 
 def show_text(pieces: Iterable[str]) -> None:

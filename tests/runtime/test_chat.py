@@ -219,6 +219,12 @@ def test_answers_go_to_stdout_and_all_else_to_stderr(capture: Any, says: list[st
     assert "/reset begins anew" in err
 
 
+def test_an_answer_that_a_limit_ended_says_so(capture: Any, says: list[str]) -> None:
+    says += ["word " * 60, "Good day."]
+    err = capture("Hello", "And now?")[1]
+    assert err.count("[--max-new-tokens ended this]") == 1
+
+
 def test_quit_ends_the_loop_before_the_next_line(capture: Any, says: list[str]) -> None:
     says += ["Good day."]
     capture("/quit", "Hello")

@@ -188,7 +188,7 @@ def test_stdout_holds_the_text_and_stderr_one_line_of_numbers(command: Command, 
     assert re.fullmatch(
         rf"prompt \d+ tokens, {number} tokens/s; decode 3 tokens, {number} tokens/s; "
         rf"read {number} MiB at {number} GB/s; cache hits {number} %; peak memory {number} MiB; "
-        r"(numpy|native \(.+\)), (direct|buffered) reads",
+        r"(numpy|native \(.+\)), (direct|buffered) reads; --max-new-tokens ended the text",
         line,
     )
 
@@ -200,6 +200,7 @@ def test_json_is_one_object_on_stdout(command: Command, demo4: Path, expected: s
     assert result["text"] + "\n" == expected
     assert set(Stats.__dataclass_fields__) < set(result)
     assert result["read_mode"] in ("direct", "buffered")
+    assert result["ended"] == "max_new_tokens"
 
 
 def test_json_in_a_chat_that_has_no_prompt_is_a_usage_error(command: Command, demo4: Path) -> None:
