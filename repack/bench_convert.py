@@ -239,6 +239,7 @@ def write_shard(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]], pool
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (end, end + nbytes)}
         end += nbytes
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # as the safetensors library does
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, length in blocks(end, len(pool)):
