@@ -14,11 +14,12 @@ from formats.encodings.sources import GGMLSource, PlainSource, find_flaw
 from formats.errors import FormatError
 from formats.record import LINEAR_BIAS, PlacedArray
 from formats.transcode import transcode
+from repack.direct import ALIGNMENT
 from repack.plan import EmbeddingUnit, PlacedMatrix, RecordUnit, SourceMatrix, Unit
 from repack.rows import RowBlock, RowReader
 from repack.sources.base import Reader
 
-ROW_BLOCK_BYTES = 4 << 20  # of source: one read, long enough for the disk (LEARNED 15)
+ROW_BLOCK_BYTES = (4 << 20) - ALIGNMENT  # of source: one read, long enough for the disk (LEARNED 15), into huge pages
 # Bits of the exponent: all set means infinity or NaN.
 _EXPONENT: Mapping[str, np.uint16 | np.uint32] = {
     "bf16": np.uint16(0x7F80),
@@ -40,13 +41,17 @@ class EncodedRows(NamedTuple):
 class Weights(Protocol):
     """Where encoded rows come from. Picklable; one thread at a time."""
 
-    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
-        """The units one after another, each when the last but one is in the output; for spool see Reader.expect."""
+    def expect(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> None:
+        """The units that will be encoded, in this order; for spool and waiting see Reader.expect."""
+
+    def finished(self, units: int) -> None:
+        """The first `units` units of `expect` are in the output."""
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
-        """All rows of a matrix in row blocks; `first_row` is the number of its first one, `unit` is for messages.
+        """All rows of a matrix in row blocks, each valid until the next is asked for.
 
-        Raises FormatError for weights that are not finite, StorageError for a source that fails.
+        `first_row` is the number of its first one, `unit` is for messages. Raises FormatError for weights that are not
+        finite, StorageError for a source that fails.
         """
 
     def __enter__(self) -> "Weights": ...
@@ -129,12 +134,12 @@ class SourceWeights:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
+    def expect(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> None:
         if not self._reader.expect([unit.ranges() for unit in units], spool, waiting):
             self._rows.expect(row_blocks(units))
-        for number, unit in enumerate(units):
-            yield unit
-            self._reader.finished(number)
+
+    def finished(self, units: int) -> None:
+        self._reader.finished(units)
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         exact = encoding == source.encoding.exact(source.columns)

@@ -6,6 +6,7 @@ It shows what a model needs and how fast it runs here before anything is downloa
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -140,8 +141,11 @@ class MadeUpWeights:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def each(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> Iterator[Unit]:
-        return iter(units)
+    def expect(self, units: Sequence[Unit], spool: Path, waiting: Callable[[], None]) -> None:
+        """Nothing is read."""
+
+    def finished(self, units: int) -> None:
+        """Nothing is kept."""
 
     def encoded(self, unit: str, source: SourceMatrix, encoding: Encoding, first_row: int = 0) -> Iterator[EncodedRows]:
         rng = np.random.default_rng(int(xxh3_64(f"{self._seed} {unit} {source} {first_row}".encode()), 16))
@@ -166,9 +170,11 @@ class MadeUpWeights:
         codes, *others = encoding.arrays(rows, source.columns)
         words = -(-codes.nbytes // 8)
         start = int(rng.integers(len(self._pool) - words))
-        made = (self._pool[start : start + words] ^ rng.integers(2**64, dtype=np.uint64)).view(np.uint8)
+        word = rng.integers(2**64, dtype=np.uint64)
+        made = np.bitwise_xor(self._pool[start : start + words], word, out=self._made[:words]).view(np.uint8)
         if isinstance(encoding, FP8):
-            made = made & np.uint8(0x87) | np.uint8(0x38)  # 1 to 1.875 of either sign: never NaN
+            made &= np.uint8(0x87)  # 1 to 1.875 of either sign: never NaN
+            made |= np.uint8(0x38)
         constants = _constants(encoding, _std(source))
         return {
             "codes": made[: codes.nbytes].view(storage_dtype(codes.dtype)).reshape(codes.shape),
@@ -183,12 +189,13 @@ class MadeUpWeights:
     def __enter__(self) -> "MadeUpWeights":
         pool = np.random.Generator(np.random.SFC64(self._seed))
         self._pool = pool.integers(2**64, size=POOL_BYTES // 8, dtype=np.uint64)
+        self._made = np.empty(POOL_BYTES // 8, np.uint64)  # codes, until the next are asked for
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._pool
+        del self._pool, self._made
 
 
 def _experts_of_tokens(rng: np.random.Generator, num_experts: int, tokens: int, k: int) -> Float32:
@@ -216,6 +223,7 @@ def _constants(encoding: Encoding, std: float) -> dict[str, Any]:
     raise AssertionError(f"no rehearsal is kept as {encoding.id}")
 
 
+@cache
 def _bits(value: float, dtype: str) -> Any:
     return from_float32(np.array([value], np.float32), dtype)[0]
 

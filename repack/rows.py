@@ -1,5 +1,6 @@
 """Rows of source matrices: planes of a row block, rows first, whatever order the files have."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from repack.direct import ALIGNMENT, aligned_buffer
 from repack.plan import Plan, SourceMatrix, SourcePlane
 from repack.sources.base import Reader, Source
 
+AHEAD = 2  # row blocks read before they are asked for: the disk is not to wait for an encoder (LEARNED 65)
+
 
 class RowBlock(NamedTuple):
     """Some rows of a matrix, which are read at once."""
@@ -24,51 +27,50 @@ class RowBlock(NamedTuple):
 
 
 class RowReader:
-    """Reads row blocks, the next one on a thread of its own if it was told what comes.
+    """Reads row blocks, the next ones on a thread of its own if it was told what comes.
 
-    What is read alone is read into buffers, two in turns: planes are valid until the next block is asked for. A plane
+    What is read alone is read into buffers that take turns: planes are valid until the next block is asked for. A plane
     whose rows do not follow each other in the file (stored columns first, gate and up in turns, one scale for many
     rows) is read whole and held while matrices that follow each other share it: of one expert, at most.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._buffers: dict[str, AnyArray] = {}
-        self._others: dict[str, AnyArray] = {}  # hold the planes that are in use
+        self._buffers: deque[dict[str, AnyArray]] = deque({} for _ in range(AHEAD + 1))  # the first was read into last
         self._held: dict[tuple[str, int], AnyArray] = {}  # by file and offset
         self._thread = ThreadPoolExecutor(1, "read")
         self._coming: Iterator[RowBlock] = iter(())
-        self._ahead: tuple[RowBlock, Future[dict[str, AnyArray]]] | None = None
+        self._ahead: deque[tuple[RowBlock, Future[dict[str, AnyArray]]]] = deque()
 
     def expect(self, blocks: Iterator[RowBlock]) -> None:
         """What will be read; what is asked for otherwise is read then, and no more is read ahead."""
         self._coming = blocks
-        self._read_ahead()
+        for _ in range(AHEAD):
+            self._read_ahead()
 
     def read(self, matrix: SourceMatrix, first: int, rows: int) -> dict[str, AnyArray]:
         """The planes of rows `first` and up of a matrix, by name. Raises StorageError."""
         block = RowBlock(matrix, first, rows)
-        expected, reading = self._ahead or (None, None)
-        self._ahead = None
-        if reading is not None:
-            wait([reading])
-        if reading is None or expected != block:
+        if not self._ahead or self._ahead[0][0] != block:
+            wait([reading for _, reading in self._ahead])
+            self._ahead.clear()
             return self._read(block)
+        _, reading = self._ahead.popleft()
         planes = reading.result()
         self._read_ahead()
         return planes
 
     def close(self) -> None:
         """Wait for what is being read."""
-        self._thread.shutdown()
+        self._thread.shutdown(cancel_futures=True)
 
     def _read_ahead(self) -> None:
         coming = next(self._coming, None)
         if coming is not None:
-            self._ahead = coming, self._thread.submit(self._read, coming)
+            self._ahead.append((coming, self._thread.submit(self._read, coming)))
 
     def _read(self, block: RowBlock) -> dict[str, AnyArray]:
-        self._buffers, self._others = self._others, self._buffers
+        self._buffers.rotate(1)
         self._reader.release()
         used = {(plane.file, plane.offset) for plane in block.matrix.planes}
         self._held = {key: array for key, array in self._held.items() if key in used}
@@ -97,10 +99,10 @@ class RowReader:
         offset, nbytes = plane.offset + start * row_bytes, rows * row_bytes
         raw = self._reader.view(plane.file, offset, nbytes)
         if raw is None or raw.ctypes.data % dtype.itemsize:
-            buffer = self._buffers.get(plane.spec.name)
+            buffer = self._buffers[0].get(plane.spec.name)
             if buffer is None or buffer.nbytes < nbytes + ALIGNMENT:
                 buffer = np.frombuffer(aligned_buffer(nbytes + ALIGNMENT), np.uint8)
-                self._buffers[plane.spec.name] = buffer
+                self._buffers[0][plane.spec.name] = buffer
             phase = offset % ALIGNMENT if offset % 8 == 0 else 0  # as in the file: whole pages are read without a copy
             raw = buffer[phase : phase + nbytes]
             self._reader.read_into(plane.file, offset, raw.data)

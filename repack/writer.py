@@ -87,24 +87,22 @@ def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progr
     """Write NAME.partial to its end: its SHA-256, source bytes of what was there already, whether it went directly."""
     path.unlink(missing_ok=True)
     with SequentialFile(add_suffix(path, PARTIAL)) as file:
-        kept, end, digest = _keep(file, plan, journal, progress)
-        file.cut(end)
-        spool = add_suffix(path, FETCHED)
-        for unit in weights.each(plan.units[kept:], spool, partial(progress, 0, "waiting for the hub")):
-            checksums = _write_unit(file, unit, weights, digest, progress)
-            file.flush(partial(journal.append, {"checksums": checksums}))
+        kept = _keep(file, plan, journal, progress)
+        units = plan.units[kept:]
+        weights.expect(units, add_suffix(path, FETCHED), partial(progress, 0, "waiting for the hub"))
+        for number, unit in enumerate(units, 1):
+            checksums = _write_unit(file, unit, weights, progress)
+            file.mark(partial(journal.append, {"checksums": checksums}))
+            file.mark(partial(weights.finished, number))
         file.sync()
-    return digest.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
+    return file.sha256.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
 
 
-def _write_unit(
-    file: SequentialFile, unit: Unit, weights: Weights, digest: "hashlib._Hash", progress: Progress
-) -> list[str]:
+def _write_unit(file: SequentialFile, unit: Unit, weights: Weights, progress: Progress) -> list[str]:
     """Append a unit; returns its checksums."""
     hasher = BlockHasher(unit.block_bytes)
     for block, source_bytes in unit_blocks(weights, unit):
         data = block.data.cast("B")
-        digest.update(data)
         hasher.update(data)
         file.write(data)
         progress(source_bytes, unit.name)
@@ -113,10 +111,8 @@ def _write_unit(
     return checksums
 
 
-def _keep(
-    file: SequentialFile, plan: FilePlan, journal: Journal, progress: Progress
-) -> "tuple[int, int, hashlib._Hash]":
-    """Read back what the journal has: (units as it says, where the last one ends, SHA-256 so far)."""
+def _keep(file: SequentialFile, plan: FilePlan, journal: Journal, progress: Progress) -> int:
+    """Read back what the journal has, and cut the file after the last unit that is as it says; how many these are."""
     kept = end = 0
     digest = hashlib.sha256()
     for unit, entry in zip(plan.units, journal.entries, strict=False):
@@ -132,7 +128,8 @@ def _keep(
         kept, end = kept + 1, end + unit.nbytes
         progress(unit.source_bytes, unit.name)
     journal.cut(kept)
-    return kept, end, digest
+    file.cut(end, digest)
+    return kept
 
 
 def _silent(nbytes: int, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import hashlib
 import mmap
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from formats.checksum import sha256
 from repack import direct
 from repack.convert import Outcome, convert, prepare
 from repack.direct import ALIGNMENT, BUFFER_BYTES, RangeFile, SequentialFile, aligned_buffer
@@ -201,26 +203,43 @@ def test_a_write_that_failed_is_told_and_what_should_follow_it_does_not(
     done: list[str] = []
     monkeypatch.setattr(os, "pwrite", full)
     with SequentialFile(tmp_path / "file") as file:
-        file.cut(0)
         file.write(memoryview(b"a" * ALIGNMENT))
-        file.flush(lambda: done.append("first"))
-        with pytest.raises(OSError, match="No space"):
-            file.flush(lambda: done.append("second"))
+        file.mark(lambda: done.append("first"))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                file.write(memoryview(b"a" * 2 * BUFFER_BYTES))
         with pytest.raises(OSError, match="No space"):
             file.sync()
     assert done == []
+
+
+def test_a_mark_is_called_in_its_order_once_all_before_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    done: list[str] = []
+    with SequentialFile(path) as file:
+        for number in range(1, 5):
+            file.write(memoryview(b"a" * (BUFFER_BYTES // 2 + ALIGNMENT)))
+
+            def written(end: int = number * (BUFFER_BYTES // 2 + ALIGNMENT)) -> None:
+                assert path.stat().st_size >= end
+                done.append(f"{end}")
+
+            file.mark(written)
+        assert len(done) < 4
+        file.sync()
+    assert done == [str(number * (BUFFER_BYTES // 2 + ALIGNMENT)) for number in range(1, 5)]
 
 
 @pytest.mark.parametrize("sizes", [[ALIGNMENT], [100, 3996], [BUFFER_BYTES + 5, ALIGNMENT - 5], [3 * BUFFER_BYTES]])
 def test_pieces_of_any_size_are_written_one_after_another(tmp_path: Path, sizes: list[int]) -> None:
     content = np.random.default_rng(0).bytes(sum(sizes))
     with SequentialFile(tmp_path / "file") as file:
-        file.cut(0)
         start = 0
         for nbytes in sizes:
             file.write(memoryview(content)[start : start + nbytes])
             start += nbytes
         file.sync()
+        assert file.sha256.hexdigest() == sha256(content)
     assert (tmp_path / "file").read_bytes() == content
 
 
@@ -229,7 +248,8 @@ def test_a_file_that_is_cut_goes_on_there(tmp_path: Path) -> None:
     with SequentialFile(tmp_path / "file") as file:
         assert bytes(file.read(2 * ALIGNMENT, 2 * ALIGNMENT)) == b"a" * ALIGNMENT + b"b"
         assert len(file.read(4 * ALIGNMENT, ALIGNMENT)) == 0
-        file.cut(ALIGNMENT)
+        file.cut(ALIGNMENT, hashlib.sha256(b"a" * ALIGNMENT))
         file.write(memoryview(b"c" * ALIGNMENT))
         file.sync()
+        assert file.sha256.hexdigest() == sha256(b"a" * ALIGNMENT + b"c" * ALIGNMENT)
     assert (tmp_path / "file").read_bytes() == b"a" * ALIGNMENT + b"c" * ALIGNMENT
