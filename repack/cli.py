@@ -76,8 +76,9 @@ def convert_command(
 ) -> None:
     """Convert SOURCE into the container OUT.
 
-    SOURCE is a folder with a checkpoint, a repository on the hub (org/name), or `demo`, the checkpoint that comes
-    with this program. A conversion that was stopped is completed by the same command.
+    SOURCE is a folder with a checkpoint, a GGUF file, a repository on the hub (org/name, or org/name:Q4_K_M for one
+    of its GGUF files), or `demo`, the checkpoint that comes with this program. A conversion that was stopped is
+    completed by the same command.
 
     The workers of a --scheduler need this program and see OUT and SOURCE at the same paths as this machine.
     """
@@ -252,7 +253,7 @@ def inspect_command(out: Path, layer: int | None, expert: int | None, as_json: b
 
 @cli.command("verify")
 @click.argument("out", type=OUT)
-@click.option("--source", help="Compare every tensor with this checkpoint too: a folder, or a repository on the hub.")
+@click.option("--source", help="Compare every tensor with this checkpoint too: a SOURCE of `repack convert`.")
 @click.option("--sample", type=click.IntRange(min=1), help="Compare only so many experts, chosen at random.")
 @hub_options
 @json_option
@@ -307,7 +308,7 @@ def main() -> None:
         say(f"error: {error}")
         status = 1
     except click.Abort:
-        say("interrupted: the same command goes on from here")
+        say("interrupted; a conversion goes on with the same command")
         status = 130
     except OSError as error:
         if (line := os_error_line(error)) is None:

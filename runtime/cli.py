@@ -89,7 +89,14 @@ def say(line: str) -> None:
 @engine_options
 @click.option("-p", "--prompt", help="The prompt.")
 @click.option("-f", "--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt; - is stdin.")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Most tokens of an answer.",
+)
 @click.option(
     "--temp", type=click.FloatRange(min=0), help="Temperature; 0 is greedy. Sampling defaults: generation_config.json."
 )
@@ -257,9 +264,13 @@ def perplexity(out: Path, file: IO[str], window: int, stride: int | None, **opti
 
 @cli.command()
 @engine_options
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Random ones, for prefill."
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Decoded after each prompt."
+)
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Of which medians are told.")
 def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: Any) -> None:
     """Ceilings of disk and memory first, then prefill and decode and their share; the last line is JSON."""
     _, ctx_size, *_ = memory_needs(open_container(out), options["ctx_size"], options["chunk"], options["threads"])

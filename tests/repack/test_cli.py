@@ -210,7 +210,8 @@ def test_an_unsupported_architecture_is_one_line(repack: Run, tmp_path: Path) ->
     folder = write_random(tmp_path / "source", SMALL, shapes(SMALL))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert_one_line(
-        repack("convert", folder, tmp_path / "out"), "config.json: model_type is llama, supported are deepseek_v3,"
+        repack("convert", folder, tmp_path / "out"),
+        "config.json: model_type is llama, supported are deepseek_v2, deepseek_v3,",
     )
 
 

@@ -318,7 +318,7 @@ def test_an_interrupt_exits_130_and_the_same_command_goes_on(tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, "")
-    assert errors.strip() == "interrupted: the same command goes on from here"
+    assert errors.strip() == "interrupted; a conversion goes on with the same command"
     last = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, check=True)
     assert json.loads(last.stdout)["resumed_bytes"] > 0
 
