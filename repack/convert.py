@@ -12,7 +12,7 @@ from formats.checksum import sha256
 from formats.config import read_config
 from formats.container import CONVERTING_FILE, open_container
 from formats.errors import FormatError, RequestError, StreamingExpertsError
-from formats.index import INDEX_FILE, NGRAMS, FileChecksum, Index, SourceFile, index_to_bytes
+from formats.index import INDEX_FILE, NGRAMS, REHEARSAL, FileChecksum, Index, SourceFile, index_to_bytes
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
 from formats.origins import ORIGINS
@@ -195,6 +195,9 @@ def find_finished(conversion: Conversion, out: Path) -> Outcome | None:
         index = open_container(out).index
     except StreamingExpertsError as error:
         raise RequestError(f"{error}; --force converts anew") from None
+    if (REHEARSAL in index.extensions) != (REHEARSAL in conversion.extensions):
+        holds = "a rehearsal" if REHEARSAL in index.extensions else "a model that was converted, no rehearsal"
+        raise RequestError(f"{out}: holds {holds}; --force replaces it")
     differs = difference(_origin(index), _origin(_new_index(conversion)))
     if differs is not None:
         raise RequestError(f"{out}: holds a container with {differs}; --force replaces it")

@@ -54,6 +54,8 @@ _OURS = re.compile(
 def inspect_folder(out: Path) -> None:
     """Raises RequestError when OUT is a file, or a folder with anything that no conversion has put there."""
     if not out.exists():
+        if out.is_symlink():
+            raise RequestError(f"{out}: is a link to {os.readlink(out)}, which is not there")
         return
     if not out.is_dir():
         raise RequestError(f"{out}: is a file, expected a folder to write")
@@ -179,8 +181,9 @@ def check_space(out: Path, output_bytes: int, also: tuple[Path, int] | None = No
 
 
 def written_bytes(out: Path) -> int:
-    """What OUT already holds of ours."""
-    return sum((out / name).stat().st_size for name in _names(out) if _OURS.fullmatch(name))
+    """What OUT already holds of ours; hard links to one file take its bytes once."""
+    found = [(out / name).stat() for name in _names(out) if _OURS.fullmatch(name)]
+    return sum({stat.st_ino: stat.st_size for stat in found}.values())
 
 
 def _names(out: Path) -> list[str]:

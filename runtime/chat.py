@@ -1,7 +1,8 @@
 """The interactive chat of `stream-run`: one line in, an answer out, the history kept."""
 
+import sys
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from formats.errors import FormatError, RequestError
 from formats.fields import parse_json, shown
 from runtime.engine import Engine
 from runtime.session import Session
+from runtime.stats import Stats
 
 HELP = "/reset begins anew, /stats shows numbers, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 
@@ -94,12 +96,17 @@ def chat_loop(
     """Talk until /quit or the end of input."""
     conversation = Conversation(engine, settings, system, chat, template_options)
     click.echo(HELP, err=True)
+    with suppress(ImportError):  # of a Python without it
+        import readline  # noqa: F401 - with it `input` edits lines and recalls them
     while True:
         try:
-            line = click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True).strip()
-        except click.exceptions.Abort:
+            line = ask().strip()
+        except (EOFError, KeyboardInterrupt):
             click.echo(err=True)
             return
+        except UnicodeDecodeError as error:
+            click.echo(f"error: the line is not UTF-8 text (byte {error.start})", err=True)
+            continue
         if line == "/quit":
             return
         if line == "/reset":
@@ -114,17 +121,35 @@ def chat_loop(
             answer(conversation, line)
 
 
+def ask() -> str:
+    """The next line, which a terminal lets edit (readline). Raises EOFError or KeyboardInterrupt at the end."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input("> ")
+    click.echo("> ", nl=False, err=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
 def answer(conversation: Conversation, line: str) -> None:
     """Show one answer; Ctrl-C ends it and keeps what was said."""
     try:
         with closing(conversation.reply(line)) as pieces:
             for piece in pieces:
                 click.echo(piece, nl=False)
+        if limit := limit_reached(conversation.engine.stats):
+            click.echo(f" [{limit} ended this]", err=True, nl=False)
     except KeyboardInterrupt:
         click.echo(" [stopped]", err=True, nl=False)
     except RequestError as error:
         click.echo(f"error: {error}; /reset begins anew", err=True)
     click.echo()
+
+
+def limit_reached(stats: Stats) -> str:
+    """The option that ended the latest text before the model did, or nothing."""
+    return f"--{stats.ended.replace('_', '-')}" if stats.ended in ("max_new_tokens", "ctx_size") else ""
 
 
 def show_stats(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from formats.container import open_container
 from formats.errors import RequestError, StreamingExpertsError, os_error_line
 from formats.memory import default_ram_bytes
 from runtime.bench import num_steps, run_bench
-from runtime.chat import chat_loop, read_template_options, refuse_without_chat
+from runtime.chat import chat_loop, limit_reached, read_template_options, refuse_without_chat
 from runtime.engine import Engine
 from runtime.needs import memory_needs
 from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, threads_option
@@ -28,6 +28,7 @@ from runtime.sampling import SamplingOptions
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
 from runtime.streaming import StopStrings
+from runtime.text import require_tokenizer
 from runtime.trace import read_trace
 
 CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
@@ -122,7 +123,7 @@ def say(line: str) -> None:
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the routing of every step to this file.")
 def run(out: Path, **options: Any) -> None:
     """Continue a prompt, or chat when started in a terminal without one."""
-    open_container(out)  # what is no container is refused before a prompt is awaited
+    require_tokenizer(open_container(out).index.files)  # before a prompt is awaited and weights are read
     overrides = {"temperature": options["temp"], **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed"))}
     given = {name: value for name, value in overrides.items() if value is not None}
     SamplingOptions(**given)  # as is what is out of range
@@ -152,7 +153,8 @@ def run(out: Path, **options: Any) -> None:
             click.echo(json.dumps(result))
         else:
             show_text(pieces)
-        say(stats_line(engine.stats))
+        limit = limit_reached(engine.stats)
+        say(stats_line(engine.stats) + (f"; {limit} ended the text" if limit else ""))
 
 
 def show_text(pieces: Iterable[str]) -> None:
@@ -233,7 +235,9 @@ def perplexity(out: Path, file: IO[str], window: int, stride: int | None, **opti
     if beside is not None:
         picked["ram"] = (default_ram_bytes() if picked["ram"] is None else picked["ram"]) // 2
     stride = window if stride is None else stride
-    _, ctx_size, *_ = memory_needs(open_container(out), options["ctx_size"], options["chunk"], options["threads"])
+    container = open_container(out)
+    require_tokenizer(container.index.files)
+    _, ctx_size, *_ = memory_needs(container, options["ctx_size"], options["chunk"], options["threads"])
     check_windows(window, stride, ctx_size)  # and the file, before what may take minutes to open
     text = read_text(file)
     with ExitStack() as stack:

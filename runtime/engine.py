@@ -256,14 +256,17 @@ class Engine:
         session = session or self.new_session()
         sampler = Sampler(sampling or SamplingOptions())
         history = [*session.token_ids, *token_ids]
+        self._stats.ended = ""
         logits = self.prefill(session, token_ids)
-        for produced in range(max_new_tokens):
+        for left in range(max_new_tokens - 1, -1, -1):
             token_id = sampler.sample(logits, history)
             if token_id in self.generation.stop_ids and not ignore_eos:
+                self._stats.ended = "stop token"
                 return
             history.append(token_id)
             yield token_id
-            if produced + 1 == max_new_tokens or len(session.token_ids) == self.ctx_size:
+            if left == 0 or len(session.token_ids) == self.ctx_size:
+                self._stats.ended = "max_new_tokens" if left == 0 else "ctx_size"
                 return
             began = time.perf_counter()
             (logits,) = self.step([(session, [token_id])])
@@ -303,6 +306,7 @@ class Engine:
             if piece:
                 yield piece
             if stopped:
+                self._stats.ended = "stop text"
                 return
         piece, _ = stops.push(decoder.finish())
         yield piece + stops.finish()

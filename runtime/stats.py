@@ -26,6 +26,7 @@ class Stats:
     cache_hits: int = 0
     cache_misses: int = 0
     peak_memory_bytes: int = 0
+    ended: str = ""  # what ended the latest generation: stop token, stop text, max_new_tokens or ctx_size
 
     @property
     def prompt_tokens_per_s(self) -> float:

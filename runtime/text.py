@@ -1,6 +1,6 @@
 """Text <-> token ids: the tokenizer of a checkpoint, raw prompts and chats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -51,8 +51,7 @@ class Text:
         Raises FormatError for a file that is not what it should be, UnsupportedError for a tokenizer whose
         decoder cannot stream.
         """
-        if TOKENIZER not in files:
-            raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do")
+        require_tokenizer(files)
         tokenizer = read_tokenizer(files[TOKENIZER])
         tokenizer.no_truncation()  # settings of training; transformers switches them off too
         tokenizer.no_padding()
@@ -161,6 +160,12 @@ class Text:
             literal = self.spelling(min(spelled))
             raise RequestError(f"messages: spell {literal}, which this tokenizer cannot encode as plain text")
         return [original.get(i, i) for i in ids]
+
+
+def require_tokenizer(files: Collection[str]) -> None:
+    """Raises FormatError for a container without one among its small files."""
+    if TOKENIZER not in files:
+        raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do")
 
 
 def _switches(template: ChatTemplate, thinking: bool | None) -> dict[str, bool]:

@@ -58,6 +58,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("mixtral", "llama"),
             ("olmoe_gguf", "olmoe"),
             ("granitemoe", "granitemoe"),
+            ("ernie4_5_moe", "ernie4_5-moe"),
             ("glm4_moe", "glm4moe"),
             ("minimax_m2", "minimax-m2"),
             ("gpt_oss_gguf", "gpt-oss"),

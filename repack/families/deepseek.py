@@ -143,7 +143,8 @@ def _attention_residual(name: str) -> tuple[Tensor, ...]:
     return Tensor(f"{name}_norm", "D"), Tensor(f"{name}_proj", "1 D", keep=True)
 
 
-A_LOG = Tensor("self_attn.A_log", "d", suffix="")  # of the heads, and zeros up to the width of one
+A_LOG = Tensor("self_attn.A_log", "d", suffix="", dtype="F32")  # of the heads, and zeros up to the width of one
+IN_F32 = ("self_attn.q_conv1d", "self_attn.k_conv1d", "self_attn.v_conv1d", "self_attn.o_norm", "self_attn.dt_bias")
 KIMI_K3 = replace(
     KIMI_LINEAR,
     prefixes=("language_model.model.", "model."),
@@ -153,7 +154,9 @@ KIMI_K3 = replace(
         FULL_ATTENTION: (*LATENT_ATTENTION, Tensor("self_attn.g_proj", "O D")),
         LINEAR_ATTENTION: (
             *(
-                A_LOG if tensor.name == A_LOG.name else tensor
+                A_LOG
+                if tensor.name == A_LOG.name
+                else tensor._replace(dtype="F32" if tensor.name in IN_F32 else "BF16")
                 for tensor in DELTA_ATTENTION
                 if tensor.name not in ("self_attn.g_a_proj", "self_attn.g_b_proj")
             ),

@@ -43,7 +43,7 @@ DENSE_MLP = (
     Tensor("mlp.down_proj", "D F"),
 )
 ROUTER = Tensor("mlp.gate", "E D", keep=True)
-CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="")
+CORRECTION_BIAS = Tensor("mlp.gate.e_score_correction_bias", "E", suffix="", dtype="F32")
 SHARED_EXPERT = (
     Tensor("mlp.shared_expert.gate_proj", "S D"),
     Tensor("mlp.shared_expert.up_proj", "S D"),

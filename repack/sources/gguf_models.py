@@ -16,7 +16,7 @@ from formats.fields import shown
 from formats.gguf import ROPE_FREQS
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
-from repack.sources.gguf_keys import SIGMOID, Config, Keys, Metadata, dimensions, groups, rope_scaling
+from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, Metadata, dimensions, groups, rope_scaling
 from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config, kimi_linear_config
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
@@ -151,6 +151,23 @@ def _glm4_moe(keys: Keys) -> Config:
     }
 
 
+def _ernie4_5_moe(keys: Keys) -> Config:
+    """ERNIE-4.5; that its router has a softmax and a bias, no key says."""
+    keys.only("expert_gating_func", SOFTMAX)
+    layers = keys["block_count"]
+    sparse = [layer for layer in range(layers) if keys.has("ffn_gate_inp.weight", layer)]
+    config = _decoder_config(keys, "ernie4_5_moe", experts="moe_num_experts")
+    return config | {
+        "moe_k": keys["expert_used_count"],
+        "moe_layer_start_index": min(sparse, default=layers),
+        "moe_layer_end_index": max(sparse, default=-1),
+        "moe_layer_interval": keys["interleave_moe_layer_step"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "moe_num_shared_experts": keys.get("expert_shared_count", 0),
+        "intermediate_size": keys["feed_forward_length"],
+    }
+
+
 def _minimax_m2(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     return _decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
@@ -208,6 +225,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {"ssm_a": LOG_OF_MINUS},
     ),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
+    "ernie4_5-moe": Architecture(
+        "ernie4_5_moe",
+        _ernie4_5_moe,
+        COMMON | SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
+    ),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
     "granitemoe": Architecture(

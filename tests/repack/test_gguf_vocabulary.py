@@ -116,6 +116,7 @@ def test_all_tokens_that_end_a_turn_are_stop_tokens() -> None:
 
 
 CUTS = {
+    "deepseek-llm": ["Hello", " world", " ", "1", "2", "3", "4", " ", "漢字かな", "!", "\n", "\n", "x"],
     "deepseek-v3": ["Hello", " world", " ", "123", "4", " ", "漢字かな", "!\n\n", "x"],
     "gpt-4o": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
     "kimi-k2": ["Hello", " world", " ", "123", "4", " ", "漢字", "かな", "!\n\n", "x"],
@@ -133,6 +134,19 @@ def test_every_pattern_cuts_text_without_loss(name: str) -> None:
         assert "".join(piece for piece, _ in cutter.pre_tokenize_str(case["text"])) == case["text"]
     pieces = [piece for piece, _ in cutter.pre_tokenize_str("Hello world 1234 漢字かな!\n\nx")]
     assert pieces == CUTS.get(name, pieces)
+
+
+def test_numbers_of_deepseek_v2_are_cut_as_its_tokenizer_json_does_digit_by_digit() -> None:
+    *others, digits = PRE_TOKENIZERS["deepseek-llm"].patterns
+    ours, published = (
+        pre_tokenizers.Sequence([*(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in others), last])
+        for last in (
+            pre_tokenizers.Split(Regex(digits), "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+        )
+    )
+    for text in (*(case["text"] for case in CHAT["encode"]), "12½³ ٣٤ ⅣⅧ \uff11\uff12"):
+        assert ours.pre_tokenize_str(text) == published.pre_tokenize_str(text)
 
 
 @pytest.mark.parametrize(

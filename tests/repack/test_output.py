@@ -154,6 +154,12 @@ def test_a_file_is_no_output(source: FolderSource, tmp_path: Path) -> None:
         run(source, tmp_path / "out")
 
 
+def test_a_link_to_nowhere_is_no_output(source: FolderSource, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with refusal(RequestError, f"{tmp_path / 'out'}: is a link to nowhere, which is not there"):
+        run(source, tmp_path / "out")
+
+
 def test_an_empty_folder_and_a_deep_new_one_are_outputs(source: FolderSource, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert not run(source, tmp_path / "empty")
@@ -217,6 +223,17 @@ def test_what_is_already_written_needs_no_room(tmp_path: Path, monkeypatch: pyte
     check_space(tmp_path, 6000)
     with refusal(StorageError, "needs 1001 B more"):
         check_space(tmp_path, 6001)
+
+
+def test_a_hard_link_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    (out / "experts").mkdir(parents=True)
+    (out / "experts" / "layer-000.bin").write_bytes(bytes(600))
+    os.link(out / "experts" / "layer-000.bin", out / "experts" / "layer-001.bin")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 300))
+    check_space(out, 900)
+    with refusal(StorageError, "needs 301 B more"):
+        check_space(out, 901)
 
 
 def test_output_and_download_on_one_disk_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

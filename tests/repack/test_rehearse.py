@@ -16,6 +16,7 @@ from repack.known_models import KNOWN_MODELS, known_geometry
 from repack.plan import Options
 from repack.rehearse import prepare_rehearsal, read_geometry
 from repack.report import inspect
+from repack.sources import demo_folder, open_local
 from repack.sources.folder import FolderSource
 from repack.tables import inspection_text
 from repack.verify import verify_container
@@ -147,6 +148,13 @@ def test_another_seed_does_not_go_on_with_the_first_one(tmp_path: Path) -> None:
     rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=1)
     with pytest.raises(RequestError, match="extensions rehearsal seed 1, not 2; --force replaces it"):
         rehearse(CONFIGS_BF16[0], tmp_path / "out", seed=2)
+
+
+def test_a_conversion_does_not_replace_a_rehearsal_unless_forced(tmp_path: Path) -> None:
+    conversion = prepare(open_local("demo"), Options())
+    convert(prepare_rehearsal(read_geometry(demo_folder()), Options(), 0, None), tmp_path / "out")
+    with pytest.raises(RequestError, match="out: holds a rehearsal; --force replaces it"):
+        convert(conversion, tmp_path / "out")
 
 
 def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:

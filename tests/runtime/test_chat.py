@@ -219,6 +219,12 @@ def test_answers_go_to_stdout_and_all_else_to_stderr(capture: Any, says: list[st
     assert "/reset begins anew" in err
 
 
+def test_an_answer_that_a_limit_ended_says_so(capture: Any, says: list[str]) -> None:
+    says += ["word " * 60, "Good day."]
+    err = capture("Hello", "And now?")[1]
+    assert err.count("[--max-new-tokens ended this]") == 1
+
+
 def test_quit_ends_the_loop_before_the_next_line(capture: Any, says: list[str]) -> None:
     says += ["Good day."]
     capture("/quit", "Hello")
@@ -317,7 +323,7 @@ class Terminal:
         return before
 
     def type(self, line: str) -> None:
-        os.write(self.master, line.encode() + b"\n")
+        os.write(self.master, line.encode(errors="surrogateescape") + b"\n")
 
     def close(self) -> None:
         self.process.kill()
@@ -325,12 +331,32 @@ class Terminal:
         os.close(self.master)
 
 
-def test_a_terminal_without_a_prompt_is_a_chat(demo4: Path) -> None:
+@pytest.fixture
+def terminal(demo4: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A chat in a terminal that knows no escape sequences, with the strict decoding of most locales."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     ram = str(floor_bytes(demo4, threads=1))
     words = [*STREAM_RUN, str(demo4), "--temp", "0", "-n", "8", "--ignore-eos", "-t", "1", "--ram", ram]
     with closing(Terminal(words)) as terminal:
         terminal.until("> ")
-        terminal.type("Tell me a story.")
-        assert terminal.until("> ").strip()
-        terminal.type("/quit")
-        assert terminal.process.wait(timeout=60) == 0
+        yield terminal
+
+
+def test_a_terminal_without_a_prompt_is_a_chat(terminal: Terminal) -> None:
+    terminal.type("Tell me a story.")
+    assert terminal.until("> ").replace("Tell me a story.", "").strip()
+    terminal.type("/quit")
+    assert terminal.process.wait(timeout=60) == 0
+
+
+def test_a_line_can_be_edited(terminal: Terminal) -> None:
+    terminal.type("help\x01/")  # Ctrl-A goes to its beginning
+    terminal.until("/reset begins anew")
+
+
+def test_a_line_that_is_no_text_is_told_and_the_loop_goes_on(terminal: Terminal) -> None:
+    terminal.type("\udcff")
+    terminal.until("error: the line is not UTF-8 text (byte 0)")
+    terminal.type("/help")
+    terminal.until("/reset begins anew")

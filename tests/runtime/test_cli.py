@@ -188,7 +188,7 @@ def test_stdout_holds_the_text_and_stderr_one_line_of_numbers(command: Command, 
     assert re.fullmatch(
         rf"prompt \d+ tokens, {number} tokens/s; decode 3 tokens, {number} tokens/s; "
         rf"read {number} MiB at {number} GB/s; cache hits {number} %; peak memory {number} MiB; "
-        r"(numpy|native \(.+\)), (direct|buffered) reads",
+        r"(numpy|native \(.+\)), (direct|buffered) reads; --max-new-tokens ended the text",
         line,
     )
 
@@ -200,6 +200,7 @@ def test_json_is_one_object_on_stdout(command: Command, demo4: Path, expected: s
     assert result["text"] + "\n" == expected
     assert set(Stats.__dataclass_fields__) < set(result)
     assert result["read_mode"] in ("direct", "buffered")
+    assert result["ended"] == "max_new_tokens"
 
 
 def test_json_in_a_chat_that_has_no_prompt_is_a_usage_error(command: Command, demo4: Path) -> None:
@@ -276,11 +277,13 @@ def test_a_prompt_longer_than_the_context_is_one_line(command: Command, demo4: P
     assert "but --ctx-size is 2" in one_line(command(demo4, "-p", PROMPT, "-c", "2"))
 
 
-def test_a_container_without_a_tokenizer_is_one_line(command: Command, fused16: Path) -> None:
-    assert (
-        one_line(command(fused16, "-p", PROMPT))
-        == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
-    )
+@pytest.mark.parametrize("words", [("OUT", "-p", PROMPT), ("perplexity", "OUT", VALIDATION)])
+def test_a_container_without_a_tokenizer_is_one_line_before_weights_are_read(
+    command: Command, fused16: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("runtime.cli.open_engine", None)
+    message = one_line(command(*(fused16 if word == "OUT" else word for word in words)))
+    assert message == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
 
 
 @pytest.mark.parametrize(

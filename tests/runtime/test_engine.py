@@ -133,12 +133,14 @@ def test_every_stop_id_of_generation_config_ends_the_ids_and_is_not_among_them(
     with open_demo(demo4) as engine:
         assert engine.generation.stop_ids == (0, 2)
         assert engine.generate_ids(PROMPT, max_new_tokens=10) == [5, 6]
+        assert engine.stats.ended == "stop token"
 
 
 def test_stop_ids_can_be_ignored(demo4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(monkeypatch, [5, 0, 2, 8])
     with open_demo(demo4) as engine:
         assert engine.generate_ids(PROMPT, max_new_tokens=4, ignore_eos=True) == [5, 0, 2, 8]
+        assert engine.stats.ended == "max_new_tokens"
 
 
 def test_a_stop_string_ends_the_text_before_it(demo4: Path) -> None:
@@ -146,6 +148,7 @@ def test_a_stop_string_ends_the_text_before_it(demo4: Path) -> None:
         whole = joined(engine, temperature=0, max_new_tokens=24, ignore_eos=True)
         stop = whole[20:24]
         ended = joined(engine, temperature=0, max_new_tokens=24, ignore_eos=True, stop=["no such text", stop])
+        assert engine.stats.ended == "stop text"
     assert ended == whole[: whole.index(stop)]
 
 
@@ -154,6 +157,7 @@ def test_generation_ends_when_the_context_is_full(demo4: Path) -> None:
         session = engine.new_session()
         found = engine.generate_ids(PROMPT, max_new_tokens=100, ignore_eos=True, session=session)
         assert len(session.token_ids) == 16
+        assert engine.stats.ended == "ctx_size"
     assert len(found) == 5  # four more fit; the logits after the last one give a fifth
 
 

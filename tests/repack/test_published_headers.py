@@ -1,0 +1,148 @@
+"""Names, shapes and dtypes of families against headers of published checkpoints, as public readers of them state them.
+
+Kimi K3: headers of layers 0, 11 and 12, by two readers of the checkpoint, which agree. DeepSeek-V4-Flash: of layer 2,
+by two others. Qwen3.8-Flash-Next: an inventory of the checkpoint.
+"""
+
+import json
+
+import pytest
+
+from formats.config import ModelConfig, read_config
+from repack.families import FAMILIES
+from repack.known_models import KNOWN_MODELS
+
+HALF = {
+    "input_layernorm.weight": ([7168], "BF16"),
+    "mlp_res_norm.weight": ([7168], "BF16"),
+    "mlp_res_proj.weight": ([1, 7168], "BF16"),
+    "post_attention_layernorm.weight": ([7168], "BF16"),
+    "self_attention_res_norm.weight": ([7168], "BF16"),
+    "self_attention_res_proj.weight": ([1, 7168], "BF16"),
+    "self_attn.g_proj.weight": ([12288, 7168], "BF16"),
+    "self_attn.o_proj.weight": ([7168, 12288], "BF16"),
+}
+DELTA = HALF | {
+    "self_attn.A_log": ([128], "F32"),
+    "self_attn.b_proj.weight": ([96, 7168], "BF16"),
+    "self_attn.dt_bias": ([12288], "F32"),
+    "self_attn.f_a_proj.weight": ([128, 7168], "BF16"),
+    "self_attn.f_b_proj.weight": ([12288, 128], "BF16"),
+    "self_attn.o_norm.weight": ([128], "F32"),
+    **{f"self_attn.{part}_conv1d.weight": ([12288, 1, 4], "F32") for part in "qkv"},
+    **{f"self_attn.{part}_proj.weight": ([12288, 7168], "BF16") for part in "qkv"},
+}
+LATENT = HALF | {
+    "self_attn.kv_a_layernorm.weight": ([512], "BF16"),
+    "self_attn.kv_a_proj_with_mqa.weight": ([576, 7168], "BF16"),
+    "self_attn.kv_b_proj.weight": ([24576, 512], "BF16"),
+    "self_attn.q_a_layernorm.weight": ([1536], "BF16"),
+    "self_attn.q_a_proj.weight": ([1536, 7168], "BF16"),
+    "self_attn.q_b_proj.weight": ([18432, 1536], "BF16"),
+}
+DENSE = {
+    "mlp.down_proj.weight": ([7168, 33792], "BF16"),
+    "mlp.gate_proj.weight": ([33792, 7168], "BF16"),
+    "mlp.up_proj.weight": ([33792, 7168], "BF16"),
+}
+SPARSE = {
+    "block_sparse_moe.gate.e_score_correction_bias": ([896], "F32"),
+    "block_sparse_moe.gate.weight": ([896, 7168], "BF16"),
+    "block_sparse_moe.routed_expert_down_proj.weight": ([3584, 7168], "BF16"),
+    "block_sparse_moe.routed_expert_norm.weight": ([3584], "BF16"),
+    "block_sparse_moe.routed_expert_up_proj.weight": ([7168, 3584], "BF16"),
+    "block_sparse_moe.shared_experts.down_proj.weight": ([7168, 6144], "BF16"),
+    "block_sparse_moe.shared_experts.gate_proj.weight": ([6144, 7168], "BF16"),
+    "block_sparse_moe.shared_experts.up_proj.weight": ([6144, 7168], "BF16"),
+}
+
+
+def config_of(name: str) -> ModelConfig:
+    return read_config(json.dumps(KNOWN_MODELS[name]).encode())
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(0, DELTA | DENSE), (11, LATENT | SPARSE), (12, DELTA | SPARSE)])
+def test_a_layer_of_kimi_k3_has_the_published_tensors(layer: int, expected: dict[str, tuple[list[int], str]]) -> None:
+    config = config_of("moonshotai/Kimi-K3")
+    family = FAMILIES[config.model_type]
+    found = {
+        tensor.published: (list(family.shape(tensor.shape, config)), tensor.dtype)
+        for tensor in family.layer_tensors(config, layer)
+    }
+    assert found == expected
+
+
+def test_experts_of_kimi_k3_read_and_give_what_their_published_codes_hold() -> None:
+    config = config_of("moonshotai/Kimi-K3")
+    family = FAMILIES[config.model_type]
+    codes = {"w1": [3072, 2 * 1792], "w2": [3584, 2 * 1536], "w3": [3072, 2 * 1792]}  # two to a byte
+    found = {
+        rule.name.removeprefix("block_sparse_moe.experts.{expert}."): list(family.shape(rule.shape, config))
+        for rule in family.expert_layouts[0]
+    }
+    assert found == codes
+
+
+MIXTURE = ("hc_norm", "input_mix_weight_down", "input_mix_weight_up")
+STREAMS = {
+    f"{half}_hyper_connection.{name}.weight" for half in ("attn", "mlp") for name in (*MIXTURE, "block_inject_weight")
+}
+BESIDE_EXPERTS = {
+    "mlp.gate.weight",
+    "mlp.shared_expert_gate.weight",
+    *(f"mlp.shared_expert.{part}_proj.weight" for part in ("gate", "up", "down")),
+}
+DELTA_NET = {
+    "linear_attn.A_log",
+    "linear_attn.dt_bias",
+    *(f"linear_attn.{name}.weight" for name in ("conv1d", "norm", "out_proj")),
+    *(f"linear_attn.in_proj_{name}.weight" for name in ("a", "b", "qkv", "z")),
+}
+INDEXED = {
+    *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
+    *(f"self_attn.{part}_norm.weight" for part in "qk"),
+    "self_attn.indexer.index_qk_proj.weight",
+    *(f"self_attn.indexer.{part}_layernorm.weight" for part in "qk"),
+}
+NGRAMS = {f"ple.{name}.weight" for name in ("key_proj", "value_proj", "conv1d", "norm_conv", "norm_key", "norm_query")}
+
+
+@pytest.mark.parametrize(("layer", "mixer"), [(0, DELTA_NET), (1, DELTA_NET | NGRAMS), (3, INDEXED)])
+def test_a_layer_of_flash_next_has_the_published_names(layer: int, mixer: set[str]) -> None:
+    config = config_of("Qwen/Qwen3.8-Flash-Next")
+    family = FAMILIES[config.model_type]
+    found = {tensor.published for tensor in family.layer_tensors(config, layer)}
+    assert found == STREAMS | BESIDE_EXPERTS | mixer
+
+
+def test_the_table_of_flash_next_comes_in_the_published_shards() -> None:
+    config = config_of("Qwen/Qwen3.8-Flash-Next")
+    family = FAMILIES[config.model_type]
+    shards = [(tensor.published, family.shape(tensor.shape, config)) for tensor in family.ngram_shards(config)]
+    assert len(shards) == 128
+    assert shards[127] == ("ple.ple_embedding.ngram_embedding.shard_127.weight", (2500012, 160))
+
+
+COMPRESSORS = {  # of layer 2 of DeepSeek-V4-Flash, the first with an indexer
+    "attn.compressor.ape": ([4, 1024], "F32"),
+    "attn.compressor.norm.weight": ([512], "BF16"),
+    "attn.compressor.wgate.weight": ([1024, 4096], "BF16"),
+    "attn.compressor.wkv.weight": ([1024, 4096], "BF16"),
+    "attn.indexer.compressor.ape": ([4, 256], "F32"),
+    "attn.indexer.compressor.norm.weight": ([128], "BF16"),
+    "attn.indexer.compressor.wgate.weight": ([256, 4096], "BF16"),
+    "attn.indexer.compressor.wkv.weight": ([256, 4096], "BF16"),
+    "attn.indexer.weights_proj.weight": ([64, 4096], "BF16"),
+    "attn.indexer.wq_b.weight": ([8192, 1024], "BF16"),  # FP8 in the file, as its quantization_config says
+}
+
+
+def test_what_compresses_in_deepseek_v4_has_the_published_tensors() -> None:
+    config = config_of("deepseek-ai/DeepSeek-V4-Flash")
+    family = FAMILIES[config.model_type]
+    found = {
+        tensor.published: (list(family.shape(tensor.shape, config)), tensor.dtype)
+        for tensor in family.layer_tensors(config, 2)
+        if tensor.published.startswith(("attn.compressor.", "attn.indexer."))
+    }
+    assert found == COMPRESSORS
