@@ -6,7 +6,7 @@ It shows what a model needs and how fast it runs here before anything is downloa
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -187,8 +187,7 @@ class MadeUpWeights:
         return rng.standard_normal((rows, source.columns), np.float32) * np.float32(_std(source))
 
     def __enter__(self) -> "MadeUpWeights":
-        pool = np.random.Generator(np.random.SFC64(self._seed))
-        self._pool = pool.integers(2**64, size=POOL_BYTES // 8, dtype=np.uint64)
+        self._pool = _random_words(self._seed)
         self._made = np.empty(POOL_BYTES // 8, np.uint64)  # codes, until the next are asked for
         return self
 
@@ -196,6 +195,12 @@ class MadeUpWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._pool, self._made
+
+
+@lru_cache(maxsize=1)
+def _random_words(seed: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+    """POOL_BYTES, the same for all files: one pool stays in the processor's cache, one for each does not."""
+    return np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=POOL_BYTES // 8, dtype=np.uint64)
 
 
 def _experts_of_tokens(rng: np.random.Generator, num_experts: int, tokens: int, k: int) -> Float32:
