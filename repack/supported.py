@@ -69,7 +69,7 @@ SUPPORTED: Sequence[Supported] = (
         DECODERS,
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8", TRANSFORMERS, DECODERS),
+    Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (

@@ -17,6 +17,7 @@ from tests.fixtures import (
     kimi_linear_tiny,
     llama4_tiny,
     mimo_tiny,
+    qwen4_tiny,
 )
 from tests.fixtures.recipe import write_checkpoint
 from tests.llama_cpp import Values
@@ -69,6 +70,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "kimi_linear_gguf": _checkpoint("kimi-linear", kimi_linear_tiny.CASES["kimi_linear_gguf"], "kimi_linear_gguf"),
     "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "mimo_v2_flash": _checkpoint("mimo2", mimo_tiny.CASES["mimo_v2_flash"], "mimo_v2_flash"),
+    "qwen4_exp_gguf": _checkpoint("qwen4exp", qwen4_tiny.CASES["qwen4_exp_gguf"], "qwen4_exp_gguf"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{
         name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
@@ -128,5 +130,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
+    elif any(type(entry) is int and entry >= 2**31 for entry in value):
+        array, wide = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64
+        writer.add_key_value(key, value, array, wide)
     else:
         writer.add_array(key, value)

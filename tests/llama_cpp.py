@@ -44,25 +44,27 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_gemma4(values, config)
     elif architecture == "deepseek4":
         values = _of_deepseek4(values, config)
+    elif architecture == "qwen4exp":
+        values = _of_qwen4(_stacked(values, config["num_hidden_layers"]), config)
     else:
         values = {_by_mlx(name): value for name, value in values.items()} if architecture in KIMI else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
+    outside = {_short(hf): gguf_name for gguf_name, hf in ARCHITECTURES[architecture].outside.items()}
     result = {}
     for name, value in values.items():
         words = name.split(".", 2)
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        if name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
+        if name in outside:
+            result[outside[name]] = _changed(name, value, architecture, config)
+        elif name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
             rest = names[words[2]]
             if words[2] == "post_attention_layernorm.weight":
                 rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
-        if name == "rope_freqs.weight":
+        elif name == "rope_freqs.weight":
             result[name] = value
-        for gguf_name, hf in ARCHITECTURES[architecture].outside.items():
-            if name == _short(hf):
-                result[gguf_name] = _changed(name, value, architecture, config)
     return result
 
 
@@ -200,6 +202,23 @@ def _of_deepseek4(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _of_qwen4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """The indexer's projection apart, the table of n-grams as one tensor, and nothing of its hashes."""
+    result: dict[str, Float32] = {}
+    queries = config["indexer_n_heads"] * config["indexer_head_dim"]
+    shards: list[Float32] = []
+    for name, value in values.items():
+        if ".ple_embedding." not in name and name.endswith("index_qk_proj.weight"):
+            for part, rows in (("q", value[:queries]), ("k", value[queries:])):
+                result[name.replace("index_qk_proj", f"index_{part}_proj")] = rows
+        elif ".ngram_embedding.shard_" in name:
+            shards.append(values[f"{name.rpartition('shard_')[0]}shard_{len(shards)}.weight"])
+        elif ".ple_embedding." not in name:
+            result[name] = value
+    at = f"layers.{config['ple_layer_ids'][0] - 1}.ple.ple_embedding.ngram_embedding"
+    return result | {f"{at}.shard_0.weight": np.concatenate(shards)}
+
+
 def _mxfp4(packed: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """[rows, columns / 2] with the lower of two codes first, scales [rows, groups of 32] -> ggml's blocks."""
     pairs = packed.reshape(*scales.shape, 16)
@@ -219,14 +238,14 @@ def _llama3_factors(config: Mapping[str, Any]) -> Float32:
 
 def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, Any]) -> Float32:
     """What the converter does to values."""
-    if architecture in ("qwen35moe", "qwen3next"):
-        if name.endswith("norm.weight") and not name.startswith("linear_attn."):
+    if architecture in ("qwen35moe", "qwen3next", "qwen4exp"):
+        if "norm" in name.split(".")[-2] and not name.startswith("linear_attn."):
             value = value + np.float32(1)
         if name.endswith("A_log"):
             value = -np.exp(value)
-        if name == "linear_attn.conv1d.weight":
+        if name in ("linear_attn.conv1d.weight", "ple.conv1d.weight"):
             value = value[:, 0]
-        if name.startswith("linear_attn.") and architecture == "qwen35moe":
+        if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
     if architecture in KIMI:
         if name.endswith("A_log"):

@@ -84,6 +84,7 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
     indexer_budget: int  # tokens of the blocks that a token attends to at most
     indexer_compress_ratio: int  # tokens of a block
     ngrams: NGrams | None
+    indexer_qk_split: bool = False  # index_qk_proj stands as index_q_proj and index_k_proj, as GGUF files have it
 
     @property
     def hc_width(self) -> int:
@@ -178,6 +179,7 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
             indexer_budget=text.integer("indexer_budget", 1, 2**31),
             indexer_compress_ratio=text.integer("indexer_compress_ratio", 1, 2**16),
             ngrams=_read_ngrams(text),
+            indexer_qk_split=text.boolean("indexer_qk_split", default=False),  # our own key
         )
 
 

@@ -88,7 +88,7 @@ class GGUFCheckpoint:
 
     def __init__(self, headers: Mapping[str, GGUFHeader], where: str) -> None:
         metadata: Metadata = next(iter(headers.values())).metadata
-        names = {name for header in headers.values() for name in header.tensors}
+        names = {name: tensor.shape for header in headers.values() for name, tensor in header.tensors.items()}
         factors = next((h.rope_factors for h in headers.values() if h.rope_factors is not None), None)
         architecture, keys = architecture_of(metadata, names, factors, where)
         config = architecture.config(keys)

@@ -1,6 +1,6 @@
 """The metadata of one architecture in a GGUF file, with getters that name what is wrong."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class Keys:
         self,
         metadata: Metadata,
         architecture: str,
-        tensors: Container[str],
+        tensors: Mapping[str, Sequence[int]],
         rope_factors: Sequence[float] | None,
         where: str,
     ) -> None:
@@ -53,6 +53,13 @@ class Keys:
         """Whether a layer has a tensor of that name, after `blk.N.`."""
         return f"blk.{layer}.{rest}" in self._tensors
 
+    def shape(self, tensor: str) -> Sequence[int]:
+        """Of a matrix of no layer, rows first. Raises FormatError."""
+        found = self._tensors.get(tensor, ())
+        if len(found) != 2:
+            raise FormatError(f"{self.where}: {tensor} has shape {list(found)}, expected rows and columns")
+        return found
+
     def only(self, key: str, *implemented: Any) -> None:
         """Raises UnsupportedError for another value than these; a key may be absent."""
         value = self.get(key, implemented[0])
@@ -77,6 +84,20 @@ def dimensions(keys: Keys) -> Config:
         "num_attention_heads": keys["attention.head_count"],
         "rope_theta": keys.get("rope.freq_base", 10000.0),
         "num_experts_per_tok": keys["expert_used_count"],
+    }
+
+
+def decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
+    """What all decoders have."""
+    heads = keys["attention.head_count"]
+    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
+    keys.only("attention.value_length", head_dim)
+    return dimensions(keys) | {
+        "model_type": model_type,
+        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "rope_scaling": rope_scaling(keys),
+        experts: keys["expert_count"],
     }
 
 
@@ -116,3 +137,25 @@ def key_heads(keys: Keys, slides: Sequence[bool]) -> tuple[int, int]:
             f"{keys.where}: {keys.architecture}.attention.head_count_kv differs among layers of one kind"
         )
     return full.pop(), sliding.pop()
+
+
+def linear_attention_config(keys: Keys, model_type: str) -> Config:
+    """Qwen3-Next and its like: gated DeltaNet and attention in turns."""
+    config = decoder_config(keys, model_type)
+    value_heads = keys["ssm.time_step_rank"]
+    head_dim = config["head_dim"]
+    rotary = {"partial_rotary_factor": keys.get("rope.dimension_count", head_dim // 4) / head_dim}
+    if (recurrent := keys.get("attention.recurrent_layers")) is not None:
+        kinds = ["linear_attention" if kind else "full_attention" for kind in recurrent]
+        config["layer_types"] = kinds[: config["num_hidden_layers"]]
+    return config | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
+        "full_attention_interval": keys.get("full_attention_interval", 4),
+        "linear_num_key_heads": keys["ssm.group_count"],
+        "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": keys["ssm.state_size"],
+        "linear_value_head_dim": keys["ssm.inner_size"] // value_heads,
+        "linear_conv_kernel_dim": keys["ssm.conv_kernel"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"], **rotary},
+    }

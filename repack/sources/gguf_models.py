@@ -6,7 +6,7 @@ heads or of rotary pairs, the config states that order, and quantized blocks sta
 Source: llama.cpp's conversion/*.py, and its models' graphs for what the metadata leaves out.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from formats.config import FACTORS
@@ -16,7 +16,16 @@ from formats.fields import shown
 from formats.gguf import ROPE_FREQS
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
-from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, Metadata, dimensions, groups, rope_scaling
+from repack.sources.gguf_keys import (
+    SIGMOID,
+    SOFTMAX,
+    Config,
+    Keys,
+    Metadata,
+    decoder_config,
+    groups,
+    linear_attention_config,
+)
 from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config, kimi_linear_config
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
@@ -34,6 +43,7 @@ from repack.sources.gguf_names import (
     SHARED_EXPERTS,
     ZERO_CENTRED,
 )
+from repack.sources.gguf_qwen4 import OUTSIDE_QWEN4, QWEN4, ZERO_CENTRED_QWEN4, qwen4_config
 
 
 @dataclass(frozen=True)
@@ -50,22 +60,8 @@ class Architecture:
     outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)  # names of tensors of no layer
 
 
-def _decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
-    """What all decoders have."""
-    heads = keys["attention.head_count"]
-    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
-    keys.only("attention.value_length", head_dim)
-    return dimensions(keys) | {
-        "model_type": model_type,
-        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "rope_scaling": rope_scaling(keys),
-        experts: keys["expert_count"],
-    }
-
-
 def _qwen2_moe(keys: Keys) -> Config:
-    return _decoder_config(keys, "qwen2_moe") | {
+    return decoder_config(keys, "qwen2_moe") | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
         "norm_topk_prob": False,
@@ -73,58 +69,37 @@ def _qwen2_moe(keys: Keys) -> Config:
 
 
 def _qwen3_moe(keys: Keys) -> Config:
-    return _decoder_config(keys, "qwen3_moe") | {
+    return decoder_config(keys, "qwen3_moe") | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "norm_topk_prob": True,
         "attention_bias": keys.has("attn_q.bias"),
     }
 
 
-def _linear_attention_config(keys: Keys, model_type: str) -> Config:
-    config = _decoder_config(keys, model_type)
-    value_heads = keys["ssm.time_step_rank"]
-    head_dim = config["head_dim"]
-    rotary = {"partial_rotary_factor": keys.get("rope.dimension_count", head_dim // 4) / head_dim}
-    if (recurrent := keys.get("attention.recurrent_layers")) is not None:
-        kinds = ["linear_attention" if kind else "full_attention" for kind in recurrent]
-        config["layer_types"] = kinds[: config["num_hidden_layers"]]
-    return config | {
-        "moe_intermediate_size": keys["expert_feed_forward_length"],
-        "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
-        "full_attention_interval": keys.get("full_attention_interval", 4),
-        "linear_num_key_heads": keys["ssm.group_count"],
-        "linear_num_value_heads": value_heads,
-        "linear_key_head_dim": keys["ssm.state_size"],
-        "linear_value_head_dim": keys["ssm.inner_size"] // value_heads,
-        "linear_conv_kernel_dim": keys["ssm.conv_kernel"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"], **rotary},
-    }
-
-
 def _qwen3_next(keys: Keys) -> Config:
     apart = {"linear_in_proj_grouped": keys.has("ssm_in.weight")}
-    return _linear_attention_config(keys, "qwen3_next") | apart
+    return linear_attention_config(keys, "qwen3_next") | apart
 
 
 def _qwen3_5_moe(keys: Keys) -> Config:
-    return _linear_attention_config(keys, "qwen3_5_moe") | {"linear_value_head_order": "tiled"}
+    return linear_attention_config(keys, "qwen3_5_moe") | {"linear_value_head_order": "tiled"}
 
 
 def _mixtral(keys: Keys) -> Config:
-    return _decoder_config(keys, "mixtral", experts="num_local_experts") | {
+    return decoder_config(keys, "mixtral", experts="num_local_experts") | {
         "intermediate_size": keys["feed_forward_length"],
         "rope_interleave": True,
     }
 
 
 def _olmoe(keys: Keys) -> Config:
-    return _decoder_config(keys, "olmoe") | {"intermediate_size": keys["feed_forward_length"], "norm_topk_prob": False}
+    return decoder_config(keys, "olmoe") | {"intermediate_size": keys["feed_forward_length"], "norm_topk_prob": False}
 
 
 def _granitemoe(keys: Keys) -> Config:
     if keys.get("expert_shared_feed_forward_length", 0):
         raise UnsupportedError(f"{keys.where}: granitemoe with a shared expert is not implemented")
-    return _decoder_config(keys, "granitemoe", experts="num_local_experts") | {
+    return decoder_config(keys, "granitemoe", experts="num_local_experts") | {
         "intermediate_size": keys["feed_forward_length"],
         "attention_multiplier": keys["attention.scale"],
         "embedding_multiplier": keys.get("embedding_scale", 1.0),
@@ -136,7 +111,7 @@ def _granitemoe(keys: Keys) -> Config:
 
 def _glm4_moe(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
-    config = _decoder_config(keys, "glm4_moe", experts="n_routed_experts")
+    config = decoder_config(keys, "glm4_moe", experts="n_routed_experts")
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "intermediate_size": keys["feed_forward_length"],
@@ -156,7 +131,7 @@ def _ernie4_5_moe(keys: Keys) -> Config:
     keys.only("expert_gating_func", SOFTMAX)
     layers = keys["block_count"]
     sparse = [layer for layer in range(layers) if keys.has("ffn_gate_inp.weight", layer)]
-    config = _decoder_config(keys, "ernie4_5_moe", experts="moe_num_experts")
+    config = decoder_config(keys, "ernie4_5_moe", experts="moe_num_experts")
     return config | {
         "moe_k": keys["expert_used_count"],
         "moe_layer_start_index": min(sparse, default=layers),
@@ -170,14 +145,14 @@ def _ernie4_5_moe(keys: Keys) -> Config:
 
 def _minimax_m2(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
-    return _decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
+    return decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
         "intermediate_size": keys["expert_feed_forward_length"],
         "rotary_dim": keys["rope.dimension_count"],
     }
 
 
 def _gpt_oss(keys: Keys) -> Config:
-    config = _decoder_config(keys, "gpt_oss", experts="num_local_experts")
+    config = decoder_config(keys, "gpt_oss", experts="num_local_experts")
     if config["rope_scaling"] is not None:
         config["rope_scaling"]["truncate"] = False  # the published models; llama.cpp has no key for it
     return config | {
@@ -192,7 +167,7 @@ def _llama4(keys: Keys) -> Config:
     keys.only("attention.sliding_window", 8192)
     keys.only("attention.sliding_window_pattern", 4)
     keys.only("rope.scaling.type", "none")
-    config = _decoder_config(keys, "llama4_text", experts="num_local_experts")
+    config = decoder_config(keys, "llama4_text", experts="num_local_experts")
     if keys.rope_factors is not None:
         config["rope_scaling"] = {"rope_type": FACTORS, "factors": keys.rope_factors}
     keys.only("rope.dimension_count", config["head_dim"])
@@ -214,6 +189,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "qwen35moe": Architecture(
         "qwen3_5_moe", _qwen3_5_moe, COMMON | SHARED_EXPERT | LINEAR_ATTENTION, ZERO_CENTRED, "mtp."
+    ),
+    "qwen4exp": Architecture(
+        "qwen4_exp",
+        qwen4_config,
+        COMMON | SHARED_EXPERT | LINEAR_ATTENTION | QWEN4,
+        ZERO_CENTRED | ZERO_CENTRED_QWEN4,
+        "mtp.",
+        outside=OUTSIDE_QWEN4,
     ),
     "deepseek2": Architecture("deepseek_v3", deepseek_v3_config, _DEEPSEEK),
     "deepseek32": Architecture("deepseek_v32", deepseek_v32_config, _DEEPSEEK | INDEXER),
@@ -268,7 +251,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def architecture_of(
-    metadata: Metadata, tensors: Container[str], rope_factors: Sequence[float] | None, where: str
+    metadata: Metadata, tensors: Mapping[str, Sequence[int]], rope_factors: Sequence[float] | None, where: str
 ) -> tuple[Architecture, Keys]:
     """Which architecture a file says it is. Raises FormatError, or UnsupportedError naming those that are known."""
     name = metadata.get("general.architecture")

@@ -7,7 +7,6 @@ Shapes: T tokens of one step, D hidden_size, H heads, d width of a head.
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 from formats.config import FULL_ATTENTION, Qwen3_5MoeConfig
 from runtime.backends.base import Array, Ops, Routing, State, Turn, Weight
@@ -19,7 +18,10 @@ class Qwen3_5Moe:
     config: Qwen3_5MoeConfig
     ops: Ops
 
-    attention_inputs: ClassVar[tuple[str, ...]] = ("q", "k", "v")  # what attention takes of projections of its input
+    @property
+    def attention_inputs(self) -> tuple[str, ...]:
+        """What attention takes of projections of its input."""
+        return "q", "k", "v"
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun."""

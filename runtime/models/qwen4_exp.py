@@ -7,7 +7,6 @@ Source: transformers' modular_qwen4_exp.py (text part). Shapes: T tokens of one 
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from formats.config import LINEAR_ATTENTION, SILU, Qwen4ExpConfig
 from runtime.backends.base import Array, State, Turn
@@ -21,7 +20,10 @@ from runtime.session import Sequence
 class Qwen4Exp(Qwen3_5Moe):
     config: Qwen4ExpConfig
 
-    attention_inputs: ClassVar[tuple[str, ...]] = ("q", "k", "v", "indexer.index_qk")
+    @property
+    def attention_inputs(self) -> tuple[str, ...]:
+        split = self.config.indexer_qk_split
+        return ("q", "k", "v", *(("indexer.index_q", "indexer.index_k") if split else ("indexer.index_qk",)))
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun; last, what n-grams need of it."""
@@ -116,7 +118,8 @@ class Qwen4Exp(Qwen3_5Moe):
         return self._new_kv_cache(), blocks, ops.zeros((0, c.indexer_head_dim))
 
     def _attend(self, layer: int, s: Sequence, inputs: Items[Array], turn: Turn) -> Array:
-        q, k, v, index_qk = inputs
+        q, k, v, *index = inputs
+        index_qk = self.ops.concatenate(index, axis=1) if len(index) == 2 else index[0]
         cache, blocks, after = s.states[layer]
         name = f"layers.{layer}.self_attn.indexer"
         selection, blocks, after = self._select(name, index_qk, s.position, blocks, after)

@@ -17,7 +17,8 @@ def config_of(name: str, **changes: Any) -> Config:
     architecture = record["metadata"]["general.architecture"]
     changed = {f"{architecture}.{key.replace('__', '.')}": value for key, value in changes.items()}
     metadata = {key: value for key, value in (record["metadata"] | changed).items() if value is not None}
-    known, keys = architecture_of(metadata, record["tensors"], None, "m.gguf")
+    shapes = {name: shape for name, (shape, *_) in record["tensors"].items()}
+    known, keys = architecture_of(metadata, shapes, None, "m.gguf")
     return known.config(keys)
 
 
@@ -29,6 +30,10 @@ def test_a_glm_5_that_lists_no_layers_has_indexers_where_their_tensors_are() -> 
 def test_layers_of_deepseek_v4_without_heavy_compression_have_the_published_rate() -> None:
     config = config_of("deepseek_v4_gguf", attention__compress_ratios=[0, 4, 0, 4, 0])
     assert config["compress_rates"] == {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+
+
+def test_a_flash_next_without_n_grams_has_no_layer_of_them() -> None:
+    assert config_of("qwen4_exp_gguf", ple__layers=None)["ple_layer_ids"] == []
 
 
 def test_limits_of_the_shared_expert_may_be_missing() -> None:
@@ -61,6 +66,24 @@ def test_limits_of_the_shared_expert_may_be_missing() -> None:
             {"attention__head_count_kv": [1, 2, 4, 1, 2, 2, 2]},
             UnsupportedError,
             "mimo2.attention.head_count_kv differs among layers of one kind",
+        ),
+        (
+            "qwen4_exp_gguf",
+            {"ple__layer_multipliers": [1, 3, 5]},
+            UnsupportedError,
+            "qwen4exp.ple.layer_multipliers is [1, 3, 5], only [112381549946653559, 107512210695146523, ",
+        ),
+        (
+            "qwen4_exp_gguf",
+            {"ple__head_vocab_sizes": [2**40, 3, 5, 7]},
+            FormatError,
+            "qwen4exp.ple.head_vocab_sizes is [1099511627776, 3, 5, 7], expected rows of per_layer_token_embd.weight",
+        ),
+        (
+            "qwen4_exp_gguf",
+            {"ple__layers": [3]},
+            UnsupportedError,
+            "qwen4exp.ple.layers is [3], only [1] is implemented",
         ),
         (
             "glm_moe_dsa",
