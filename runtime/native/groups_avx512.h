@@ -24,20 +24,16 @@ INLINE __mmask16 present(int64_t left) {
     return (__mmask16)(left >= 16 ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
 }
 
-/* Thirty-two bytes of FP8, a 256th of each, as f16, whose subnormals cost nothing. All ones is no number. */
-INLINE __m512i fp8_halves(__m256i bytes) {
-    const __m256i none = _mm256_cmpeq_epi8(_mm256_or_si256(bytes, _mm256_set1_epi8(INT8_MIN)), _mm256_set1_epi8(-1));
-    const __m512i bits = _mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7); /* the sign twice */
-    return _mm512_or_si512(_mm512_and_si512(bits, _mm512_set1_epi16((int16_t)0xbf80)), _mm512_cvtepi8_epi16(none));
+/* Sixteen bytes of FP8, a 256th of each, as f16, whose subnormals cost nothing. All ones is no number. */
+INLINE __m256i fp8_halves(__m128i bytes) {
+    const __m128i none = _mm_cmpeq_epi8(_mm_or_si128(bytes, _mm_set1_epi8(INT8_MIN)), _mm_set1_epi8(-1));
+    const __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7); /* the sign twice */
+    return _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi16((int16_t)0xbf80)), _mm256_cvtepi8_epi16(none));
 }
 
-/* Sixteen values, 0 where the mask has none; of FP8 a 256th of them. */
+/* Sixteen values of 16 or 32 bits, 0 where the mask has none. */
 INLINE __m512 load_values(const uint8_t *values, __mmask16 mask, int value) {
     if (value == SE_F32) return _mm512_maskz_loadu_ps(mask, values);
-    if (value == VALUE_FP8) {
-        const __m256i bytes = _mm256_castsi128_si256(_mm_maskz_loadu_epi8(mask, values));
-        return _mm512_cvtph_ps(_mm512_castsi512_si256(fp8_halves(bytes)));
-    }
     const __m256i halves = _mm256_maskz_loadu_epi16(mask, values);
     if (value == SE_F16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
@@ -48,13 +44,16 @@ INLINE __m512i load_bytes(const uint8_t *bytes, __mmask16 mask) {
     return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, bytes));
 }
 
-/* 2 ** (exponent - 128), as e8m0_halves has it. */
-INLINE __m512 e8m0_vector(__m512i exponents) {
-    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)), 23);
-    const __mmask16 small = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(2), exponents);
-    const __mmask16 none = _mm512_cmpeq_epi32_mask(exponents, _mm512_set1_epi32(255));
-    const __m512i bits = _mm512_mask_mov_epi32(normal, small, _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), exponents));
-    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000)));
+/* 2 ** (exponent - 128), as e8m0_halves has it: first as if all were normal floats. */
+INLINE __m512 e8m0_vector(__m128i bytes) {
+    const __m512i e = _mm512_cvtepu8_epi32(bytes), one = _mm512_set1_epi32(1);
+    __m512i bits = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
+    const __m128i from_two = _mm_sub_epi8(bytes, _mm_set1_epi8(2)); /* 0 and 1, which are not, become 254 and 255 */
+    if (_mm_cmpgt_epu8_mask(from_two, _mm_set1_epi8((char)252)) != 0) {
+        bits = _mm512_mask_sllv_epi32(bits, _mm512_cmple_epi32_mask(e, one), _mm512_set1_epi32(0x200000), e);
+        bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)), _mm512_set1_epi32(0x7fc00000));
+    }
+    return _mm512_castsi512_ps(bits);
 }
 
 /* The bias of symmetric codes: minus their middle times the scale. */
@@ -80,37 +79,27 @@ INLINE struct groups groups_of(const struct weights *w, int64_t row) {
                            biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
 }
 
-/* Two values of 16 bits, or the last one. */
-INLINE uint32_t one_or_two(const uint8_t *values, int last) {
-    uint16_t one;
-    uint32_t two;
-    if (last) return memcpy(&one, values, sizeof one), one;
-    return memcpy(&two, values, sizeof two), two;
-}
-
-/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
- * the two bytes that hold its scale and the two that hold its min. */
+/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes the two bytes that
+ * hold its scale and the two that hold its min. */
 INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
 #define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
     const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
     const __m128i high = _mm_setr_epi8(LANE(4), LANE(5), LANE(6), LANE(7));
 #undef LANE
     const __m512i bytes = _mm512_inserti32x4(_mm512_inserti32x4(_mm512_broadcast_i32x4(low), high, 1), high, 3);
+    const __m512i words = _mm512_setr_epi32(0, 1, 2, 2, 0, 1, 2, 2, 3, 4, 5, 5, 3, 4, 5, 5);
     const __m512i shifts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 6, 4, 2)), six = _mm512_set1_epi32(63);
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const uint8_t *words = from->scales + 12 * superblock;
-    const __m128i first = _mm_maskz_loadu_epi8(0xfff, words);
-    const __m128i second = _mm_maskz_loadu_epi8(last ? 0 : 0xfff, words + 12);
-    __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(first), second, 1);
-    x = _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_shuffle_i32x4(x, x, 0x50), bytes), shifts);
-    const uint64_t d_bits = one_or_two(from->biases + 2 * superblock, last);
-    const uint64_t dmin_bits = one_or_two(from->mins + 2 * superblock, last);
-    const __m512 both = _mm512_cvtph_ps(_mm256_castsi128_si256(_mm_set1_epi64x((int64_t)(d_bits | dmin_bits << 32))));
-    const __m512 d = _mm512_permutexvar_ps(halves, both);
-    const __m512 dmin = _mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(2)), both);
+    const __m256i packed = _mm256_maskz_loadu_epi32(last ? 7 : 0x3f, from->scales + 12 * superblock);
+    __m512i x = _mm512_permutexvar_epi32(words, _mm512_castsi256_si512(packed));
+    x = _mm512_srlv_epi32(_mm512_shuffle_epi8(x, bytes), shifts);
+    const __m128i d_bits = _mm_maskz_loadu_epi16(last ? 1 : 3, from->biases + 2 * superblock);
+    const __m128i dmin_bits = _mm_maskz_loadu_epi16(last ? 1 : 3, from->mins + 2 * superblock);
+    const __m512 d = _mm512_castps128_ps512(_mm_cvtph_ps(d_bits));
+    const __m512 dmin = _mm512_castps128_ps512(_mm_xor_ps(_mm_cvtph_ps(dmin_bits), _mm_set1_ps(-0.0f)));
     const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);
-    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
-    *bias = _mm512_sub_ps(_mm512_set1_ps(-0.0f), _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(mins)));
+    *scale = _mm512_mul_ps(_mm512_permutexvar_ps(halves, d), _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
+    *bias = _mm512_mul_ps(_mm512_permutexvar_ps(halves, dmin), _mm512_cvtepi32_ps(mins));
 }
 
 /* Of each of 16 groups from `at` on which stored scale it takes, counted from the first one's. */
@@ -130,24 +119,26 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
                            struct kind kind) {
     const struct weights *w = from->w;
     const __mmask16 mask = present(left);
+    const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
     if (kind.code == CODE_FP4) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(mask, from->scales + at);
         if (kind.group_size == 32) {
-            *scale = e8m0_vector(load_bytes(from->scales + at, mask));
+            *scale = e8m0_vector(bytes);
         } else {
             const __m512 global = _mm512_set1_ps(dtype_float(SE_F32, from->biases, 0));
-            *scale = _mm512_mul_ps(load_values(from->scales + at, mask, VALUE_FP8), _mm512_set1_ps(256.0f));
+            *scale = _mm512_cvtph_ps(fp8_halves(bytes));
+            *scale = _mm512_mul_ps(*scale, _mm512_set1_ps(256.0f));
             *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm512_div_ps(*scale, global) : _mm512_mul_ps(*scale, global);
             *scale = _mm512_maskz_mul_ps(mask, *scale, _mm512_set1_ps(0.5f));
         }
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
     } else if (kind.group_size == 16) { /* Q6_K */
-        const __m512 d = _mm512_set1_ps(_mm512_cvtss_f32(load_values(from->biases + at / 8, 1, SE_F16)));
+        const __m512 d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, at / 16));
         *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-32.0f));
     } else if (kind.code == CODE_4 && kind.group_size == 32 && w->encoding == SE_Q4_K) {
         q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
     } else if (w->per_scale == 1) {
-        const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
         *scale = load_values(from->scales + byte, mask, w->dtype);
         if (w->encoding == SE_AFFINE) {
             *bias = load_values(from->biases + byte, mask, w->dtype);

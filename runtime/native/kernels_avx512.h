@@ -100,12 +100,27 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t gro
 
 enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP };
 
-/* The packed codes of a block. Behind the end of a row they are those of the next one, which meet digits of zero; at the
- * end of the matrix they are a copy. */
+INLINE int block_bytes(struct kind kind) {
+    return BLOCK_GROUPS * kind.group_size * code_width(kind.code) / 8;
+}
+
+/* Bytes behind the codes of a block that may be read with them. */
+INLINE int overread(struct kind kind) {
+    return code_width(kind.code) == 4 || code_width(kind.code) == 8 ? 0 : OVERREAD;
+}
+
+/* How many rows may be read where they are, whole blocks each. Behind the end of a row are the codes of the next one, which
+ * meet digits of zero; the last rows would be read beyond the matrix. */
+INLINE int64_t rows_in_place(const struct weights *w, struct kind kind) {
+    const int64_t reach = shape_blocks(&w->shape) * block_bytes(kind) + overread(kind), all = w->rows * w->weight_stride;
+    return all < reach ? 0 : (all - reach) / w->weight_stride + 1;
+}
+
+/* The packed codes of a block of any row: at the end of the matrix they are a copy. */
 INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, uint8_t *copy, struct kind kind) {
-    const int64_t bytes = BLOCK_GROUPS * kind.group_size * code_width(kind.code) / 8;
+    const int64_t bytes = block_bytes(kind);
     const int64_t first = row * w->weight_stride + block * bytes, left = w->rows * w->weight_stride - first;
-    if (left >= bytes + OVERREAD) return opaque(w->weight + first);
+    if (left >= bytes + overread(kind)) return opaque(w->weight + first);
     memset(copy, 0, (size_t)(bytes + OVERREAD));
     memcpy(copy, w->weight + first, (size_t)(left < bytes ? left : bytes));
     return opaque(copy);
@@ -119,34 +134,34 @@ INLINE bool asks_ahead(struct kind kind) {
     return kind.planes > 1 || kind.group_size == 16 || (kind.group_size == 32 && kind.code == CODE_4);
 }
 
-/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. lanes [2][TILE_ROWS][16] */
+/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. All rows are in place, so no
+ * loop over blocks calls anything, or constants would lose their registers. lanes [2][TILE_ROWS][16] */
 INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, struct kind kind) {
     const int streams = 2, last = (int)tile->streams - 1; /* one stream alone is rare: it is computed twice */
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size;
-    const int block_bytes = BLOCK_GROUPS * kind.group_size * code_width(kind.code) / 8;
-    uint8_t copy[MAX_STREAMS][MAX_BLOCK_BYTES + OVERREAD];
     for (int64_t row = first; row < first + rows; row++) {
         __m512 sum[MAX_STREAMS] = {0};
         struct groups from[MAX_STREAMS];
+        const uint8_t *codes[MAX_STREAMS];
         UNROLL
         for (int s = 0; s < streams; s++) {
             const int i = s < last ? s : last;
             from[s] = groups_of(tile->weights[i], tile->first[i] + row);
+            codes[s] = tile->weights[i]->weight + (tile->first[i] + row) * tile->weights[i]->weight_stride;
         }
         for (int64_t at = 0, block = 0; at < groups; at += BLOCK_GROUPS, block++) {
             const int64_t left = groups - at;
             struct block b[MAX_STREAMS];
             UNROLL
             for (int s = 0; s < streams; s++) {
-                const int i = s < last ? s : last;
-                b[s].packed = block_codes(tile->weights[i], tile->first[i] + row, block, copy[s], kind);
+                b[s].packed = opaque(codes[s] + block * block_bytes(kind));
                 b[s].decoded = NULL;
                 sixteen_groups(&b[s].scale, &b[s].bias, &from[s], at, left, kind);
                 if (asks_ahead(kind)) {
                     UNROLL
-                    for (int j = 0; j < block_bytes; j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
+                    for (int j = 0; j < block_bytes(kind); j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
                 }
             }
             multiply(sum, b, streams, left, &x, block, kind);
@@ -202,11 +217,17 @@ INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_
 
 INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
-    for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
-        const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
-        if (tile->tokens == 1) rows_by_one(tile, first, rows, lanes, kind);
+    int64_t in_place = tile->tokens == 1 ? tile->rows : 0;
+    for (int s = 0; s < tile->streams; s++) {
+        const int64_t rows = rows_in_place(tile->weights[s], kind) - tile->first[s];
+        in_place = rows < in_place ? rows : in_place;
+    }
+    for (int64_t first = 0, rows; first < tile->rows; first += rows) {
+        const int64_t end = first < in_place ? in_place : tile->rows;
+        rows = end - first < TILE_ROWS ? end - first : TILE_ROWS;
+        if (first < in_place) rows_by_one(tile, first, rows, lanes, kind);
         for (int s = 0; s < tile->streams; s++) {
-            if (tile->tokens == 1) {
+            if (first < in_place) {
                 float *y = tile->y[s][0] + tile->first[s] + first;
                 _mm512_mask_storeu_ps(y, present(rows), add_rows(lanes + 16 * TILE_ROWS * s));
             } else {

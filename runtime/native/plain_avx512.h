@@ -12,46 +12,51 @@ INLINE float add_lanes(__m512 v) {
     return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
 }
 
-/* PLAIN_LANES values of FP8, a 256th of each. */
-INLINE void fp8_values(__m512 *v, __m256i bytes) {
+/* 64 values of FP8, a 256th of each. */
+INLINE void fp8_values(__m512 *v, __m512i bytes) {
 #if defined(SE_VBMI)
-    /* Both bytes of a bf16 are looked up by the bits without the sign: subnormals, numbers, and what is none. A 32-bit
-     * lane takes two columns that are 16 apart. */
+    /* Both bytes of a bf16 are looked up by the bits without the sign: subnormals, numbers, and what is none. First the
+     * bytes are placed so that they meet as 32-bit lanes of two columns that are 16 apart. */
 #define DOWN 0, 16, 32, 48, 64, 80, 96, 112
 #define UP 128, 144, 160, 176, 192, 208, 224
 #define EIGHT(x) x, x, x, x, x, x, x, x
-#define LANE(i) 0x10100000 + 0x01010101 * (i)
+#define LANE(i) 0x11011000 + 0x01010101 * (i)
     static const uint8_t low[128] = {0, 0, 128, 192, 0, 32, 64, 96, UP, 240, DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 240,
                                      DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 240, DOWN, UP, 192};
     static const uint8_t high[128] = {0, 55, 55, 55, 56, 56, 56, 56, EIGHT(56), EIGHT(57), EIGHT(57), EIGHT(58),
                                       EIGHT(58), EIGHT(59), EIGHT(59), EIGHT(60), EIGHT(60), EIGHT(61), EIGHT(61),
                                       EIGHT(62), EIGHT(62), 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 127};
-    const __m512i pairs = _mm512_setr_epi32(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7),
-                                            LANE(8), LANE(9), LANE(10), LANE(11), LANE(12), LANE(13), LANE(14), LANE(15));
+    const __m512i places = _mm512_setr_epi32(LANE(0), LANE(2), LANE(32), LANE(34), LANE(4), LANE(6), LANE(36), LANE(38),
+                                             LANE(8), LANE(10), LANE(40), LANE(42), LANE(12), LANE(14), LANE(44), LANE(46));
 #undef DOWN
 #undef UP
 #undef EIGHT
 #undef LANE
-    const __m512i x = _mm512_permutexvar_epi8(pairs, _mm512_castsi256_si512(bytes));
-    const __m512i lower = _mm512_mask2_permutex2var_epi8(_mm512_loadu_si512(low), x, 0x5555555555555555,
-                                                         _mm512_loadu_si512(low + 64));
-    const __m512i both = _mm512_mask2_permutex2var_epi8(_mm512_loadu_si512(high), lower, 0xaaaaaaaaaaaaaaaa,
-                                                        _mm512_loadu_si512(high + 64));
-    const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi16(INT16_MIN)), bf16 = _mm512_or_si512(both, sign);
-    v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bf16, 16));
-    v[1] = _mm512_castsi512_ps(_mm512_and_si512(bf16, _mm512_set1_epi32((int)0xffff0000)));
+    const __m512i x = _mm512_permutexvar_epi8(places, bytes), top = _mm512_set1_epi8(INT8_MIN);
+    const __m512i lower = _mm512_permutex2var_epi8(_mm512_loadu_si512(low), x, _mm512_loadu_si512(low + 64));
+    const __m512i rest = _mm512_permutex2var_epi8(_mm512_loadu_si512(high), x, _mm512_loadu_si512(high + 64));
+    const __m512i upper = _mm512_ternarylogic_epi32(rest, x, top, 0xf8); /* rest | (x & top) */
+    const __m512i pairs[2] = {_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)};
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        v[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs[i], 16));
+        v[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs[i], _mm512_set1_epi32((int)0xffff0000)));
+    }
 #else
-    const __m512i halves = fp8_halves(bytes);
-    v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-    v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    UNROLL
+    for (int i = 0; i < 4; i++) v[i] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, i)));
 #endif
 }
 
-/* PLAIN_LANES values of a row, zeros behind the `left` that it has; of FP8 a 256th of them. */
+/* Columns that plain_values takes at a time. */
+INLINE int plain_step(int value) {
+    return value == VALUE_FP8 ? 2 * PLAIN_LANES : PLAIN_LANES;
+}
+
+/* plain_step values of a row, zeros behind the `left` that it has; of FP8 a 256th of them. */
 INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int value) {
     if (value == VALUE_FP8) {
-        fp8_values(v, left >= 32 ? _mm256_loadu_si256((const void *)values)
-                                 : _mm256_maskz_loadu_epi8((1u << left) - 1, values));
+        fp8_values(v, left >= 64 ? _mm512_loadu_si512(values) : _mm512_maskz_loadu_epi8(((uint64_t)1 << left) - 1, values));
     } else {
         v[0] = load_values(values, present(left), value);
         v[1] = load_values(values + (value == SE_F32 ? 64 : 32), present(left - 16), value);
@@ -76,25 +81,26 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     }
     UNROLL
     for (int t = 0; t < tokens; t++) x[t] = (const float *)(const void *)tile->operands[token + t];
-    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
+    for (int64_t k = 0; k < columns; k += plain_step(value)) {
         UNROLL
         for (int s = 0; s < streams; s++) {
-            if (value == VALUE_FP8 && k == scaled[s]) {
-                const struct weights *fp8 = tile->weights[s];
-                scale[s] = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales[s], 0));
-                scales[s] += fp8->dtype == SE_F32 ? 4 : 2;
-                scaled[s] += fp8->per_scale;
-            }
+            __m512 v[4];
             _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
-            __m512 v[2];
             plain_values(v, w[s] + k * size, columns - k, value);
             UNROLL
-            for (int half = 0; half < 2; half++) {
-                if (value == VALUE_FP8) v[half] = _mm512_mul_ps(v[half], scale[s]);
+            for (int i = 0; i < plain_step(value) / 16; i++) {
+                const int64_t at = k + 16 * i;
+                if (i == 2 && at >= columns) break;
+                if (value == VALUE_FP8 && i % 2 == 0 && at == scaled[s]) {
+                    const struct weights *fp8 = tile->weights[s];
+                    scale[s] = _mm512_set1_ps(256.0f * dtype_float(fp8->dtype, scales[s], 0));
+                    scales[s] += fp8->dtype == SE_F32 ? 4 : 2;
+                    scaled[s] += fp8->per_scale;
+                }
+                if (value == VALUE_FP8) v[i] = _mm512_mul_ps(v[i], scale[s]);
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
-                    const __m512 operand = _mm512_loadu_ps(x[t] + k + 16 * half);
-                    sum[s][t][half] = _mm512_fmadd_ps(v[half], operand, sum[s][t][half]);
+                    sum[s][t][i % 2] = _mm512_fmadd_ps(v[i], _mm512_loadu_ps(x[t] + at), sum[s][t][i % 2]);
                 }
             }
         }
