@@ -48,10 +48,12 @@ INLINE __m512i load_bytes(const uint8_t *bytes, __mmask16 mask) {
 INLINE __m512 e8m0_vector(__m128i bytes) {
     const __m512i e = _mm512_cvtepu8_epi32(bytes), one = _mm512_set1_epi32(1);
     __m512i bits = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
-    const __m128i from_two = _mm_sub_epi8(bytes, _mm_set1_epi8(2)); /* 0 and 1, which are not, become 254 and 255 */
-    if (_mm_cmpgt_epu8_mask(from_two, _mm_set1_epi8((char)252)) != 0) {
-        bits = _mm512_mask_sllv_epi32(bits, _mm512_cmple_epi32_mask(e, one), _mm512_set1_epi32(0x200000), e);
-        bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)), _mm512_set1_epi32(0x7fc00000));
+    const __m128i from_two = _mm_sub_epi8(bytes, _mm_set1_epi8(2)); /* 0, 1 and 255, which are not, become 253 and more */
+    if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(from_two, _mm_set1_epi8((char)253)), from_two)) != 0) {
+        const __mmask16 small = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(2), e);
+        const __mmask16 none = _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255));
+        bits = _mm512_mask_mov_epi32(bits, small, _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), e));
+        bits = _mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7fc00000));
     }
     return _mm512_castsi512_ps(bits);
 }
@@ -79,8 +81,8 @@ INLINE struct groups groups_of(const struct weights *w, int64_t row) {
                            biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
 }
 
-/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes the two bytes that
- * hold its scale and the two that hold its min. */
+/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
+ * the two bytes that hold its scale and the two that hold its min. */
 INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
 #define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
     const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
@@ -90,11 +92,11 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
     const __m512i words = _mm512_setr_epi32(0, 1, 2, 2, 0, 1, 2, 2, 3, 4, 5, 5, 3, 4, 5, 5);
     const __m512i shifts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 6, 4, 2)), six = _mm512_set1_epi32(63);
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const __m256i packed = _mm256_maskz_loadu_epi32(last ? 7 : 0x3f, from->scales + 12 * superblock);
+    const __m256i packed = _mm256_maskz_loadu_epi8(last ? 0xfff : 0xffffff, from->scales + 12 * superblock);
     __m512i x = _mm512_permutexvar_epi32(words, _mm512_castsi256_si512(packed));
     x = _mm512_srlv_epi32(_mm512_shuffle_epi8(x, bytes), shifts);
-    const __m128i d_bits = _mm_maskz_loadu_epi16(last ? 1 : 3, from->biases + 2 * superblock);
-    const __m128i dmin_bits = _mm_maskz_loadu_epi16(last ? 1 : 3, from->mins + 2 * superblock);
+    const __m128i d_bits = _mm_maskz_loadu_epi8(last ? 3 : 15, from->biases + 2 * superblock);
+    const __m128i dmin_bits = _mm_maskz_loadu_epi8(last ? 3 : 15, from->mins + 2 * superblock);
     const __m512 d = _mm512_castps128_ps512(_mm_cvtph_ps(d_bits));
     const __m512 dmin = _mm512_castps128_ps512(_mm_xor_ps(_mm_cvtph_ps(dmin_bits), _mm_set1_ps(-0.0f)));
     const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);

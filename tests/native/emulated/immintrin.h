@@ -72,6 +72,16 @@ EMULATED simde__m512 emulated_cvtph_ps(simde__m256i a) {
 }
 #define _mm512_cvtph_ps emulated_cvtph_ps
 
+EMULATED simde__m128 emulated_cvtph_ps_128(simde__m128i a) {
+    COPY(a, uint16_t, 8);
+    float r_[4];
+    simde__m128 r;
+    for (int i = 0; i < 4; i++) r_[i] = f16_float(a_[i]);
+    memcpy(&r, r_, sizeof r);
+    return r;
+}
+#define _mm_cvtph_ps emulated_cvtph_ps_128
+
 EMULATED simde__m512 emulated_shuffle_f32x4(simde__m512 a, simde__m512 b, int places) {
     COPY(a, float, 16);
     COPY(b, float, 16);
@@ -111,8 +121,10 @@ EMULATED void emulated_mask_storeu_ps(void *to, uint16_t mask, simde__m512 a) {
 EMULATED_LOAD(emulated_maskz_loadu_epi8, simde__m256i, uint8_t, 32)
 EMULATED_LOAD(emulated_maskz_loadu_epi16, simde__m256i, uint16_t, 16)
 EMULATED_LOAD(emulated_maskz_loadu_epi8_128, simde__m128i, uint8_t, 16)
+EMULATED_LOAD(emulated_maskz_loadu_epi8_512, simde__m512i, uint8_t, 64)
 EMULATED_LOAD(emulated_maskz_loadu_ps, simde__m512, float, 16)
 #define _mm_maskz_loadu_epi8 emulated_maskz_loadu_epi8_128
+#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8_512
 #define _mm256_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_epi16
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
