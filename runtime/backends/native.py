@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -145,6 +146,19 @@ class Chosen(NamedTuple):
     pairs: AnyArray
 
 
+class Factors(NamedTuple):
+    """Matrices of the same columns in one memory that are multiplied by one input: se_linear's, told once."""
+
+    matrices: ctypes.Array[Matrix]
+    columns: int
+    ends: tuple[int, ...]  # where each one's rows end among those of all
+
+    @classmethod
+    def of(cls, matrices: Sequence[Matrix]) -> "Factors":
+        (columns,) = {matrix.columns for matrix in matrices}
+        return cls((Matrix * len(matrices))(*matrices), columns, tuple(accumulate(matrix.rows for matrix in matrices)))
+
+
 class ReadFailedError(Exception):
     """A slot holds no record: its reader knows why."""
 
@@ -281,24 +295,23 @@ class Context:
 
     def linear(self, matrix: Matrix, base: int, x: Float32) -> Float32:
         """As `linears` with one matrix."""
-        return self.linears([matrix], base, x)[0]
+        return self.linears(Factors.of([matrix]), base, x)[0]
 
-    def linears(self, matrices: Sequence[Matrix], base: int, x: Float32) -> list[Float32]:
+    def linears(self, factors: Factors, base: int, x: Float32) -> list[Float32]:
         """x [T, columns] by each of the matrices in the memory that begins at address base: [T, rows] each."""
         x = np.ascontiguousarray(x, np.float32)
         tokens, columns = x.shape
-        assert all(matrix.columns == columns for matrix in matrices)
-        every = np.empty(tokens * sum(matrix.rows for matrix in matrices), np.float32)
-        array = (Matrix * len(matrices))(*matrices)
+        assert columns == factors.columns
+        matrices, _, ends = factors
+        every = np.empty(tokens * ends[-1], np.float32)
         status = self._library.se_linear(
-            self._handle, self._precision, array, len(matrices), base, address(x), tokens, address(every)
+            self._handle, self._precision, matrices, len(ends), base, address(x), tokens, address(every)
         )
         _check(status)
         results, start = [], 0
-        for each in matrices:
-            stop = start + tokens * each.rows
-            results.append(every[start:stop].reshape(tokens, each.rows))
-            start = stop
+        for end in ends:
+            results.append(every[tokens * start : tokens * end].reshape(tokens, end - start))
+            start = end
         return results
 
     def experts(
@@ -315,11 +328,16 @@ class Context:
         experts = (Expert * len(chosen))(
             *(Expert(record.ctypes.data, pairs.ctypes.data, len(pairs)) for record, pairs in chosen)
         )
-        status = self._library.se_experts(
-            self._handle, self._precision, layout, experts, len(chosen),
+        self.call(
+            "se_experts", self._precision, layout, experts, len(chosen),
             address(x), address(weights), tokens, k, address(outputs),
         )  # fmt: skip
-        _check(status)
+
+    def feed_forward(self, layout: ExpertLayout, everyone: Expert, x: Float32, y: Float32) -> None:
+        """As `experts`, of one that every token chose and whose inputs nothing scales: y = expert(x), both [T, D]."""
+        assert x.shape == (everyone.num_pairs, layout.gate.columns)
+        assert y.shape == (everyone.num_pairs, layout.down.rows)
+        self.call("se_experts", self._precision, layout, everyone, 1, address(x), None, len(x), 1, address(y))
 
     def experts_streamed(
         self,

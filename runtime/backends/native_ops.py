@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from ctypes import addressof
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,8 +92,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
         self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
+        self._places: dict[tuple[int, int, float], int] = {}  # of vectors, by whose they are
         self._made: dict[tuple[object, int], Float32] = {}  # of small weights, by what it is and their place
         self._cut = {}
+        self._told_factors: dict[tuple[int, ...], native.Factors] = {}  # by who they are
+        self._told_layouts: dict[tuple[int, ...], native.ExpertLayout] = {}
+        self._told_routings: dict[tuple[int, Routing, bool], native.Routing] = {}
+        self._fetched: tuple[AnyArray, ByExpert] | None = None
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
         self.level = self._context.level
@@ -112,22 +118,33 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         return self.linears(x, [weight], None if bias is None else [bias])[0]
 
     def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
-        results = self._context.linears([native_weight(weight).matrix for weight in weights], self._base, x)
+        results = self._context.linears(self._factors(weights), self._base, x)
         if biases is None:
             return results
         return [y + self._vector(bias) for y, bias in zip(results, biases, strict=True)]
 
+    def _factors(self, weights: Sequence[Weight]) -> native.Factors:
+        """Of resident matrices, which live as long as this: told once for all steps."""
+        key = tuple(map(id, weights))
+        if key not in self._told_factors:
+            self._told_factors[key] = native.Factors.of([native_weight(weight).matrix for weight in weights])
+        return self._told_factors[key]
+
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        matrices = (native_weight(weight).matrix for weight in (gate, up, down))
-        layout = native.ExpertLayout(*matrices, self._dense_activation)
+        key = id(gate), id(up), id(down)
+        if key not in self._told_layouts:
+            matrices = (native_weight(weight).matrix for weight in (gate, up, down))
+            self._told_layouts[key] = native.ExpertLayout(*matrices, self._dense_activation)
         x, y = with_result(x)
-        everyone = native.Chosen(self._resident, np.arange(len(x)))
-        self._context.experts(layout, [everyone], x, np.empty((len(x), 1), np.float32), y)
+        pairs, first = pairs_of_one(len(x))
+        self._context.feed_forward(self._told_layouts[key], native.Expert(self._base, first, len(pairs)), x, y)
         return y
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
-        self._experts.begin(layer, by_expert(expert_ids)[0])
+        chosen = by_expert(expert_ids)
+        self._fetched = expert_ids, chosen
+        self._experts.begin(layer, list(chosen.places))
 
     def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
         lookahead = self._experts.lookahead
@@ -147,13 +164,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
         y = np.empty_like(x)
-        distinct, starts, counts, pairs = by_expert(expert_ids)
-        chosen_by = dict(zip(distinct, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
-        left = len(distinct)
-        with closing(self._experts.waves(layer, distinct)) as waves:
+        fetched, self._fetched = self._fetched, None
+        places, pairs = fetched[1] if fetched is not None and fetched[0] is expert_ids else by_expert(expert_ids)
+        left = len(places)
+        with closing(self._experts.waves(layer, list(places))) as waves:
             for wave in waves:
                 left -= len(wave)
-                arriving = np.array([(slot, *chosen_by[key.expert]) for key, slot in wave])
+                arriving = np.array([(slot, *places[key.expert]) for key, slot in wave])
                 last = y if left == 0 else None
                 try:
                     self._context.experts_streamed(layout, reader.handle, arriving, pairs, x, weights, outputs, last)
@@ -172,6 +189,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             return np.float32(offset) + weight.vector()
 
         return self._once(("plus", offset, length), weight, values)
+
+    def _placed(self, weight: Weight, length: int, offset: float = 0.0) -> int:
+        """Where `_vector` lies."""
+        key = id(weight), length, offset
+        if key not in self._places:
+            self._places[key] = self._vector(weight, length, offset).ctypes.data
+        return self._places[key]
 
     def _repeated(self, weight: Weight, channels: int) -> Float32:
         """A vector's values, each for as many channels as it has."""
@@ -215,7 +239,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
     def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
         x, y = with_result(x)
         columns = x.shape[-1]
-        scale = address(self._vector(weight, columns, offset))
+        scale = self._placed(weight, columns, offset)
         self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
         return y
 
@@ -225,7 +249,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         h, x = with_result(h)
         y, total = with_result(y)
         require_shapes("residual stream", (y, h.shape))
-        scale = address(self._vector(weight, h.shape[1], offset))
+        scale = self._placed(weight, h.shape[1], offset)
         self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
         return total, x
 
@@ -247,7 +271,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         a, y = with_result(a)
-        bias, log = address(self._vector(dt_bias, a.shape[1])), address(self._repeated(a_log, a.shape[1]))
+        bias, log = self._placed(dt_bias, a.shape[1]), address(self._repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
@@ -289,7 +313,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
         ids = np.empty((len(logits), routing.top_k), np.int64)
-        bias = address(self._vector(correction_bias, logits.shape[1])) if correction_bias is not None else None
+        bias = self._placed(correction_bias, logits.shape[1]) if correction_bias is not None else None
         weights = self._routing_weights_of(logits, routing, bias, ids, False)
         return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
 
@@ -305,10 +329,13 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         """Of ids that are chosen, or that this chooses: [T, k]."""
         tokens, num_experts = logits.shape
         weights = np.empty((tokens, routing.top_k), np.float32)
-        how = native.Routing(
-            num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
-            routing.norm_topk_prob, routing.routed_scaling_factor, chosen,
-        )  # fmt: skip
+        key = num_experts, routing, chosen
+        if key not in self._told_routings:
+            self._told_routings[key] = native.Routing(
+                num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
+                routing.norm_topk_prob, routing.routed_scaling_factor, chosen,
+            )  # fmt: skip
+        how = self._told_routings[key]
         self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
         return weights
 
@@ -358,7 +385,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             further = beside.entries.seen_by(seen, beside.selection is not None)
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, address(self._vector(sinks, heads)) if sinks is not None else None,
+            scale, window or 0, self._placed(sinks, heads) if sinks is not None else None,
             address(np.ascontiguousarray(selection)) if selection is not None else None,
             self._turn(turn, tokens, q.shape[2]) if turn is not None else None,
             further, address(y),
@@ -367,13 +394,11 @@ class NativeOps(NativeCompressedOps, NumpyOps):
 
     def _turn(self, turn: Turn, tokens: int, width: int) -> native.Turn:
         """As kernels take it; all that it points to is kept by a cache."""
-        rope = turn.rope
-        norms = (
-            addressof(address(self._vector(norm, width, turn.offset))) if norm is not None else None
-            for norm in (turn.q_norm, turn.k_norm)
+        cos, sin, _ = placed_tables(turn.rope, turn.position, tokens)
+        q_norm, k_norm = (
+            self._placed(norm, width, turn.offset) if norm is not None else None for norm in (turn.q_norm, turn.k_norm)
         )
-        tables = (addressof(address(table)) for table in rope_tables(rope, turn.position, tokens))
-        return native.Turn(*norms, *tables, rope.dim // 2, rope.interleaved, turn.eps)
+        return native.Turn(q_norm, k_norm, cos, sin, turn.rope.dim // 2, turn.rope.interleaved, turn.eps)
 
     # ---- gated DeltaNet
 
@@ -416,11 +441,33 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         self._context.close()
 
 
-def by_expert(expert_ids: AnyArray) -> tuple[list[int], AnyArray, AnyArray, AnyArray]:
-    """Pairs (token * k + place) sorted by expert: distinct ids, ascending, their first places, their numbers, pairs."""
+class ByExpert(NamedTuple):
+    """Who chose which expert."""
+
+    places: dict[int, tuple[int, int]]  # of each expert, ascending: where in pairs it begins, and how many they are
+    pairs: AnyArray  # token * k + place, int64 [T * k], sorted by expert
+
+
+def by_expert(expert_ids: AnyArray) -> ByExpert:
+    """Of ids [T, k]."""
     flat = expert_ids.reshape(-1)
-    pairs = np.argsort(flat, kind="stable")
+    pairs = flat.argsort(kind="stable")
     if len(expert_ids) == 1:  # a token's experts are distinct: no need to look for equals, at every layer of every step
-        return flat[pairs].tolist(), np.arange(len(flat)), np.ones(len(flat), np.int64), pairs
+        return ByExpert({expert: (i, 1) for i, expert in enumerate(flat[pairs].tolist())}, pairs)
     distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
-    return distinct.tolist(), starts, counts, pairs
+    places = zip(starts.tolist(), counts.tolist(), strict=True)
+    return ByExpert(dict(zip(distinct.tolist(), places, strict=True)), pairs)
+
+
+@lru_cache(maxsize=16)
+def pairs_of_one(tokens: int) -> tuple[AnyArray, int]:
+    """The pairs of an expert that every token chose and no other one, and where they lie."""
+    pairs = np.arange(tokens)
+    return pairs, pairs.ctypes.data
+
+
+@lru_cache(maxsize=16)  # all layers of a step ask for the same
+def placed_tables(rope: Rope, position: int, tokens: int) -> tuple[int, int, tuple[Float32, Float32]]:
+    """Where the tables of a rotation lie, cos and sin, and they themselves."""
+    cos, sin = rope_tables(rope, position, tokens)
+    return cos.ctypes.data, sin.ctypes.data, (cos, sin)
