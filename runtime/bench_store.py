@@ -248,10 +248,16 @@ class Decoding:
         return seconds(read)
 
     def split(self, cached_share: float) -> tuple[float, float]:
-        """Seconds of a step, and those of them in which neither a kernel ran nor a computation waited for reads."""
-        kernels, waits = self.ops.kernel_s, self.engine.experts.wait_s
+        """Seconds of a step, and those of them in which no kernel ran and nothing waited for reads.
+
+        Reads are those of experts and that of the token's embedding.
+        """
+        before = self._kernels_and_reads_s()
         whole = self.step(cached_share)
-        return whole, whole - (self.ops.kernel_s - kernels) - (self.engine.experts.wait_s - waits)
+        return whole, whole - (self._kernels_and_reads_s() - before)
+
+    def _kernels_and_reads_s(self) -> float:
+        return self.ops.kernel_s + self.engine.experts.wait_s + self.ops.rows_read_s
 
 
 def decode_bars(model: str, folder: Path) -> Iterator[Bar]:

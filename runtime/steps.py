@@ -25,7 +25,7 @@ class Steps:
         self._experts = experts
         self._ctx_size = ctx_size
         self._where = where
-        self._blas = ThreadpoolController()
+        self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
         self._thread = ThreadPoolExecutor(1, "step")
 
     def new_session(self) -> Session:
@@ -119,8 +119,15 @@ class Steps:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Where sums do not depend on BLAS threads, and NaN is not warned of on the way: the logits tell of it."""
-        with self._blas.limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
-            yield
+        threads = [library.num_threads for library in self._blas]
+        for library in self._blas:
+            library.set_num_threads(1)
+        try:
+            with np.errstate(all="ignore"):
+                yield
+        finally:
+            for library, number in zip(self._blas, threads, strict=True):
+                library.set_num_threads(number)
 
 
 def ignore_nan() -> None:

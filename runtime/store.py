@@ -179,6 +179,7 @@ class EmbeddingRows:
         self.layout = layout
         self._file = DirectFile(container.data_path(layout.file))
         self._buffer = aligned_bytes(self.layout.row_bytes + 2 * ALIGNMENT)
+        self.counters = ReadCounters()
 
     def read(self, numbers: Sequence[int]) -> AnyArray:
         """Raw rows of distinct numbers: uint8 [n, row_bytes]. Raises ChecksumError or StorageError."""
@@ -186,7 +187,8 @@ class EmbeddingRows:
         for row, number in zip(rows, numbers, strict=True):
             place = self._place(number)
             content = self._buffer[: place.nbytes]
-            self._file.read_into(content, place.offset, f"row {number}")
+            with self.counters:
+                self._file.read_into(content, place.offset, f"row {number}")
             row[:] = content[place.skip : place.skip + self.layout.row_bytes]
             self.layout.check(number, row)
         return rows

@@ -30,7 +30,7 @@ from runtime.backends import native
 from runtime.backends.base import Beside, Routing, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_compressed import NativeCompressedOps
-from runtime.backends.native_states import DeltaState, new_cache
+from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.native_weights import (
     NativeWeight,
     native_weight,
@@ -390,7 +390,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             self._turn(turn, tokens, q.shape[2]) if turn is not None else None,
             further, address(y),
         )  # fmt: skip
-        return y, cache._replace(length=cache.length + tokens)
+        return y, NativeCache(cache.memory, cache.arrays, cache.length + tokens, cache.first, cache.window)
 
     def _turn(self, turn: Turn, tokens: int, width: int) -> native.Turn:
         """As kernels take it; all that it points to is kept by a cache."""

@@ -116,6 +116,12 @@ class NumpyOps(ElementwiseOps, CompressedOps):
             rows, columns = matrix_shape(tensor.shape)
             self._weights[tensor.name] = Weight(tensor.encoding, arrays, rows, columns)
 
+    @property
+    def rows_read_s(self) -> float:
+        """Seconds spent reading rows of embeddings so far."""
+        tables = (table for table in (self._embedding, self._ngrams) if table is not None)
+        return sum(table.counters.seconds for table in tables)
+
     def weight(self, name: str) -> Weight:
         if name not in self._weights:
             raise FormatError(f"index.json: has no resident tensor {name}, which the model asks for")

@@ -8,11 +8,43 @@ of a head.
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
-from runtime.backends.base import Array, Ops, Routing, State, Turn
+from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
+from runtime.backends.base import Array, Ops, Routing, State, Turn, Weight
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
+
+
+class Linear(NamedTuple):
+    """A matrix [rows, columns], and what is added to the product [rows]."""
+
+    weight: Weight
+    bias: Weight | None
+
+
+class Attention(NamedTuple):
+    """What attention of one layer has."""
+
+    projections: list[Weight]  # to queries, keys and values
+    biases: list[Weight] | None
+    whole_norms: tuple[Weight | None, Weight | None]  # of queries and of keys, all heads together
+    head_norms: tuple[Weight | None, Weight | None]  # or head by head
+    sinks: Weight | None
+    output: Linear
+    key_heads: int
+    window: int | None
+    chunk: int | None
+    rope: Rope | None  # None where positions are not known
+
+
+class Router(NamedTuple):
+    """How one layer chooses its experts."""
+
+    matrix: Linear
+    routing: Routing
+    correction: Weight | None
 
 
 @dataclass(frozen=True)
@@ -51,31 +83,69 @@ class Decoder:
         c = self.config
         return self.ops.add_norm(h, y, self.ops.weight(name), c.rms_norm_eps, multiplier=c.residual_multiplier)
 
-    def _linear(self, x: Array, name: str, has_bias: bool) -> Array:
-        return self.ops.linear(x, self.ops.weight(name), self.ops.weight(f"{name}.bias") if has_bias else None)
+    def _linear(self, x: Array, matrix: Linear) -> Array:
+        return self.ops.linear(x, matrix.weight, matrix.bias)
+
+    # ---- weights and facts of a layer, looked up before the first step and not in each (docs/LEARNED.md 66)
+
+    @cached_property
+    def _attentions(self) -> list[Attention]:
+        return [self._attention_of(layer) for layer in range(self.config.num_hidden_layers)]
+
+    @cached_property
+    def _routers(self) -> list[Router | None]:
+        layers = range(self.config.num_hidden_layers)
+        return [self._router_of(layer) if self.config.has_experts(layer) else None for layer in layers]
+
+    def _attention_of(self, layer: int) -> Attention:
+        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
+        names = [f"{name}.{part}_proj" for part in "qkv"]
+        return Attention(
+            projections=[ops.weight(proj) for proj in names],
+            biases=[ops.weight(f"{proj}.bias") for proj in names] if c.attention_bias else None,
+            whole_norms=self._qk_norms_of(name, WHOLE_NORM),
+            head_norms=self._qk_norms_of(name, HEAD_NORM),
+            sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
+            output=self._linear_of(f"{name}.o_proj", c.attention_output_bias),
+            key_heads=c.key_heads(layer),
+            window=c.window(layer),
+            chunk=c.chunk(layer),
+            rope=c.rope_of(layer) if c.turns(layer) else None,
+        )
+
+    def _qk_norms_of(self, name: str, kind: str) -> tuple[Weight | None, Weight | None]:
+        if self.config.qk_norm != kind:
+            return None, None
+        return self.ops.weight(f"{name}.q_norm"), self.ops.weight(f"{name}.k_norm")
+
+    def _router_of(self, layer: int) -> Router:
+        c, name = self.config, f"layers.{layer}.mlp.gate"
+        return Router(
+            self._linear_of(name, c.router_bias),
+            Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group),
+            self.ops.weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None,
+        )
+
+    def _linear_of(self, name: str, has_bias: bool) -> Linear:
+        return Linear(self.ops.weight(name), self.ops.weight(f"{name}.bias") if has_bias else None)
 
     # ---- attention
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
-        c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
-        names = [f"{name}.{part}_proj" for part in "qkv"]
-        biases = [ops.weight(f"{proj}.bias") for proj in names] if c.attention_bias else None
-        q, k, v = ops.linears(x, [ops.weight(proj) for proj in names], biases)
-        q = self._heads(q, f"{name}.q_norm", c.num_attention_heads)  # [T, heads, d]
-        k = self._heads(k, f"{name}.k_norm", c.key_heads(layer))
-        v = self._heads(v, None, c.key_heads(layer))  # [T, key heads, value_dim]
+        c, ops, own = self.config, self.ops, self._attentions[layer]
+        q, k, v = ops.linears(x, own.projections, own.biases)
+        q = self._heads(q, own.whole_norms[0], c.num_attention_heads)  # [T, heads, d]
+        k = self._heads(k, own.whole_norms[1], own.key_heads)
+        v = self._heads(v, None, own.key_heads)  # [T, key heads, value_dim]
         if c.attention_value_scale != 1:
             v = v * c.attention_value_scale
-        if c.qk_norm == UNIT_NORM and c.turns(layer):
+        if c.qk_norm == UNIT_NORM and own.rope is not None:
             # a rotation, which follows here and comes first there, keeps lengths
             q, k = unit_norm(ops, q, c.rms_norm_eps), unit_norm(ops, k, c.rms_norm_eps)
-        window, chunk = c.window(layer), c.chunk(layer)
-        sinks = ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None
-        q_norm, k_norm = (ops.weight(f"{name}.{part}_norm") if c.qk_norm == HEAD_NORM else None for part in "qk")
         outputs = []
         for s in sequences:
             for rows, position in self._runs(layer, s):
-                if chunk is not None and position % chunk == 0:
+                if own.chunk is not None and position % own.chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
                 output, s.states[layer] = ops.attention(
                     q[rows],
@@ -83,13 +153,13 @@ class Decoder:
                     v[rows],
                     s.states[layer],
                     c.attention_scale(layer, position),
-                    window=window,
-                    sinks=sinks,
-                    turn=Turn(c.rope_of(layer), position, q_norm, k_norm, c.rms_norm_eps) if c.turns(layer) else None,
+                    window=own.window,
+                    sinks=own.sinks,
+                    turn=Turn(own.rope, position, *own.head_norms, c.rms_norm_eps) if own.rope is not None else None,
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.value_dim)
-        return self._linear(o, f"{name}.o_proj", c.attention_output_bias)
+        return self._linear(o, own.output)
 
     def _runs(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int]]:
         """(rows, position) of a sequence's tokens, cut where a chunk begins and where the scale of scores changes."""
@@ -100,11 +170,11 @@ class Decoder:
             yield slice(begin, end), position
             begin = end
 
-    def _heads(self, y: Array, norm: str | None, heads: int) -> Array:
+    def _heads(self, y: Array, norm: Weight | None, heads: int) -> Array:
         """Queries, keys or values as projected: [T, heads, d]."""
         c = self.config
-        if c.qk_norm == WHOLE_NORM and norm:
-            y = self._norm(y, norm)
+        if norm is not None:
+            y = self.ops.rms_norm(y, norm, c.rms_norm_eps)
         if c.clip_qkv is not None:
             y = self.ops.clip(y, c.clip_qkv)
         return y.reshape(y.shape[0], heads, -1)
@@ -124,10 +194,9 @@ class Decoder:
         return ops.experts(layer, x, expert_ids, routing_weights) + shared
 
     def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
-        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
-        routing = Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
-        correction = ops.weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None
-        return ops.route(self._linear(x, name, c.router_bias), routing, correction)
+        router = self._routers[layer]
+        assert router is not None
+        return self.ops.route(self._linear(x, router.matrix), router.routing, router.correction)
 
     def _mlp(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))
