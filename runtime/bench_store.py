@@ -6,6 +6,7 @@ last line is one JSON object.
 """
 
 import argparse
+import inspect
 import json
 import os
 import shutil
@@ -159,6 +160,8 @@ class Scripted:
 
     def __init__(self, ops: NativeOps, experts: Experts, num_experts: int) -> None:
         self._ops = ops
+        methods = inspect.getmembers(ops, inspect.ismethod)  # called as an engine's model calls them
+        vars(self).update({name: method for name, method in methods if not hasattr(Scripted, name)})
         self._experts = experts
         self._num_experts = num_experts
         self._rng = np.random.default_rng(0)
@@ -168,7 +171,7 @@ class Scripted:
         self.script_s = 0.0  # that no engine spends
         self.layer = 0  # that asks for its experts next
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # of what is no method
         return getattr(self._ops, name)
 
     def split(self, layer: int, hits: int, misses: int) -> AnyArray:

@@ -224,6 +224,7 @@ class ExpertCache:
         """
         self._policy.used(layer, experts)
         found, missing = [], []
+        before = len(self._leased)
         for expert in experts:
             key = ExpertKey(layer, expert)
             slot = self._slots.get(key)
@@ -231,8 +232,7 @@ class ExpertCache:
                 missing.append(key)
                 continue
             found.append(Held(key, slot))
-        before = len(self._leased)
-        self._leased.update(key for key, _ in found)
+            self._leased.add(key)
         hits = len(self._leased) - before
         self.hits += hits
         self.misses += len(experts) - hits

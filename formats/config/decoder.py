@@ -145,6 +145,10 @@ class DecoderConfig(ModelConfig):
             tokens = min(tokens, temperature.next_change(position) - position)
         return tokens
 
+    def is_uniform(self, layer: int) -> bool:
+        """Whether a layer has neither chunks nor scales that depend on the position."""
+        return self.chunk(layer) is None and self._temperature(layer) is None
+
     def _temperature(self, layer: int) -> Temperature | None:
         return None if self.turns(layer) else self.attention_temperature
 

@@ -308,6 +308,8 @@ class Context:
             self._handle, self._precision, matrices, len(ends), base, address(x), tokens, address(every)
         )
         _check(status)
+        if len(ends) == 1:
+            return [every.reshape(tokens, -1)]
         results, start = [], 0
         for end in ends:
             results.append(every[tokens * start : tokens * end].reshape(tokens, end - start))

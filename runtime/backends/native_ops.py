@@ -368,7 +368,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         beside: Beside | None = None,
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
-        q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+        q, k, v = np.ascontiguousarray(q), np.ascontiguousarray(k), np.ascontiguousarray(v)
         tokens, heads, width = q.shape
         cache = cache.with_room(tokens)
         memory = cache.memory

@@ -5,7 +5,7 @@ other facts. Sources: transformers' modeling files of those names. Shapes: T tok
 of a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ class Attention(NamedTuple):
     key_heads: int
     window: int | None
     chunk: int | None
+    scale: float | None  # of scores; None where it depends on the position, or where tokens are cut into chunks
     rope: Rope | None  # None where positions are not known
 
 
@@ -110,6 +111,7 @@ class Decoder:
             key_heads=c.key_heads(layer),
             window=c.window(layer),
             chunk=c.chunk(layer),
+            scale=c.attention_multiplier if c.is_uniform(layer) else None,
             rope=c.rope_of(layer) if c.turns(layer) else None,
         )
 
@@ -144,30 +146,28 @@ class Decoder:
             q, k = unit_norm(ops, q, c.rms_norm_eps), unit_norm(ops, k, c.rms_norm_eps)
         outputs = []
         for s in sequences:
-            for rows, position in self._runs(layer, s):
+            for rows, position, scale in self._runs(layer, s):
                 if own.chunk is not None and position % own.chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
+                turn = None if own.rope is None else Turn(own.rope, position, *own.head_norms, c.rms_norm_eps)
                 output, s.states[layer] = ops.attention(
-                    q[rows],
-                    k[rows],
-                    v[rows],
-                    s.states[layer],
-                    c.attention_scale(layer, position),
-                    window=own.window,
-                    sinks=own.sinks,
-                    turn=Turn(own.rope, position, *own.head_norms, c.rms_norm_eps) if own.rope is not None else None,
+                    q[rows], k[rows], v[rows], s.states[layer], scale, window=own.window, sinks=own.sinks, turn=turn
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.value_dim)
         return self._linear(o, own.output)
 
-    def _runs(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int]]:
-        """(rows, position) of a sequence's tokens, cut where a chunk begins and where the scale of scores changes."""
+    def _runs(self, layer: int, s: Sequence) -> Iterable[tuple[slice, int, float]]:
+        """(rows, position, scale of scores) of a sequence's tokens, cut where a chunk begins or the scale changes."""
+        scale = self._attentions[layer].scale
+        return self._parts(layer, s) if scale is None else [(s.rows, s.position, scale)]
+
+    def _parts(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int, float]]:
         begin, stop = s.rows.start, s.rows.stop
         while begin < stop:
             position = s.position + begin - s.rows.start
             end = begin + self.config.run_length(layer, position, stop - begin)
-            yield slice(begin, end), position
+            yield slice(begin, end), position, self.config.attention_scale(layer, position)
             begin = end
 
     def _heads(self, y: Array, norm: Weight | None, heads: int) -> Array:
