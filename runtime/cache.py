@@ -141,8 +141,10 @@ class RecentFrequency:
         self._weight = 1.0  # of the next use: it grows, so that no count need shrink
         self._uses = np.zeros(len(self._keys))  # in weights of their time
         self._extra = np.zeros(len(self._keys))  # in uses of now
+        # some at a time they are changed one by one, which costs less than to call NumPy (docs/LEARNED.md 66)
+        self._uses_at, self._extra_at = (x.data.cast("B").cast("d") for x in (self._uses, self._extra))
         self._absent = np.full(len(self._keys), np.inf)  # zero for those that are held
-        self._latest = {layer: np.empty(0, np.int64) for layer in num_experts}  # places of what the last step used
+        self._latest: dict[int, list[int]] = {layer: [] for layer in num_experts}  # places of what the last step used
         self._values: Float64 | None = None  # of those that may leave for the step of the layer that asked last
 
     def _place(self, key: ExpertKey) -> int:
@@ -153,10 +155,13 @@ class RecentFrequency:
         if self._weight > MOST_WEIGHT:
             self._uses /= MOST_WEIGHT
             self._weight /= MOST_WEIGHT
-        self._extra[self._latest[layer]] -= RECENT_USES
-        self._latest[layer] = places = np.asarray(experts, np.int64) + self._of_layer[layer].start
-        self._extra[places] += RECENT_USES
-        self._uses[places] += self._weight
+        uses, extra, weight, first = self._uses_at, self._extra_at, self._weight, self._of_layer[layer].start
+        for place in self._latest[layer]:
+            extra[place] -= RECENT_USES
+        self._latest[layer] = places = [first + expert for expert in experts]
+        for place in places:
+            extra[place] += RECENT_USES
+            uses[place] += weight
         self._values = None
 
     def added(self, key: ExpertKey) -> None:
@@ -191,7 +196,8 @@ class RecentFrequency:
             values = known
             if values is None:
                 values = self._weight * self._extra + self._uses + self._absent
-                values[[self._place(key) for key in leased]] = np.inf
+                for key in leased:
+                    values[self._place(key)] = np.inf
                 self._values = values
             place = int(values.argmin())
             if values[place] < np.inf:
@@ -212,7 +218,7 @@ class ExpertCache:
         """The policy is LeastRecentlyUsed unless another is given."""
         self._policy = policy or LeastRecentlyUsed()
         self._free = list(range(num_slots - 1, -1, -1))
-        self._slots: dict[ExpertKey, int] = {}
+        self._held: dict[tuple[int, int], Held] = {}  # by key
         self._leased: set[ExpertKey] = set()
         self.hits = 0
         self.misses = 0
@@ -226,13 +232,12 @@ class ExpertCache:
         found, missing = [], []
         before = len(self._leased)
         for expert in experts:
-            key = ExpertKey(layer, expert)
-            slot = self._slots.get(key)
-            if slot is None:
-                missing.append(key)
+            held = self._held.get((layer, expert))
+            if held is None:
+                missing.append(ExpertKey(layer, expert))
                 continue
-            found.append(Held(key, slot))
-            self._leased.add(key)
+            found.append(held)
+            self._leased.add(held.key)
         hits = len(self._leased) - before
         self.hits += hits
         self.misses += len(experts) - hits
@@ -246,9 +251,9 @@ class ExpertCache:
             victim = self._policy.victim(key.layer, self._leased)
             if victim is None:
                 return None
-            slot = self._slots.pop(victim)
+            slot = self._held.pop(victim).slot
             self._policy.removed(victim)
-        self._slots[key] = slot
+        self._held[key] = Held(key, slot)
         self._policy.added(key)
         self._leased.add(key)
         return slot
@@ -261,15 +266,15 @@ class ExpertCache:
         """End the lease of a slot whose read failed: it holds nothing."""
         self._leased.remove(key)
         self._policy.removed(key)
-        self._free.append(self._slots.pop(key))
+        self._free.append(self._held.pop(key).slot)
 
     def holds(self, key: ExpertKey) -> bool:
         """Whether key has a slot; counts nothing."""
-        return key in self._slots
+        return key in self._held
 
     def leased(self) -> list[Held]:
         """All experts in use."""
-        return [Held(key, self._slots[key]) for key in self._leased]
+        return [self._held[key] for key in self._leased]
 
     @property
     def free_slots(self) -> int:
@@ -283,7 +288,7 @@ class ExpertCache:
     @property
     def idle_slots(self) -> int:
         """Slots that no one uses now."""
-        return len(self._free) + len(self._slots) - len(self._leased)
+        return len(self._free) + len(self._held) - len(self._leased)
 
     def waves(self, layer: int, experts: Sequence[int]) -> Iterator[Wave]:
         """Lease distinct experts of a layer, first those at hand, then the others; all at once if slots suffice.
@@ -304,6 +309,5 @@ class ExpertCache:
             if not wave:
                 raise RuntimeError("all slots are leased by others, expected one that is free or idle")
             yield Wave(wave, reads)
-            for key, _ in wave:
-                self.release(key)
+            self._leased.difference_update([key for key, _ in wave])
             ready = []

@@ -1,11 +1,12 @@
 """The native kernels as Python sees them: structs that mirror native/se_native.h, and a context of threads."""
 
+import array
 import ctypes
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -345,7 +346,7 @@ class Context:
         self,
         layout: ExpertLayout,
         reader: int,
-        arriving: AnyArray,
+        arriving: Sequence[tuple[int, int, int]],
         pairs: AnyArray,
         x: Float32,
         weights: Float32,
@@ -354,17 +355,17 @@ class Context:
     ) -> None:
         """As `experts`, on slots of a reader (native_reader.py) whose reads may be under way, each as it arrives.
 
-        arriving int64 [n, 3]: slot of an expert, and where in pairs, int64 [T * k], those that chose it begin and how
+        arriving: the slot of each expert, and where in pairs, int64 [T * k], those that chose it begin and how
         many they are. y [T, D], given with the last experts: the sum over k of weights times outputs, or of outputs
         alone where weights scale the inputs.
         Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
         """
         tokens, k = weights.shape
-        assert arriving.shape[1] == 3
         assert x.shape == (tokens, layout.gate.columns)
         assert outputs.shape == (tokens * k, layout.down.rows)
+        told = array.array("q", chain.from_iterable(arriving))
         status = self._library.se_experts_streamed(
-            self._handle, reader, self._precision, layout, address(arriving), address(pairs), len(arriving),
+            self._handle, reader, self._precision, layout, address(told), address(pairs), len(arriving),
             address(x), address(weights), tokens, k, address(outputs), address(y) if y is not None else None,
         )  # fmt: skip
         if status == READ_FAILED:

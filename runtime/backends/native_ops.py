@@ -170,7 +170,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         with closing(self._experts.waves(layer, list(places))) as waves:
             for wave in waves:
                 left -= len(wave)
-                arriving = np.array([(slot, *places[key.expert]) for key, slot in wave])
+                arriving = [(slot, *places[key.expert]) for key, slot in wave]
                 last = y if left == 0 else None
                 try:
                     self._context.experts_streamed(layout, reader.handle, arriving, pairs, x, weights, outputs, last)

@@ -373,8 +373,10 @@ class NumpyOps(ElementwiseOps, CompressedOps):
 
 def _rows(table: EmbeddingRows, numbers: AnyArray) -> Float32:
     """Rows [n, columns] of an embedding; each is read once."""
-    distinct, places = np.unique(numbers, return_inverse=True)
     layout = table.layout
+    if len(numbers) == 1:  # of every step of one sequence
+        return layout.encoding.decode(layout.views(table.read(numbers.tolist())))
+    distinct, places = np.unique(numbers, return_inverse=True)
     return layout.encoding.decode(layout.views(table.read(distinct.tolist())))[places]
 
 
