@@ -66,7 +66,7 @@ class ElementwiseOps:
         return self.sigmoid(np.sign(d) * np.sqrt(np.maximum(np.abs(d), np.float32(1e-6))))
 
     def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+        return np.concatenate(arrays, axis)
 
     def _activate(self, activation: Activation, gate: Float32, up: Float32) -> Float32:
         """What joins gate and up, element by element."""

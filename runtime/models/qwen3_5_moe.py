@@ -157,16 +157,17 @@ class Qwen3_5Moe:
 
     def _moe(self, layer: int, x: Array) -> Array:
         ops, name = self.ops, f"layers.{layer}.mlp"
-        expert_ids, routing_weights = self._route(layer, x)
+        logits, gate = ops.linears(x, [ops.weight(f"{name}.{part}") for part in ("gate", "shared_expert_gate")])
+        expert_ids, routing_weights = ops.route(logits, Routing(self.config.top_k))
         ops.fetch(layer, expert_ids)
-        ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
-        gate = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate")))  # [T, 1]
-        shared = gate * self._shared_expert(f"{name}.shared_expert", x)
+        ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, x))
+        shared = ops.sigmoid(gate) * self._shared_expert(f"{name}.shared_expert", x)  # gate [T, 1]
         return ops.experts(layer, x, expert_ids, routing_weights) + shared
 
-    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
+    def _guess(self, layer: int, x: Array) -> Array:
+        """The experts that a later layer's router chooses for the input of this one: [T, k]."""
         logits = self.ops.linear(x, self.ops.weight(f"layers.{layer}.mlp.gate"))
-        return self.ops.route(logits, Routing(self.config.top_k))
+        return self.ops.route(logits, Routing(self.config.top_k))[0]
 
     def _shared_expert(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))
