@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -142,7 +142,8 @@ class RecentFrequency:
         self._uses = np.zeros(len(self._keys))  # in weights of their time
         self._extra = np.zeros(len(self._keys))  # in uses of now
         # some at a time they are changed one by one, which costs less than to call NumPy (docs/LEARNED.md 66)
-        self._uses_at, self._extra_at = (x.data.cast("B").cast("d") for x in (self._uses, self._extra))
+        self._uses_at: Any = self._uses.data
+        self._extra_at: Any = self._extra.data
         self._absent = np.full(len(self._keys), np.inf)  # zero for those that are held
         self._latest: dict[int, list[int]] = {layer: [] for layer in num_experts}  # places of what the last step used
         self._values: Float64 | None = None  # of those that may leave for the step of the layer that asked last

@@ -120,9 +120,9 @@ class Steps:
     def _computing(self) -> Iterator[None]:
         """Where sums do not depend on BLAS threads, and NaN is not warned of on the way: the logits tell of it."""
         threads = [library.num_threads for library in self._blas]
-        for library in self._blas:
-            library.set_num_threads(1)
         try:
+            for library in self._blas:
+                library.set_num_threads(1)
             with np.errstate(all="ignore"):
                 yield
         finally:

@@ -163,6 +163,7 @@ class Decoder:
         return self._parts(layer, s) if scale is None else [(s.rows, s.position, scale)]
 
     def _parts(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int, float]]:
+        """`_runs` of a layer that is cut."""
         begin, stop = s.rows.start, s.rows.stop
         while begin < stop:
             position = s.position + begin - s.rows.start
