@@ -56,7 +56,7 @@ def deepseek4_config(keys: Keys) -> Config:
     keys.only("attention.head_count_kv", 1)
     keys.only("expert_shared_count", 1)
     keys.only("expert_weights_norm", True)
-    layers, head_dim = keys["block_count"] - keys.get("nextn_predict_layers", 0), keys["attention.key_length"]
+    layers, head_dim = keys.layers, keys["attention.key_length"]
     keys.only("attention.value_length", head_dim)
     ratios = keys.items("attention.compress_ratios", int, layers, more=True)[:layers]
     heavy = sorted(set(ratios) - {0, SPARSE_RATE}) or [HEAVY_RATE]

@@ -10,6 +10,7 @@ from formats.fields import shown
 
 Metadata = Mapping[str, Any]
 Config = dict[str, Any]
+MOST, MOST_LAYERS = 2**31, 10_000
 SOFTMAX, SIGMOID = 1, 2  # of expert_gating_func
 
 
@@ -35,14 +36,39 @@ class Keys:
         return _shortest(self._metadata.get(f"{self.architecture}.{key}", default))
 
     def __getitem__(self, key: str) -> Any:
+        """The value, which must be there and a number. Raises FormatError."""
         value = self.get(key)
         if value is None:
             raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
+        if type(value) not in (int, float):
+            raise FormatError(f"{self.where}: {self.architecture}.{key} is {shown(value)}, expected a number")
         return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0 that something is divided by, or that is counted to. Raises FormatError."""
+        value = self[key] if default is None else self.get(key, default)
+        if type(value) is not int or not 0 < value < MOST:
+            raise FormatError(
+                f"{self.where}: {self.architecture}.{key} is {shown(value)}, expected a whole number from 1 to {MOST}"
+            )
+        return value
+
+    @property
+    def layers(self) -> int:
+        """Of the model, those that predict further tokens not counted. Raises FormatError."""
+        beyond = self.get("nextn_predict_layers", 0)
+        layers = self.size("block_count") - (beyond if type(beyond) is int else 0)
+        if not 0 < layers <= MOST_LAYERS:
+            raise FormatError(
+                f"{self.where}: {self.architecture}.block_count leaves {layers} layers, expected 1 to {MOST_LAYERS}"
+            )
+        return layers
 
     def items(self, key: str, kind: type, length: int, more: bool = False) -> list[Any]:
         """A list of that length, or longer where that may be. Raises FormatError."""
-        values = self[key]
+        values = self.get(key)
+        if values is None:
+            raise FormatError(f"{self.where}: {self.architecture}.{key} is missing")
         fits = isinstance(values, list) and (len(values) == length or (more and len(values) > length))
         if not fits or not all(type(value) is kind for value in values):
             expected = f"a list of {length} {'or more ' if more else ''}{kind.__name__}"
@@ -78,7 +104,7 @@ def dimensions(keys: Keys) -> Config:
     """What all models have."""
     return {
         "hidden_size": keys["embedding_length"],
-        "num_hidden_layers": keys["block_count"] - keys.get("nextn_predict_layers", 0),
+        "num_hidden_layers": keys.layers,
         "max_position_embeddings": keys["context_length"],
         "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
         "num_attention_heads": keys["attention.head_count"],
@@ -89,8 +115,8 @@ def dimensions(keys: Keys) -> Config:
 
 def decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
     """What all decoders have."""
-    heads = keys["attention.head_count"]
-    head_dim = keys.get("attention.key_length", keys["embedding_length"] // heads)
+    heads = keys.size("attention.head_count")
+    head_dim = keys.size("attention.key_length", keys.size("embedding_length") // heads)
     keys.only("attention.value_length", head_dim)
     return dimensions(keys) | {
         "model_type": model_type,
@@ -130,7 +156,7 @@ def key_heads(keys: Keys, slides: Sequence[bool]) -> tuple[int, int]:
 
     Raises FormatError, or UnsupportedError where layers of one kind differ.
     """
-    heads = keys.items("attention.head_count_kv", int, keys["block_count"])
+    heads = keys.items("attention.head_count_kv", int, keys.size("block_count"))
     full, sliding = ({heads[layer] for layer, kind in enumerate(slides) if kind == slid} for slid in (False, True))
     if len(full) != 1 or len(sliding) != 1:
         raise UnsupportedError(
@@ -142,12 +168,12 @@ def key_heads(keys: Keys, slides: Sequence[bool]) -> tuple[int, int]:
 def linear_attention_config(keys: Keys, model_type: str) -> Config:
     """Qwen3-Next and its like: gated DeltaNet and attention in turns."""
     config = decoder_config(keys, model_type)
-    value_heads = keys["ssm.time_step_rank"]
+    value_heads = keys.size("ssm.time_step_rank")
     head_dim = config["head_dim"]
-    rotary = {"partial_rotary_factor": keys.get("rope.dimension_count", head_dim // 4) / head_dim}
-    if (recurrent := keys.get("attention.recurrent_layers")) is not None:
-        kinds = ["linear_attention" if kind else "full_attention" for kind in recurrent]
-        config["layer_types"] = kinds[: config["num_hidden_layers"]]
+    rotary = {"partial_rotary_factor": keys.size("rope.dimension_count", head_dim // 4) / head_dim}
+    if keys.get("attention.recurrent_layers") is not None:
+        recurrent = keys.items("attention.recurrent_layers", bool, keys.layers, more=True)[: keys.layers]
+        config["layer_types"] = ["linear_attention" if kind else "full_attention" for kind in recurrent]
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],

@@ -12,12 +12,12 @@ def deepseek_v3_config(keys: Keys) -> Config:
     by_sigmoid = keys.has("exp_probs_b.bias", layer=dense)
     keys.only("expert_gating_func", SIGMOID if by_sigmoid else SOFTMAX)
     grouped = groups(keys)
-    head_dim = keys.get("attention.key_length_mla") or keys["attention.key_length"]
-    rotary_dim = keys["rope.dimension_count"]
+    head_dim = keys.size("attention.key_length_mla", keys.size("attention.key_length"))
+    rotary_dim = keys.size("rope.dimension_count")
     scaling = rope_scaling(keys)
-    if scaling and (log_multiplier := keys.get("rope.scaling.yarn_log_multiplier")):
+    if scaling and keys.get("rope.scaling.yarn_log_multiplier"):
         # The converter writes mscale_all_dim / 10 and drops mscale, which llama.cpp takes to be the same.
-        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * log_multiplier, 6)
+        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * keys["rope.scaling.yarn_log_multiplier"], 6)
     return dimensions(keys) | {
         "model_type": "deepseek_v3" if by_sigmoid else "deepseek_v2",
         "topk_method": "noaux_tc" if by_sigmoid else "greedy" if grouped["n_group"] == 1 else "group_limited_greedy",
@@ -45,7 +45,7 @@ def deepseek_v32_config(keys: Keys) -> Config:
 
 def glm_moe_dsa_config(keys: Keys) -> Config:
     """GLM-5; files that do not list the layers that choose have an indexer in those alone."""
-    layers = keys["block_count"] - keys.get("nextn_predict_layers", 0)
+    layers = keys.layers
     chooses = [keys.has("indexer.proj.weight", layer) for layer in range(layers)]
     if keys.get("attention.indexer.types") is not None:
         chooses = keys.items("attention.indexer.types", bool, layers)
@@ -77,7 +77,7 @@ def kimi_linear_config(keys: Keys) -> Config:
 def _delta_config(keys: Keys) -> Config:
     """Layers with latent attention without positions, and those with delta attention, which have no heads of keys."""
     keys.only("expert_gating_func", SIGMOID)
-    layers = keys["block_count"]
+    layers = keys.layers
     full = [layer for layer, heads in enumerate(keys.items("attention.head_count_kv", int, layers), 1) if heads]
     shared_key = keys["rope.dimension_count"]  # what turns in DeepSeek-V3, and here is one more part of keys
     return dimensions(keys) | {

@@ -8,8 +8,8 @@ def mimo2_config(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     keys.only("rope.scaling.type", "none")
     dimensions_of_all = dimensions(keys)
-    layers, head_dim = dimensions_of_all["num_hidden_layers"], keys["attention.key_length"]
-    pattern = keys.items("attention.sliding_window_pattern", int, keys["block_count"])[:layers]
+    layers, head_dim = keys.layers, keys.size("attention.key_length")
+    pattern = keys.items("attention.sliding_window_pattern", int, keys.size("block_count"))[:layers]
     full_heads, sliding_heads = key_heads(keys, [kind == 1 for kind in pattern])
     return dimensions_of_all | {
         "model_type": "mimo_v2_flash",

@@ -122,14 +122,14 @@ def _glm4_moe(keys: Keys) -> Config:
         "norm_topk_prob": keys.get("expert_weights_norm", True),
         "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
         **groups(keys),
-        "partial_rotary_factor": keys.get("rope.dimension_count", config["head_dim"] // 2) / config["head_dim"],
+        "partial_rotary_factor": keys.size("rope.dimension_count", config["head_dim"] // 2) / config["head_dim"],
     }
 
 
 def _ernie4_5_moe(keys: Keys) -> Config:
     """ERNIE-4.5; that its router has a softmax and a bias, no key says."""
     keys.only("expert_gating_func", SOFTMAX)
-    layers = keys["block_count"]
+    layers = keys.layers
     sparse = [layer for layer in range(layers) if keys.has("ffn_gate_inp.weight", layer)]
     config = decoder_config(keys, "ernie4_5_moe", experts="moe_num_experts")
     return config | {

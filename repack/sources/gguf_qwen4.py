@@ -39,7 +39,7 @@ ZERO_CENTRED_QWEN4 = {name: MINUS_ONE for name in (*QWEN4, *OUTSIDE_QWEN4) if "n
 def qwen4_config(keys: Keys) -> Config:
     """Qwen3.8-Flash-Next, whose gate of gated DeltaNet no key says: it is the published sigmoid."""
     config = linear_attention_config(keys, "qwen4_exp_text")
-    ratios = set(keys.items("attention.compress_ratios", int, len(config["layer_types"]), more=True)) - {0}
+    ratios = set(keys.items("attention.compress_ratios", int, keys.layers, more=True)) - {0}
     if len(ratios) != 1:
         raise UnsupportedError(
             f"{keys.where}: {keys.architecture}.attention.compress_ratios has {shown(sorted(ratios))}, only one ratio "
@@ -66,11 +66,11 @@ def _ngrams(keys: Keys) -> Config:
     """The embedding of n-grams, whose table is one tensor; its rows and hashes must follow from the other numbers."""
     if keys.get("ple.layers") is None:
         return {"ple_layer_ids": []}
-    if keys["ple.layers"] != [1]:
+    if (layers := keys.get("ple.layers")) != [1]:
         raise UnsupportedError(
-            f"{keys.where}: {keys.architecture}.ple.layers is {shown(keys['ple.layers'])}, only [1] is implemented"
+            f"{keys.where}: {keys.architecture}.ple.layers is {shown(layers)}, only [1] is implemented"
         )
-    size, heads = keys["ple.ngram_size"], keys["ple.heads_per_ngram"]
+    size, heads = keys.size("ple.ngram_size"), keys.size("ple.heads_per_ngram")
     count = (size - 1) * heads
     sizes = keys.items("ple.head_vocab_sizes", int, count)
     rows, columns = keys.shape(NGRAM_TABLE)
@@ -98,9 +98,9 @@ def _ngrams(keys: Keys) -> Config:
         "ple.layer_multipliers": list(ngrams.multipliers(keys.shape("token_embd.weight")[0])),
     }
     for key, numbers in expected.items():
-        if keys[key] != numbers:
+        if (found := keys.get(key)) != numbers:
             raise UnsupportedError(
-                f"{keys.where}: {keys.architecture}.{key} is {shown(keys[key])}, only {shown(numbers)} is implemented"
+                f"{keys.where}: {keys.architecture}.{key} is {shown(found)}, only {shown(numbers)} is implemented"
             )
     return {
         "ple_layer_ids": [ngrams.layer_id],

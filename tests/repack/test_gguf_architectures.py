@@ -1,6 +1,7 @@
 """Metadata of GGUF files alone: what llama.cpp's converter recorded of the tiny checkpoints, and changes of it."""
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ import pytest
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from repack.sources.gguf_keys import Config
 from repack.sources.gguf_models import architecture_of
-from tests.gguf_files import recorded
+from tests.gguf_files import CHECKPOINTS, recorded
+
+WRONG: tuple[Any, ...] = ("x", 0, -1, [], True, 1.5, None, 2**70)
+RECORDED = {name: recorded(name) for name in CHECKPOINTS}
 
 
 def config_of(name: str, **changes: Any) -> Config:
     """config.json of a recorded file whose metadata are changed; None leaves one out."""
-    record = recorded(name)
+    record = RECORDED[name]
     architecture = record["metadata"]["general.architecture"]
     changed = {f"{architecture}.{key.replace('__', '.')}": value for key, value in changes.items()}
     metadata = {key: value for key, value in (record["metadata"] | changed).items() if value is not None}
@@ -104,3 +108,14 @@ def test_what_is_not_implemented_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=re.escape(f"m.gguf: {message}")):
         config_of(name, **changes)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_no_value_of_any_key_is_more_than_one_clear_line(name: str) -> None:
+    """What is not refused here is when config.json is read."""
+    record = RECORDED[name]
+    prefix = f"{record['metadata']['general.architecture']}."
+    for key in (key.removeprefix(prefix) for key in record["metadata"] if key.startswith(prefix)):
+        for value in WRONG:
+            with suppress(StreamingExpertsError):
+                config_of(name, **{key.replace(".", "__"): value})
