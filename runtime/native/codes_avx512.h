@@ -1,4 +1,4 @@
-/* Packed codes as vectors of bytes, for AVX-512. */
+/* Packed codes of a row, and as vectors of bytes, for AVX-512. */
 #ifndef SE_CODES_AVX512_H
 #define SE_CODES_AVX512_H
 
@@ -43,6 +43,25 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
 }
 #endif
 
+/* 128 codes of 4 bits: the even ones, then the odd ones. */
+INLINE void nibbles(__m512i *codes, __m512i packed, struct kind kind) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+#if defined(SE_VBMI)
+    if (kind.code == CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
+        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+        codes[0] = _mm512_permutexvar_epi8(packed, table);
+        codes[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
+        return;
+    }
+#endif
+    codes[0] = _mm512_and_si512(packed, nibble);
+    codes[1] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+    if (kind.code != CODE_FP4) return;
+    const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+    codes[0] = _mm512_shuffle_epi8(table, codes[0]);
+    codes[1] = _mm512_shuffle_epi8(table, codes[1]);
+}
+
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */
 INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kind) {
     const int width = code_width(kind.code);
@@ -51,22 +70,38 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
     } else if (width != 4) {
         codes[0] = unpack_stream(packed + 8 * width * v, width);
     } else {
-        const __m512i nibble = _mm512_set1_epi8(15), p = in_register(_mm512_loadu_si512(packed + 64 * v));
-#if defined(SE_VBMI)
-        if (kind.code == CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
-            const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
-            codes[0] = _mm512_permutexvar_epi8(p, table);
-            codes[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(p, 4), table);
-            return;
-        }
-#endif
-        codes[0] = _mm512_and_si512(p, nibble);
-        codes[1] = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
-        if (kind.code != CODE_FP4) return;
-        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
-        codes[0] = _mm512_shuffle_epi8(table, codes[0]);
-        codes[1] = _mm512_shuffle_epi8(table, codes[1]);
+        nibbles(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
     }
+}
+
+/* ---- blocks of rows */
+
+enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP };
+
+INLINE int block_bytes(struct kind kind) {
+    return BLOCK_GROUPS * kind.group_size * code_width(kind.code) / 8;
+}
+
+/* Bytes behind the codes of a block that may be read with them. */
+INLINE int overread(struct kind kind) {
+    return code_width(kind.code) == 4 || code_width(kind.code) == 8 ? 0 : OVERREAD;
+}
+
+/* How many rows may be read where they are, whole blocks each. Behind the end of a row are the codes of the next one, which
+ * meet digits of zero; the last rows would be read beyond the matrix. */
+INLINE int64_t rows_in_place(const struct weights *w, struct kind kind) {
+    const int64_t reach = shape_blocks(&w->shape) * block_bytes(kind) + overread(kind), all = w->rows * w->weight_stride;
+    return all < reach ? 0 : (all - reach) / w->weight_stride + 1;
+}
+
+/* The packed codes of a block of any row: at the end of the matrix they are a copy. */
+INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, uint8_t *copy, struct kind kind) {
+    const int64_t bytes = block_bytes(kind);
+    const int64_t first = row * w->weight_stride + block * bytes, left = w->rows * w->weight_stride - first;
+    if (left >= bytes + overread(kind)) return opaque(w->weight + first);
+    memset(copy, 0, (size_t)(bytes + OVERREAD));
+    memcpy(copy, w->weight + first, (size_t)(left < bytes ? left : bytes));
+    return opaque(copy);
 }
 
 #endif

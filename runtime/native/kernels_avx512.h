@@ -6,6 +6,7 @@
 #include "codes_avx512.h"
 #include "plain_avx512.h"
 #include "sums_avx512.h"
+#include "tiles_avx512.h"
 
 #include <stdbool.h>
 
@@ -96,36 +97,6 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t gro
     }
 }
 
-/* ---- blocks of rows */
-
-enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP };
-
-INLINE int block_bytes(struct kind kind) {
-    return BLOCK_GROUPS * kind.group_size * code_width(kind.code) / 8;
-}
-
-/* Bytes behind the codes of a block that may be read with them. */
-INLINE int overread(struct kind kind) {
-    return code_width(kind.code) == 4 || code_width(kind.code) == 8 ? 0 : OVERREAD;
-}
-
-/* How many rows may be read where they are, whole blocks each. Behind the end of a row are the codes of the next one, which
- * meet digits of zero; the last rows would be read beyond the matrix. */
-INLINE int64_t rows_in_place(const struct weights *w, struct kind kind) {
-    const int64_t reach = shape_blocks(&w->shape) * block_bytes(kind) + overread(kind), all = w->rows * w->weight_stride;
-    return all < reach ? 0 : (all - reach) / w->weight_stride + 1;
-}
-
-/* The packed codes of a block of any row: at the end of the matrix they are a copy. */
-INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, uint8_t *copy, struct kind kind) {
-    const int64_t bytes = block_bytes(kind);
-    const int64_t first = row * w->weight_stride + block * bytes, left = w->rows * w->weight_stride - first;
-    if (left >= bytes + overread(kind)) return opaque(w->weight + first);
-    memset(copy, 0, (size_t)(bytes + OVERREAD));
-    memcpy(copy, w->weight + first, (size_t)(left < bytes ? left : bytes));
-    return opaque(copy);
-}
-
 /* ---- tiles */
 
 /* Whether codes are asked for ahead. The processor's own prefetchers bring more than may be asked for (34 against 24 GB/s),
@@ -172,7 +143,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
 
 enum { TILE_TOKENS = 8 }; /* their digits of one block stay in the first-level cache while the rows pass by */
 
-/* Several operands: each block of a row is unpacked once for all of them. lanes [TILE_TOKENS][TILE_ROWS][16] */
+/* A few operands, or one plane: each block of a row is unpacked once for all of them. lanes [TILE_TOKENS][TILE_ROWS][16] */
 INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
                          int64_t tokens, float *lanes, struct kind kind) {
     const struct weights *w = tile->weights[stream];
@@ -216,6 +187,10 @@ INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_
 }
 
 INLINE void coded_tile(const struct tile *tile, struct kind kind) {
+    if (is_turned(tile->tokens, kind)) {
+        turned_tile(tile, kind);
+        return;
+    }
     _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
     int64_t in_place = tile->tokens == 1 ? tile->rows : 0;
     for (int s = 0; s < tile->streams; s++) {

@@ -1,0 +1,242 @@
+/* Tiles of many operands for AVX-512: rows stand in lanes.
+ *
+ * A vector holds four columns of 16 rows, a 32-bit lane for each row, and meets four digits of one operand in all lanes:
+ * a group's sums need no adding across lanes, and neither do the 16 lanes of kernels.h, which are vectors of 16 rows
+ * here. Codes are unpacked and turned once for all operands (docs/LEARNED.md 68). */
+#ifndef SE_TILES_AVX512_H
+#define SE_TILES_AVX512_H
+
+#include "codes_avx512.h"
+
+#include <stdbool.h>
+
+enum {
+    TURNED_VECTORS = 4, /* of rows */
+    TURNED_ROWS = 16 * TURNED_VECTORS,
+    TURNED_TOKENS = 32,  /* whose sums are kept at a time */
+    SLICE_COLUMNS = 512, /* the most that are turned at a time: 32 KiB of codes */
+    SLICE_WORDS = SLICE_COLUMNS / 4,
+    LEAST_TURNED = 8, /* fewer tokens do not make up for the turning */
+};
+
+/* Some groups of a block of 64 rows; scales and biases are those of the whole block. */
+struct turned {
+    _Alignas(64) __m512i codes[SLICE_WORDS][TURNED_VECTORS]; /* in the order of digits, four columns a word */
+    __m512 scale[BLOCK_GROUPS][TURNED_VECTORS];
+    __m512 bias[BLOCK_GROUPS][TURNED_VECTORS];
+};
+
+/* With one plane of digits there is too little to do for each code that was turned. */
+INLINE bool is_turned(int64_t tokens, struct kind kind) {
+    return kind.planes > 1 && tokens >= LEAST_TURNED;
+}
+
+INLINE int slice_columns(struct kind kind) {
+    const int block = BLOCK_GROUPS * kind.group_size;
+    return block < SLICE_COLUMNS ? block : SLICE_COLUMNS;
+}
+
+/* Sixteen rows of 16 words become columns: word w of all rows at to[w]. */
+INLINE void turn(__m512i *to, const uint8_t *const *rows, int64_t at) {
+    __m512i quads[16];
+    UNROLL
+    for (int i = 0; i < 4; i++) { /* in each 128-bit lane j word 4 * j + n of four rows at quads[4 * n + i] */
+        const uint8_t *const *row = rows + 4 * i;
+        const __m512i a = _mm512_loadu_si512(row[0] + at), b = _mm512_loadu_si512(row[1] + at);
+        const __m512i c = _mm512_loadu_si512(row[2] + at), d = _mm512_loadu_si512(row[3] + at);
+        const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
+        const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+        quads[i] = _mm512_unpacklo_epi64(ab0, cd0);
+        quads[4 + i] = _mm512_unpackhi_epi64(ab0, cd0);
+        quads[8 + i] = _mm512_unpacklo_epi64(ab1, cd1);
+        quads[12 + i] = _mm512_unpackhi_epi64(ab1, cd1);
+    }
+    UNROLL
+    for (int n = 0; n < 4; n++) {
+        const __m512i *q = quads + 4 * n;
+        const __m512i even0 = _mm512_shuffle_i32x4(q[0], q[1], 0x88), even1 = _mm512_shuffle_i32x4(q[2], q[3], 0x88);
+        const __m512i odd0 = _mm512_shuffle_i32x4(q[0], q[1], 0xdd), odd1 = _mm512_shuffle_i32x4(q[2], q[3], 0xdd);
+        to[n] = _mm512_shuffle_i32x4(even0, even1, 0x88);
+        to[4 + n] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
+        to[8 + n] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
+        to[12 + n] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
+    }
+}
+
+/* Slice `slice` of a block of 16 rows from `first` on, of which the last may stand for those that do not exist. */
+INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows,
+                      int64_t block, int slice, struct kind kind) {
+    const int parts = parts_of(kind), columns = slice_columns(kind), vectors = columns / parts / 64;
+    const int slice_bytes = columns * code_width(kind.code) / 8;
+    const int64_t at = block * BLOCK_GROUPS, left = w->shape.columns / kind.group_size - at;
+    _Alignas(64) uint8_t bytes[16][SLICE_COLUMNS];
+    uint8_t copies[16][MAX_BLOCK_BYTES + OVERREAD];
+    const uint8_t *row[16];
+    for (int64_t i = 0; i < 16; i++) {
+        row[i] = block_codes(w, first + (i < rows ? i : rows - 1), block, copies[i], kind);
+        UNROLL
+        for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(row[i] + (slice + 1) * slice_bytes + j, _MM_HINT_T1);
+        if (parts == 2) continue;
+        for (int v = 0; v < vectors; v++) {
+            __m512i codes;
+            unpack(&codes, row[i], slice * vectors + v, kind);
+            _mm512_store_si512(bytes[i] + 64 * v, codes);
+        }
+        row[i] = bytes[i];
+    }
+    for (int v = 0; v < vectors; v++) {
+        __m512i words[16];
+        turn(words, row, 64 * (parts == 2 ? slice * vectors + v : v));
+        UNROLL
+        for (int i = 0; i < 16; i++) {
+            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[2] = {words[i]};
+            if (parts == 2) nibbles(codes, words[i], kind);
+            _mm512_store_si512(&to[0][vector], codes[0]);
+            if (parts == 2) _mm512_store_si512(&to[columns / 8][vector], codes[1]);
+        }
+    }
+    if (slice != 0) return;
+    _Alignas(64) float scale[16][BLOCK_GROUPS], bias[16][BLOCK_GROUPS];
+    const uint8_t *scales[16], *biases[16];
+    for (int64_t i = 0; i < 16; i++) {
+        const struct groups from = groups_of(w, first + (i < rows ? i : rows - 1));
+        __m512 s, b;
+        sixteen_groups(&s, &b, &from, at, left, kind);
+        _mm512_store_ps(scale[i], s);
+        _mm512_store_ps(bias[i], b);
+        scales[i] = (const uint8_t *)scale[i];
+        biases[i] = (const uint8_t *)bias[i];
+    }
+    __m512i words[16];
+    turn(words, scales, 0);
+    UNROLL
+    for (int i = 0; i < 16; i++) turned->scale[i][vector] = _mm512_castsi512_ps(words[i]);
+    turn(words, biases, 0);
+    UNROLL
+    for (int i = 0; i < 16; i++) turned->bias[i][vector] = _mm512_castsi512_ps(words[i]);
+}
+
+/* A group, `at` within its block and `local` within its slice, of 64 rows times some operands. lanes: those of this
+ * group, by operand */
+INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *turned, const struct operand *x,
+                          int operands, int64_t block, int at, int local, struct kind kind) {
+    const int runs = parts_of(kind), words = kind.group_size / runs / 4;
+    const int64_t plane = BLOCK_GROUPS * kind.group_size, group = block * BLOCK_GROUPS + at;
+    __m512i d[2][3][TURNED_VECTORS];
+    UNROLL
+    for (int n = 0; n < operands * kind.planes; n++) {
+        UNROLL
+        for (int v = 0; v < TURNED_VECTORS; v++) d[n / kind.planes][n % kind.planes][v] = _mm512_setzero_si512();
+    }
+    const int8_t *digits[2];
+    UNROLL
+    for (int n = 0; n < operands; n++) digits[n] = opaque(x[n].digits + block * kind.planes * plane + at * 4 * words);
+    UNROLL
+    for (int run = 0; run < runs; run++) {
+        const __m512i *codes = turned->codes[run * slice_columns(kind) / 8 + local * words];
+        for (int i = 0; i < words; i++, codes += TURNED_VECTORS) {
+            __m512i c[TURNED_VECTORS];
+            UNROLL
+            for (int v = 0; v < TURNED_VECTORS; v++) c[v] = in_register(_mm512_load_si512(codes + v));
+            UNROLL
+            for (int n = 0; n < operands * kind.planes; n++) {
+                const int o = n / kind.planes, p = n % kind.planes;
+                int32_t four;
+                memcpy(&four, digits[o] + p * plane + run * plane / 2 + 4 * i, sizeof four);
+                const __m512i all = in_register(_mm512_set1_epi32(four));
+                UNROLL
+                for (int v = 0; v < TURNED_VECTORS; v++) d[o][p][v] = dot4(d[o][p][v], c[v], all, kind.code);
+            }
+        }
+    }
+    UNROLL
+    for (int o = 0; o < operands; o++) {
+        const __m512 scale = _mm512_set1_ps(x[o].scale[group]), sum = _mm512_set1_ps(x[o].sum[group]);
+        UNROLL
+        for (int v = 0; v < TURNED_VECTORS; v++) {
+            __m512i high = d[o][0][v];
+            __m512 value;
+            if (kind.planes == 3 && kind.code == CODE_8) {
+                const __m512i low = _mm512_add_epi32(_mm512_slli_epi32(d[o][1][v], 8), d[o][2][v]);
+                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
+            } else {
+                UNROLL
+                for (int p = 1; p < kind.planes; p++) high = _mm512_add_epi32(_mm512_slli_epi32(high, 8), d[o][p][v]);
+                value = _mm512_cvtepi32_ps(high);
+            }
+            __m512 lane = lanes[o][v];
+            lane = _mm512_fmadd_ps(_mm512_mul_ps(turned->scale[at][v], scale), value, lane);
+            lanes[o][v] = _mm512_fmadd_ps(turned->bias[at][v], sum, lane);
+        }
+    }
+}
+
+/* Rows first..first + rows, 64 at most, times up to TURNED_TOKENS operands. */
+INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
+                           struct kind kind) {
+    const struct weights *w = tile->weights[s];
+    const int slices = BLOCK_GROUPS * kind.group_size / slice_columns(kind), in_slice = BLOCK_GROUPS / slices;
+    const int64_t groups = w->shape.columns / kind.group_size;
+    struct turned turned;
+    __m512 lanes[BLOCK_GROUPS][TURNED_TOKENS][TURNED_VECTORS]; /* tokens side by side: 4 KiB apart they evict each other */
+    struct operand x[TURNED_TOKENS];
+    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
+    for (int i = 0; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
+    for (int64_t block = 0; block * BLOCK_GROUPS < groups; block++) {
+        const int64_t left = groups - block * BLOCK_GROUPS;
+        for (int slice = 0; slice < slices && slice * in_slice < left; slice++) {
+            for (int v = 0; v < TURNED_VECTORS; v++) {
+                const int64_t skip = 16 * v < rows ? 16 * v : rows - 1; /* vectors of no rows repeat the last one */
+                turn_rows(&turned, v, w, tile->first[s] + first + skip, rows - skip < 16 ? rows - skip : 16, block, slice,
+                          kind);
+            }
+            for (int i = 0; i < in_slice && slice * in_slice + i < left; i++) {
+                const int at = slice * in_slice + i;
+                int64_t t = 0;
+                for (; t + 2 <= tokens; t += 2) group_by_many(lanes[at] + t, &turned, x + t, 2, block, at, i, kind);
+                if (t < tokens) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
+            }
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        float *y = tile->y[s][token + t] + tile->first[s] + first;
+        for (int v = 0; 16 * v < rows; v++) {
+            __m512 q[4];
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                const __m512(*l)[TURNED_TOKENS][TURNED_VECTORS] = lanes + 4 * i;
+                q[i] = _mm512_add_ps(_mm512_add_ps(l[0][t][v], l[2][t][v]), _mm512_add_ps(l[1][t][v], l[3][t][v]));
+            }
+            const __m512 sum = _mm512_add_ps(_mm512_add_ps(q[0], q[1]), _mm512_add_ps(q[2], q[3]));
+            _mm512_mask_storeu_ps(y + 16 * v, present(rows - 16 * v), sum);
+        }
+    }
+}
+
+/* Asks for what is turned first: rows lie further apart than the processor looks by itself. */
+INLINE void ask_for_rows(const struct weights *w, int64_t first, int64_t rows, struct kind kind) {
+    const int slice_bytes = slice_columns(kind) * code_width(kind.code) / 8;
+    for (int64_t row = first; row < first + rows; row++) {
+        const struct groups from = groups_of(w, row);
+        UNROLL
+        for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(w->weight + row * w->weight_stride + j, _MM_HINT_T1);
+        _mm_prefetch(from.scales, _MM_HINT_T1);
+        _mm_prefetch(from.biases, _MM_HINT_T1);
+    }
+}
+
+/* All rows of all streams times all tokens. */
+INLINE void turned_tile(const struct tile *tile, struct kind kind) {
+    for (int s = 0; s < tile->streams; s++) ask_for_rows(tile->weights[s], tile->first[s], tile->rows, kind);
+    for (int s = 0; s < tile->streams; s++) {
+        for (int64_t first = 0; first < tile->rows; first += TURNED_ROWS) {
+            const int64_t rows = tile->rows - first < TURNED_ROWS ? tile->rows - first : TURNED_ROWS;
+            for (int64_t token = 0; token < tile->tokens; token += TURNED_TOKENS) {
+                const int64_t left = tile->tokens - token;
+                turned_by_many(tile, s, first, rows, token, left < TURNED_TOKENS ? left : TURNED_TOKENS, kind);
+            }
+        }
+    }
+}
+
+#endif
