@@ -28,7 +28,7 @@ SEGMENT_BYTES = 32 * BLOCK_BYTES  # per request at most
 WINDOW_BYTES = 16 * SEGMENT_BYTES  # fetched and not yet used, of all tasks together
 # Requests are few at a time while they are answered as fast as this: the processors are busy then, and more threads
 # would only take turns; a slower answer has waited for the link, where more requests bring more (docs/LEARNED.md 71).
-FEW_REQUESTS = 3
+FEW_REQUESTS = 2
 PROMPT_S, PROMPT_BYTES_PER_S = 0.02, 100e6
 IDLE_S = 2.0  # a connection's thread ends when there was nothing to do for so long
 _ITEM_BYTES = 8  # the widest that a plane is made of
@@ -87,6 +87,7 @@ class Link:
         self._tasks = itertools.count()
         self._threads = self._active = 0
         self._most_active = min(FEW_REQUESTS, self.connections)
+        self._buffers: list[AnyArray] = []  # to use again: first touch costs more than all else that happens to a byte
         self.waited_s = 0.0  # for bytes, of all readers together
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,6 +100,16 @@ class Link:
     def new_task(self) -> int:
         """A number that later tasks stand behind."""
         return next(self._tasks)
+
+    def buffer(self) -> AnyArray:
+        """Memory for a large segment: uint8 [SEGMENT_BYTES]."""
+        with self._changed:
+            return self._buffers.pop() if self._buffers else np.empty(SEGMENT_BYTES, np.uint8)
+
+    def take_back(self, buffer: AnyArray) -> None:
+        """Nobody uses it any more."""
+        with self._changed:
+            self._buffers.append(buffer)
 
     def submit(self, task: int, nbytes: int, fetch: Callable[[], None]) -> None:
         """Run `fetch`, which brings nbytes, on a connection's thread; it must not raise."""
@@ -154,7 +165,6 @@ class RemoteReader:
         self._begun: deque[Segment] = deque()  # asked for, until their last unit is finished
         self._viewed: list[tuple[Segment, int]] = []  # and how many of its bytes
         self._held_bytes = 0
-        self._free: list[AnyArray] = []  # buffers to use again
         self._waiting: Callable[[], None] = _nothing
         return self
 
@@ -294,16 +304,15 @@ class RemoteReader:
 
     def _ask(self, segment: Segment, urgent: bool = False) -> None:
         large = SEGMENT_BYTES // 2 < segment.nbytes <= SEGMENT_BYTES  # small ones are many: they get what they need
-        reused = self._free.pop() if large and self._free else None
-        segment.buffer = np.empty(SEGMENT_BYTES if large else segment.nbytes, np.uint8) if reused is None else reused
+        segment.buffer = self._link.buffer() if large else np.empty(segment.nbytes, np.uint8)
         self._held_bytes += segment.nbytes
         self._link.submit(-1 if urgent else self._task, segment.nbytes, lambda: self._run(segment))
 
     def _drop(self, segment: Segment) -> None:
         """Take its buffer back."""
         if segment.buffer is not None:
-            if len(segment.buffer) == SEGMENT_BYTES:  # first touch costs more than all else that happens to a byte here
-                self._free.append(segment.buffer)
+            if len(segment.buffer) == SEGMENT_BYTES:
+                self._link.take_back(segment.buffer)
             self._held_bytes -= segment.nbytes
             segment.buffer = None
 

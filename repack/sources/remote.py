@@ -23,7 +23,7 @@ from repack.sources.connection import Connection
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0  # between attempts: doubled each time, and at random down to a half
 TELL_AFTER_S, TELL_EVERY_S = 30.0, 300.0  # of trouble without a byte, what is the matter is said
 STALL_S, STALL_BYTES = 30.0, 1 << 16  # a connection that brings less than this in that time is dropped
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 19  # more at a time leaves the interpreter to other threads for longer
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 EXPIRED = (400, 401, 403, 404, 410)  # what stores answer to a signed address after its time
 REDIRECTS = (301, 302, 303, 307, 308)
