@@ -43,8 +43,11 @@ INLINE void fp8_values(__m512 *v, __m512i bytes) {
         v[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs[i], _mm512_set1_epi32((int)0xffff0000)));
     }
 #else
-    UNROLL
-    for (int i = 0; i < 4; i++) v[i] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, i)));
+    /* No loop: clang takes a lane's number as a constant before it unrolls. */
+    v[0] = _mm512_cvtph_ps(fp8_halves(_mm512_castsi512_si128(bytes)));
+    v[1] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 1)));
+    v[2] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 2)));
+    v[3] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 3)));
 #endif
 }
 
