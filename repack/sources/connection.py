@@ -39,11 +39,11 @@ class Connection:
             self.close()
             self._connection, self._by_proxy = _connection(parts)
             self._origin = (parts.scheme, parts.netloc)
+            self._connection.response_class = _Response
             self._connection.connect()
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         assert self._connection is not None
         path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        self._connection.response_class = _Response
         self._connection.request("GET", url if self._by_proxy else path, headers=dict(headers))
         return self._connection.getresponse()
 
