@@ -1,6 +1,6 @@
 """The native library, a file that the package's build leaves beside its sources; and the affine encoder in it.
 
-runtime/backends/native.py has the kernels of the same library. Without it everything works, on NumPy only.
+runtime/backends/abi.py has the kernels of the same library. Without it everything works, on NumPy only.
 """
 
 import ctypes

@@ -21,7 +21,7 @@ from formats.dtypes import AnyArray, Float32
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint, encoding_label
 from formats.kernels import PRECISIONS
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
-from runtime.backends import native
+from runtime.backends import abi, native
 
 ENCODING = Affine(4, 64, "bf16")
 SHAPES = {"Qwen3.5-397B": (4096, 1024), "Kimi K2.5": (7168, 2048)}  # hidden_size, moe_intermediate_size
@@ -31,7 +31,7 @@ OTHER_ENCODINGS: tuple[Encoding, ...] = (
 )  # fmt: skip
 EXPERTS_PER_CALL = 8
 PREFILL_TOKENS = 64
-SILU = native.Activation(native.SILU, 0.0, 0.0, 0)
+SILU = abi.Activation(abi.SILU, 0.0, 0.0, 0)
 DECODE_BARS = {("fast", 1): 0.80, ("exact", 1): 0.65, ("fast", 2): 0.70, ("exact", 2): 0.60}
 PREFILL_BARS = {"exact": 0.60, "fast": 1.20}
 NUMPY_BAR = 50.0
@@ -153,12 +153,12 @@ def decode_bars(
     def read(loop: int, records: list[AnyArray]) -> None:
         reader.read(loop, [record[:nbytes] for record in records])
 
-    for loop in range(native.READ_LOOPS):
+    for loop in range(abi.READ_LOOPS):
         jobs[f"read {loop}"] = partial(read, loop)
     walks = [in_turns(experts, jobs) for _ in range(runs)]
     for context in contexts.values():
         context.close()
-    best = [min(walk[f"read {loop}"] for loop in range(native.READ_LOOPS)) for walk in walks]
+    best = [min(walk[f"read {loop}"] for loop in range(abi.READ_LOOPS)) for walk in walks]
     total = len(experts.records) // EXPERTS_PER_CALL * EXPERTS_PER_CALL * nbytes
     sys.stderr.write(f"{label}, {threads} threads: read {total / statistics.median(best) / 1e9:.1f} GB/s\n")
     for name in contexts:

@@ -10,7 +10,7 @@ import numpy as np
 
 from formats.dtypes import AnyArray
 from formats.errors import UnsupportedError
-from runtime.backends.native import load_library
+from runtime.backends.abi import load_library
 from runtime.cache import ExpertKey, Held
 from runtime.store import ExpertStore
 

@@ -1,18 +1,14 @@
 """Several residual streams and entries that stand for tokens: the part of the native backend that is DeepSeek-V4's."""
 
-from abc import abstractmethod
-
 import numpy as np
 
 from formats.dtypes import Float32
 from formats.errors import FormatError, UnsupportedError
-from formats.kernels import Matrix
-from formats.kernels import matrix as matrix_of
-from runtime.backends import native
+from runtime.backends import abi, native
 from runtime.backends.native import address
 from runtime.backends.native_latent import NativeLatentOps
 from runtime.backends.native_states import Entries
-from runtime.backends.native_weights import native_weight, with_result
+from runtime.backends.native_weights import Told, with_result
 from runtime.backends.numpy_compressed import CompressedOps
 from runtime.backends.numpy_ops import Weight
 
@@ -21,14 +17,11 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
     """Operations of numpy_compressed.py by the functions of native/streams.c."""
 
     _context: native.Context
-    _cut: dict[int, list[Matrix]]  # groups of rows by the place of their matrix
-
-    @abstractmethod
-    def _vector(self, weight: Weight, length: int | None = None, offset: float = 0.0) -> Float32: ...
+    _told: Told
 
     def new_entries(self, width: int, rate: int) -> Entries:
-        if width % native.LANES != 0:
-            raise UnsupportedError(f"head_dim is {width}, expected a multiple of {native.LANES}")
+        if width % abi.LANES != 0:
+            raise UnsupportedError(f"head_dim is {width}, expected a multiple of {abi.LANES}")
         return Entries.empty(-(-self._ctx_size // rate), width)
 
     def pool(self, values: Float32, gates: Float32) -> Float32:
@@ -40,20 +33,8 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
 
     def grouped_linear(self, x: Float32, weight: Weight) -> Float32:
         """Group after group as `linear`, an order of magnitude faster than `heads_product` (docs/LEARNED.md, 60)."""
-        parts = self._row_groups(weight, x.shape[1])
+        parts = self._told.row_groups(weight, x.shape[1], self._base)
         return np.concatenate([self._context.linear(part, self._base, x[:, g]) for g, part in enumerate(parts)], axis=1)
-
-    def _row_groups(self, weight: Weight, groups: int) -> list[Matrix]:
-        """A resident matrix cut into groups of rows, each a matrix in resident memory."""
-        whole = native_weight(weight).matrix.weight_offset
-        if whole not in self._cut:
-            rows = weight.rows // groups
-            places = [
-                {name: array[g * rows :].ctypes.data - self._base for name, array in weight.arrays.items()}
-                for g in range(groups)
-            ]
-            self._cut[whole] = [matrix_of(weight.encoding, rows, weight.columns, offsets) for offsets in places]
-        return self._cut[whole]
 
     def stream_weights(
         self, mixes: Float32, scale: Weight, base: Weight, streams: int, iterations: int, eps: float
@@ -66,8 +47,8 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
         pre, post = np.empty((tokens, streams), np.float32), np.empty((tokens, streams), np.float32)
         comb = np.empty((tokens, streams, streams), np.float32)
         self._call(
-            "se_stream_weights", address(np.ascontiguousarray(mixes)), address(self._vector(scale, 3)),
-            address(self._vector(base, number)), tokens, streams, iterations, eps,
+            "se_stream_weights", address(np.ascontiguousarray(mixes)), address(self._told.vector(scale, 3)),
+            address(self._told.vector(base, number)), tokens, streams, iterations, eps,
             address(pre), address(post), address(comb),
         )  # fmt: skip
         return pre, post, comb

@@ -9,7 +9,7 @@ from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import matrix as matrix_of
-from runtime.backends import native
+from runtime.backends import abi
 from runtime.backends.base import State
 from runtime.backends.native import address
 from runtime.backends.native_states import NativeCache
@@ -27,11 +27,11 @@ class NativeLatentOps:
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
         """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
-        if kv_lora_rank % native.LANES != 0:
-            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {native.LANES}")
-        capacity = -(-self._ctx_size // native.LANES) * native.LANES
+        if kv_lora_rank % abi.LANES != 0:
+            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {abi.LANES}")
+        capacity = -(-self._ctx_size // abi.LANES) * abi.LANES
         keys = np.empty((capacity, kv_lora_rank + rope_dim), np.float32)
-        memory = native.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
+        memory = abi.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
         return NativeCache(memory, (keys,), 0)
 
     def latent_attention(
@@ -76,7 +76,7 @@ class NativeLatentOps:
         number = rows.stop - rows.start
         require_shapes("heads", (x, (len(x), heads, number if transposed else weight.columns)))
         y = np.empty((len(x), heads, weight.columns if transposed else number), np.float32)
-        which = native.Heads(heads, weight.rows // heads, rows.start, number)
+        which = abi.Heads(heads, weight.rows // heads, rows.start, number)
         matrix = native_weight(weight).matrix
         self._call("se_heads_product", matrix, self._base, which, transposed, address(x), len(x), address(y))
         return y
@@ -103,7 +103,7 @@ class NativeLatentOps:
             part = np.ascontiguousarray(q[first : first + block])
             dots = np.empty((len(part), heads, number), np.float32)
             self._call(
-                "se_heads_product", keys, cache.keys.ctypes.data, native.Heads(1, number, 0, number), 0,
+                "se_heads_product", keys, cache.keys.ctypes.data, abi.Heads(1, number, 0, number), 0,
                 address(part), len(part) * heads, address(dots),
             )  # fmt: skip
             np.maximum(dots, 0, out=dots)

@@ -1,6 +1,5 @@
 """The native backend: the reference with its hot operations done by the kernels of runtime/native."""
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -10,14 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.config import (
-    CHOSEN_SIGMOID,
     GELU_TANH,
-    SIGMOID,
     SILU,
     SILU_CLAMPED,
     SITU,
-    SOFTMAX,
-    SQRT_SOFTPLUS,
     SWIGLU_CLAMPED,
     Rope,
 )
@@ -26,14 +21,15 @@ from formats.errors import FormatError
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from formats.window import forgets, room
-from runtime.backends import native
-from runtime.backends.base import Beside, Routing, State, Turn
+from runtime.backends import abi, native
+from runtime.backends.base import Beside, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_compressed import NativeCompressedOps
+from runtime.backends.native_rows import NativeRowOps
 from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.native_weights import (
     NativeWeight,
-    native_weight,
+    Told,
     require_shapes,
     require_size,
     with_result,
@@ -44,22 +40,16 @@ from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
-SCORING = {
-    SOFTMAX: native.SCORE_SOFTMAX,
-    SIGMOID: native.SCORE_SIGMOID,
-    CHOSEN_SIGMOID: native.SCORE_CHOSEN_SIGMOID,
-    SQRT_SOFTPLUS: native.SCORE_SQRT_SOFTPLUS,
-}
 ACTIVATION_KINDS = {
-    SILU: native.SILU,
-    SWIGLU_CLAMPED: native.SWIGLU_CLAMPED,
-    GELU_TANH: native.GELU_TANH,
-    SILU_CLAMPED: native.SILU_CLAMPED,
-    SITU: native.SITU,
+    SILU: abi.SILU,
+    SWIGLU_CLAMPED: abi.SWIGLU_CLAMPED,
+    GELU_TANH: abi.GELU_TANH,
+    SILU_CLAMPED: abi.SILU_CLAMPED,
+    SITU: abi.SITU,
 }
 
 
-class NativeOps(NativeCompressedOps, NumpyOps):
+class NativeOps(NativeRowOps, NativeCompressedOps, NumpyOps):
     """Ops on native kernels. Results do not depend on threads, chunks, cache or on sequences that share a step."""
 
     name = "native"
@@ -86,18 +76,12 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             offsets = {array.name: tensor.offset + array.offset for array in tensor.arrays}
             matrix = matrix_of(weight.encoding, weight.rows, weight.columns, offsets)
             self._weights[tensor.name] = NativeWeight(
-                weight.encoding, weight.arrays, weight.rows, weight.columns, matrix
+                weight.encoding, weight.arrays, weight.rows, weight.columns, tensor.name, matrix
             )
         kind, alpha, limit, scale_input = layout.model.expert_activation
-        activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
-        self._dense_activation = native.Activation(ACTIVATION_KINDS[kind], alpha, limit, False)
+        activation = abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
-        self._places: dict[tuple[int, int, float], int] = {}  # of vectors, by whose they are
-        self._made: dict[tuple[object, int], Float32] = {}  # of small weights, by what it is and their place
-        self._cut = {}
-        self._told_factors: dict[tuple[int, ...], native.Factors] = {}  # by who they are
-        self._told_layouts: dict[tuple[int, ...], native.ExpertLayout] = {}
-        self._told_routings: dict[tuple[int, Routing, bool], native.Routing] = {}
+        self._told = Told(abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, False))
         self._fetched: tuple[AnyArray, ByExpert] | None = None
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
@@ -118,27 +102,17 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         return self.linears(x, [weight], None if bias is None else [bias])[0]
 
     def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
-        results = self._context.linears(self._factors(weights), self._base, x)
+        results = self._context.linears(self._told.factors(*weights), self._base, x)
         if biases is None:
             return results
-        return [y + self._vector(bias) for y, bias in zip(results, biases, strict=True)]
-
-    def _factors(self, weights: Sequence[Weight]) -> native.Factors:
-        """Of resident matrices, which live as long as this: told once for all steps."""
-        key = tuple(map(id, weights))
-        if key not in self._told_factors:
-            self._told_factors[key] = native.Factors.of([native_weight(weight).matrix for weight in weights])
-        return self._told_factors[key]
+        return [y + self._told.vector(bias) for y, bias in zip(results, biases, strict=True)]
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        key = id(gate), id(up), id(down)
-        if key not in self._told_layouts:
-            matrices = (native_weight(weight).matrix for weight in (gate, up, down))
-            self._told_layouts[key] = native.ExpertLayout(*matrices, self._dense_activation)
+        layout = self._told.feed_forward(gate, up, down)
         x, y = with_result(x)
         pairs, first = pairs_of_one(len(x))
-        self._context.feed_forward(self._told_layouts[key], native.Expert(self._base, first, len(pairs)), x, y)
+        self._context.feed_forward(layout, abi.Expert(self._base, first, len(pairs)), x, y)
         return y
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
@@ -180,165 +154,6 @@ class NativeOps(NativeCompressedOps, NumpyOps):
                     raise
         return y
 
-    def _vector(self, weight: Weight, length: int | None = None, offset: float = 0.0) -> Float32:
-        """offset + weight as float32; as many as C will read, or None where NumPy looks. Raises FormatError."""
-
-        def values() -> Float32:
-            if length is not None:
-                require_size(self._weights, weight, "values", weight.rows * weight.columns, length)
-            return np.float32(offset) + weight.vector()
-
-        return self._once(("plus", offset, length), weight, values)
-
-    def _placed(self, weight: Weight, length: int, offset: float = 0.0) -> int:
-        """Where `_vector` lies."""
-        key = id(weight), length, offset
-        if key not in self._places:
-            self._places[key] = self._vector(weight, length, offset).ctypes.data
-        return self._places[key]
-
-    def _repeated(self, weight: Weight, channels: int) -> Float32:
-        """A vector's values, each for as many channels as it has."""
-
-        def repeat() -> Float32:
-            values = weight.vector()
-            repeated = np.repeat(values, channels // max(1, len(values)))
-            require_size(self._weights, weight, "values after their repetition", len(repeated), channels)
-            return repeated
-
-        return self._once(("repeated", channels), weight, repeat)
-
-    def _taps(self, weight: Weight, dilation: int, channels: int) -> Float32:
-        """A convolution's weights [C, K] as [(K - 1) * dilation + 1, C], zeros between them."""
-
-        def spread() -> Float32:
-            require_size(self._weights, weight, "channels", weight.rows, channels)
-            taps = np.zeros(((weight.columns - 1) * dilation + 1, weight.rows), np.float32)
-            taps[::dilation] = weight.decode().T
-            return taps
-
-        return self._once(("taps", dilation, channels), weight, spread)
-
-    def _exponents(self, weight: Weight, number: int) -> Float32:
-        """exp of a vector's first values by the C library, whose exp does not depend on the instruction set."""
-
-        def exponents() -> Float32:
-            return np.array([math.exp(x) for x in weight.vector()[:number]], np.float32)
-
-        return self._once(("exponents", number), weight, exponents)
-
-    def _once(self, what: object, weight: Weight, make: Callable[[], Float32]) -> Float32:
-        """`what` of a small weight, which `make` makes at its first use."""
-        key = (what, native_weight(weight).matrix.weight_offset)
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-    # ---- row by row
-
-    def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
-        x, y = with_result(x)
-        columns = x.shape[-1]
-        scale = self._placed(weight, columns, offset)
-        self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
-        return y
-
-    def add_norm(
-        self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
-    ) -> tuple[Float32, Float32]:
-        h, x = with_result(h)
-        y, total = with_result(y)
-        require_shapes("residual stream", (y, h.shape))
-        scale = self._placed(weight, h.shape[1], offset)
-        self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
-        return total, x
-
-    def l2_norm(self, x: Float32, eps: float) -> Float32:
-        x, y = with_result(x)
-        columns = x.shape[-1]
-        self._call("se_l2_norm", address(x), x.size // columns, columns, eps, address(y))
-        return y
-
-    def silu(self, x: Float32) -> Float32:
-        x, y = with_result(x)
-        self._call("se_map", native.MAP_SILU, address(x), x.size, address(y))
-        return y
-
-    def sigmoid(self, x: Float32) -> Float32:
-        x, y = with_result(x)
-        self._call("se_map", native.MAP_SIGMOID, address(x), x.size, address(y))
-        return y
-
-    def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
-        a, y = with_result(a)
-        bias, log = self._placed(dt_bias, a.shape[1]), address(self._repeated(a_log, a.shape[1]))
-        self._call("se_decay", address(a), bias, log, *a.shape, address(y))
-        return y
-
-    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
-        by_head = (a + self._vector(dt_bias)).reshape(len(a), heads, -1)
-        bounded = self.sigmoid(self._exponents(a_log, heads)[:, None] * by_head) * np.float32(lower_bound)
-        return bounded.reshape(a.shape)
-
-    def softmax(self, x: Float32) -> Float32:
-        z = x - x.max(axis=-1, keepdims=True)
-        y = self.sigmoid(z) / self.sigmoid(-z)  # exp(z), with the same bits on any machine
-        total = y[..., :1].copy()
-        for column in range(1, x.shape[-1]):
-            total += y[..., column : column + 1]
-        return y / total
-
-    def rope(self, x: Float32, position: int, rope: Rope) -> Float32:
-        x, y = with_result(x)
-        cos, sin = rope_tables(rope, position, len(x))
-        half, interleaved = rope.dim // 2, rope.interleaved
-        self._call("se_rope", address(x), *x.shape, half, interleaved, address(cos), address(sin), address(y))
-        return y
-
-    def scale(self, x: Float32, weight: Weight) -> Float32:
-        return x * self._vector(weight)
-
-    def softcap(self, x: Float32, cap: float) -> Float32:
-        y = self.sigmoid(x * np.float32(2 / cap))  # tanh(x) is 2 sigmoid(2x) - 1; NumPy's tanh depends on the machine
-        y *= np.float32(2)
-        y -= np.float32(1)
-        y *= np.float32(cap)
-        return y
-
-    def route(
-        self,
-        logits: Float32,
-        routing: Routing,
-        correction_bias: Weight | None = None,
-        expert_scale: Weight | None = None,
-    ) -> tuple[AnyArray, Float32]:
-        ids = np.empty((len(logits), routing.top_k), np.int64)
-        bias = self._placed(correction_bias, logits.shape[1]) if correction_bias is not None else None
-        weights = self._routing_weights_of(logits, routing, bias, ids, False)
-        return ids, weights if expert_scale is None else weights * self._vector(expert_scale)[ids]
-
-    def route_by_token(
-        self, logits: Float32, token_ids: Sequence[int], table: Weight, routing: Routing
-    ) -> tuple[AnyArray, Float32]:
-        ids = self.experts_of_tokens(token_ids, table, routing.top_k, logits.shape[1])
-        return ids, self._routing_weights_of(logits, routing, None, ids, True)
-
-    def _routing_weights_of(
-        self, logits: Float32, routing: Routing, bias: object, ids: AnyArray, chosen: bool
-    ) -> Float32:
-        """Of ids that are chosen, or that this chooses: [T, k]."""
-        tokens, num_experts = logits.shape
-        weights = np.empty((tokens, routing.top_k), np.float32)
-        key = num_experts, routing, chosen
-        if key not in self._told_routings:
-            self._told_routings[key] = native.Routing(
-                num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
-                routing.norm_topk_prob, routing.routed_scaling_factor, chosen,
-            )  # fmt: skip
-        how = self._told_routings[key]
-        self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
-        return weights
-
     # ---- attention
 
     def new_kv_cache(
@@ -352,7 +167,7 @@ class NativeOps(NativeCompressedOps, NumpyOps):
         if window is not None and forgets(window, self._ctx_size):
             return new_cache(num_heads, head_dim, value_dim or head_dim, room(window, 0))._replace(window=window)
         tokens = min(max_tokens or self._ctx_size, self._ctx_size)
-        return new_cache(num_heads, head_dim, value_dim or head_dim, -(-tokens // native.LANES) * native.LANES)
+        return new_cache(num_heads, head_dim, value_dim or head_dim, -(-tokens // abi.LANES) * abi.LANES)
 
     def attention(
         self,
@@ -385,34 +200,35 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             further = beside.entries.seen_by(seen, beside.selection is not None)
         self._call(
             "se_attention", cache.memory, cache.length - cache.first, address(q), address(k), address(v), tokens, heads,
-            scale, window or 0, self._placed(sinks, heads) if sinks is not None else None,
+            scale, window or 0, self._told.place(sinks, heads) if sinks is not None else None,
             address(np.ascontiguousarray(selection)) if selection is not None else None,
             self._turn(turn, tokens, q.shape[2]) if turn is not None else None,
             further, address(y),
         )  # fmt: skip
         return y, NativeCache(cache.memory, cache.arrays, cache.length + tokens, cache.first, cache.window)
 
-    def _turn(self, turn: Turn, tokens: int, width: int) -> native.Turn:
+    def _turn(self, turn: Turn, tokens: int, width: int) -> abi.Turn:
         """As kernels take it; all that it points to is kept by a cache."""
         cos, sin, _ = placed_tables(turn.rope, turn.position, tokens)
         q_norm, k_norm = (
-            self._placed(norm, width, turn.offset) if norm is not None else None for norm in (turn.q_norm, turn.k_norm)
+            self._told.place(norm, width, turn.offset) if norm is not None else None
+            for norm in (turn.q_norm, turn.k_norm)
         )
-        return native.Turn(q_norm, k_norm, cos, sin, turn.rope.dim // 2, turn.rope.interleaved, turn.eps)
+        return abi.Turn(q_norm, k_norm, cos, sin, turn.rope.dim // 2, turn.rope.interleaved, turn.eps)
 
     # ---- gated DeltaNet
 
     def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
         x, y = with_result(x)
-        taps, after = self._taps(weight, dilation, x.shape[1]), np.empty_like(state)
-        require_size(self._weights, weight, "places", len(taps), 1 + len(state))
+        taps, after = self._told.taps(weight, dilation, x.shape[1]), np.empty_like(state)
+        require_size(weight, "places", len(taps), 1 + len(state))
         require_shapes("convolution", (state, (len(state), x.shape[1])))
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
         return y, after
 
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
-        shape = (num_heads, -(-value_dim // native.LANES), key_dim, native.LANES)
+        shape = (num_heads, -(-value_dim // abi.LANES), key_dim, abi.LANES)
         return DeltaState(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
     def gated_delta_rule(
@@ -429,9 +245,9 @@ class NativeOps(NativeCompressedOps, NumpyOps):
             (k, (tokens, key_heads, key_dim)),
             (log_decay, (tokens, heads, key_dim) if by_channel else (tokens, heads)),
             (beta, (tokens, heads)),
-            (state.now, (heads, -(-value_dim // native.LANES), key_dim, native.LANES)),
+            (state.now, (heads, -(-value_dim // abi.LANES), key_dim, abi.LANES)),
         )
-        shape = native.DeltaShape(heads, key_heads, key_dim, value_dim, by_channel)
+        shape = abi.DeltaShape(heads, key_heads, key_dim, value_dim, by_channel)
         inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
         self._call("se_delta_rule", shape, *inputs, tokens, address(state.now), address(state.next), address(y))
         return y, DeltaState(state.next, state.now)

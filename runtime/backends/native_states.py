@@ -6,14 +6,14 @@ import numpy as np
 
 from formats.dtypes import Float32
 from formats.window import first_kept, room
-from runtime.backends import native
+from runtime.backends import abi
 from runtime.backends.numpy_latent import Bool
 
 
 class NativeCache(NamedTuple):
     """Keys and values of tokens `first` to `length` where `memory` says; a longer cache may share the same memory."""
 
-    memory: native.KVCache
+    memory: abi.KVCache
     arrays: tuple[Float32, ...]  # which the memory is
     length: int
     first: int = 0  # a multiple of the kernels' blocks, so that forgetting changes no sum
@@ -24,7 +24,7 @@ class NativeCache(NamedTuple):
         if self.window is None or self.length - self.first + tokens <= self.memory.capacity:
             return self
         first = first_kept(self.window, self.length)
-        kept = -(-(self.length - first) // native.LANES) * native.LANES  # keys of LANES tokens lie together
+        kept = -(-(self.length - first) // abi.LANES) * abi.LANES  # keys of LANES tokens lie together
         new = new_cache(self.memory.heads, self.memory.width, self.memory.value_width, room(self.window, tokens))
         for old, array in zip(self.arrays, new.arrays, strict=True):
             array[:, :kept] = old[:, first - self.first :][:, :kept]
@@ -34,8 +34,8 @@ class NativeCache(NamedTuple):
 def new_cache(heads: int, width: int, value_width: int, capacity: int) -> NativeCache:
     """An empty one; its memory becomes resident only as tokens come."""
     keys = np.empty((heads, capacity, width), np.float32)
-    values = np.empty((heads, capacity, -(-value_width // native.LANES) * native.LANES), np.float32)
-    memory = native.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, value_width)
+    values = np.empty((heads, capacity, -(-value_width // abi.LANES) * abi.LANES), np.float32)
+    memory = abi.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, value_width)
     return NativeCache(memory, (keys, values), 0)
 
 
@@ -47,18 +47,18 @@ class Entries(NamedTuple):
 
     @classmethod
     def empty(cls, capacity: int, width: int) -> "Entries":
-        return cls(np.empty((-(-capacity // native.LANES), width, native.LANES), np.float32), 0)
+        return cls(np.empty((-(-capacity // abi.LANES), width, abi.LANES), np.float32), 0)
 
     def extended(self, keys: Float32) -> "Entries":
         """With the next keys [any, width]."""
         places = np.arange(self.length, self.length + len(keys))
-        self.keys[places // native.LANES, :, places % native.LANES] = keys
+        self.keys[places // abi.LANES, :, places % abi.LANES] = keys
         return self._replace(length=self.length + len(keys))
 
-    def seen_by(self, selection: Bool, gathered: bool) -> native.Beside:
+    def seen_by(self, selection: Bool, gathered: bool) -> abi.Beside:
         """As kernels take them; selection [T, length], which must outlive it, tells who sees which."""
         most = int(np.count_nonzero(selection, axis=1).max())
-        return native.Beside(self.keys.ctypes.data, self.length, selection.ctypes.data, gathered, most)
+        return abi.Beside(self.keys.ctypes.data, self.length, selection.ctypes.data, gathered, most)
 
 
 class DeltaState(NamedTuple):

@@ -1,20 +1,35 @@
-"""Resident matrices and arrays as the kernels take them."""
+"""Resident matrices and vectors as the kernels take them."""
 
-from collections.abc import Mapping
+import ctypes
+import math
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
+from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS
 from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError
 from formats.kernels import Matrix
+from formats.kernels import matrix as matrix_of
+from runtime.backends import abi
+from runtime.backends.base import Routing
+from runtime.backends.native import Factors, address
 from runtime.backends.numpy_ops import Weight
 
+SCORING = {
+    SOFTMAX: abi.SCORE_SOFTMAX,
+    SIGMOID: abi.SCORE_SIGMOID,
+    CHOSEN_SIGMOID: abi.SCORE_CHOSEN_SIGMOID,
+    SQRT_SOFTPLUS: abi.SCORE_SQRT_SOFTPLUS,
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class NativeWeight(Weight):
     """A resident matrix that kernels can read where it lies: offsets count from the start of resident memory."""
 
+    name: str
     matrix: Matrix
 
 
@@ -24,17 +39,95 @@ def native_weight(weight: Weight) -> NativeWeight:
     return weight
 
 
+class Told:
+    """What kernels are told of weights: made at first use and kept, as what is made anew in every step costs most of
+    what stands between kernels (docs/LEARNED.md 66).
+
+    Keys are the weights themselves, so none can be gone, and its place another's, while something of it is kept.
+    """
+
+    def __init__(self, dense_activation: abi.Activation) -> None:
+        """dense_activation: that of layers without experts, and of shared experts."""
+        self.factors = cache(_factors)
+        self.feed_forward = cache(partial(_feed_forward, dense_activation))
+        self.routing = cache(_routing)
+        self.vector = vector = cache(_vector)
+        self.place = cache(lambda *which: _place(vector(*which)))  # `vector` keeps what lies there
+        self.repeated = cache(_repeated)
+        self.taps = cache(_taps)
+        self.exponents = cache(_exponents)
+        self.row_groups = cache(_row_groups)
+
+
+def _factors(*weights: Weight) -> Factors:
+    """Matrices that are multiplied by one input."""
+    return Factors.of([native_weight(weight).matrix for weight in weights])
+
+
+def _feed_forward(activation: abi.Activation, gate: Weight, up: Weight, down: Weight) -> abi.ExpertLayout:
+    """As an expert whose record is the resident memory."""
+    return abi.ExpertLayout(*(native_weight(weight).matrix for weight in (gate, up, down)), activation)
+
+
+def _routing(num_experts: int, routing: Routing, chosen: bool) -> abi.Routing:
+    """chosen: whether experts are given, and only their weights asked for."""
+    return abi.Routing(
+        num_experts, routing.top_k, routing.n_group, routing.topk_group, SCORING[routing.scoring_func],
+        routing.norm_topk_prob, routing.routed_scaling_factor, chosen,
+    )  # fmt: skip
+
+
+def _vector(weight: Weight, length: int | None = None, offset: float = 0.0) -> Float32:
+    """offset + weight as float32; as many as C will read, or None where NumPy looks. Raises FormatError."""
+    if length is not None:
+        require_size(weight, "values", weight.rows * weight.columns, length)
+    return np.float32(offset) + weight.vector()
+
+
+def _place(values: Float32) -> int:
+    return ctypes.addressof(address(values))
+
+
+def _repeated(weight: Weight, channels: int) -> Float32:
+    """A vector's values, each for as many channels as it has."""
+    values = weight.vector()
+    repeated = np.repeat(values, channels // max(1, len(values)))
+    require_size(weight, "values after their repetition", len(repeated), channels)
+    return repeated
+
+
+def _taps(weight: Weight, dilation: int, channels: int) -> Float32:
+    """A convolution's weights [C, K] as [(K - 1) * dilation + 1, C], zeros between them."""
+    require_size(weight, "channels", weight.rows, channels)
+    taps = np.zeros(((weight.columns - 1) * dilation + 1, weight.rows), np.float32)
+    taps[::dilation] = weight.decode().T
+    return taps
+
+
+def _exponents(weight: Weight, number: int) -> Float32:
+    """exp of a vector's first values by the C library, whose exp does not depend on the instruction set."""
+    return np.array([math.exp(x) for x in weight.vector()[:number]], np.float32)
+
+
+def _row_groups(weight: Weight, groups: int, base: int) -> list[Matrix]:
+    """A matrix cut into groups of rows, each a matrix in the resident memory that begins at address base."""
+    rows = weight.rows // groups
+    places = [
+        {name: array[g * rows :].ctypes.data - base for name, array in weight.arrays.items()} for g in range(groups)
+    ]
+    return [matrix_of(weight.encoding, rows, weight.columns, offsets) for offsets in places]
+
+
 def with_result(x: Float32) -> tuple[Float32, Float32]:
     """x as kernels take it, and an array of its shape for what they make of it."""
     x = np.ascontiguousarray(x, np.float32)
     return x, np.empty(x.shape, np.float32)
 
 
-def require_size(weights: Mapping[str, Weight], weight: Weight, what: str, found: int, expected: int) -> None:
+def require_size(weight: Weight, what: str, found: int, expected: int) -> None:
     """Raise FormatError where an index gives a weight another size than C will read, which config.json decides."""
     if found != expected:
-        name = next((name for name, known in weights.items() if known is weight), "a weight")
-        raise FormatError(f"{name}: has {found} {what}, config.json asks for {expected}")
+        raise FormatError(f"{native_weight(weight).name}: has {found} {what}, config.json asks for {expected}")
 
 
 def require_shapes(what: str, *found_and_expected: tuple[AnyArray, tuple[int, ...]]) -> None:

@@ -39,7 +39,7 @@ from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weight:
     """A matrix [rows, columns], or a vector as one row, in its encoding; the arrays are views, never copies."""
 

@@ -77,7 +77,7 @@ typedef struct {
     int64_t first;
     int64_t count;
 } se_arriving;
-static_assert(sizeof(se_arriving) == 24, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_arriving) == 24, "mirrored in runtime/backends/abi.py");
 
 /* Experts as se_experts takes them, but in slots whose reads may still be under way: those that are there are computed
  * at once, the others as they arrive. Each pair has its own row of `outputs`, so the order of arrival changes no bit.

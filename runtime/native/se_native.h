@@ -1,5 +1,5 @@
 /* The native kernels of streaming-experts: a plain C ABI, loaded with ctypes (formats/native.py and
- * runtime/backends/native.py mirror it).
+ * runtime/backends/abi.py mirror it).
  *
  * Shapes: T tokens, D hidden_size, F intermediate size, k experts per token. All arrays are C-contiguous float32
  * unless said otherwise; sizes and offsets are int64_t. Functions return SE_OK or an error code and never print.
@@ -71,8 +71,8 @@ typedef struct {
     int32_t linear_bias_dtype;  /* enum se_dtype */
     int32_t reserved;           /* zero */
 } se_matrix;
-static_assert(sizeof(se_matrix) == 72, "mirrored in runtime/backends/native.py");
-static_assert(offsetof(se_matrix, encoding) == 48, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_matrix) == 72, "mirrored in runtime/backends/abi.py");
+static_assert(offsetof(se_matrix, encoding) == 48, "mirrored in runtime/backends/abi.py");
 
 /* What joins gate and up: h = activation(gate, up), element by element. */
 enum se_activation_kind {
@@ -89,7 +89,7 @@ typedef struct {
     float limit;
     int32_t scale_input; /* routing weights multiply the experts' input, not their output (Llama 4) */
 } se_activation;
-static_assert(sizeof(se_activation) == 16, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_activation) == 16, "mirrored in runtime/backends/abi.py");
 
 /* One expert of a call, and the (token, place) pairs that chose it; pair = token * k + place. */
 typedef struct {
@@ -97,7 +97,7 @@ typedef struct {
     const int64_t *pairs;
     int64_t num_pairs;
 } se_expert;
-static_assert(sizeof(se_expert) == 24, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_expert) == 24, "mirrored in runtime/backends/abi.py");
 
 /* The layout that all experts of a layer share. */
 typedef struct {
@@ -106,7 +106,7 @@ typedef struct {
     se_matrix down; /* [D, F] */
     se_activation activation;
 } se_expert_layout;
-static_assert(sizeof(se_expert_layout) == 3 * 72 + 16, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_expert_layout) == 3 * 72 + 16, "mirrored in runtime/backends/abi.py");
 
 /* ---- context: an instruction set, a pool of threads, scratch memory. One call at a time. */
 
@@ -230,7 +230,7 @@ typedef struct {
     float scaling_factor;
     int32_t chosen; /* 1: ids say which experts, and only weights are made */
 } se_routing;
-static_assert(sizeof(se_routing) == 48, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_routing) == 48, "mirrored in runtime/backends/abi.py");
 
 /* ids and weights [T, top_k] of logits [T, num_experts], best first, of equals the lower id. correction_bias
  * [num_experts] or NULL. */
@@ -272,7 +272,7 @@ typedef struct {
     int64_t width;
     int64_t value_width;
 } se_kv_cache;
-static_assert(sizeof(se_kv_cache) == 48, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_kv_cache) == 48, "mirrored in runtime/backends/abi.py");
 
 /* What queries and keys go through first, head by head: y = x / sqrt(mean of squares + eps) * norm [width] where there is
  * one, then a rotation as in se_rope, cosine and sine [T, half]. */
@@ -283,7 +283,7 @@ typedef struct {
     int32_t interleaved;
     float eps;
 } se_turn;
-static_assert(sizeof(se_turn) == 48, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_turn) == 48, "mirrored in runtime/backends/abi.py");
 
 /* Keys, each its own value, that queries see beside those of a cache of one head: [capacity / 16, width, 16], `count` of
  * them, width a multiple of 16. selection [T, count]: 1 for those that a token sees. gathered: 0, or 1 where a token's keys
@@ -295,7 +295,7 @@ typedef struct {
     int64_t gathered;
     int64_t most;
 } se_beside;
-static_assert(sizeof(se_beside) == 40, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_beside) == 40, "mirrored in runtime/backends/abi.py");
 
 /* Causal softmax attention of q [T, heads, width], after `length` tokens of the cache; k [T, cache heads, width] and
  * v [T, cache heads, value_width], if any, are written into it. A query sees `window` positions at most, its own the last, or all
@@ -318,7 +318,7 @@ typedef struct {
     int64_t first;
     int64_t rows;
 } se_heads;
-static_assert(sizeof(se_heads) == 32, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_heads) == 32, "mirrored in runtime/backends/abi.py");
 
 /* Each head's rows W times its own input: y [T, count, rows] = W x, x [T, count, columns]; or transposed,
  * y [T, count, columns] = x W, x [T, count, rows]. In float32, the weights decoded. */
@@ -340,7 +340,7 @@ typedef struct {
     int64_t value_width;
     int64_t decay_by_channel; /* 1: each key channel has a decay of its own; 0: each head has one */
 } se_delta_shape;
-static_assert(sizeof(se_delta_shape) == 40, "mirrored in runtime/backends/native.py");
+static_assert(sizeof(se_delta_shape) == 40, "mirrored in runtime/backends/abi.py");
 
 /* Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k)); y = S^T q. q, k [T, key_heads, key_width],
  * v, y [T, heads, value_width], beta [T, heads], log_decay [T, heads] or [T, heads, key_width]. Reads state and writes new_state, which may be the same. */

@@ -57,7 +57,7 @@ def weight(values: Float32) -> NativeWeight:
     matrix = np.atleast_2d(values)
     rows, columns = matrix.shape
     place = matrix_of(Plain("f32"), rows, columns, {"weight": values.ctypes.data - RESIDENT.ctypes.data})
-    return NativeWeight(Plain("f32"), {"weight": matrix}, rows, columns, place)
+    return NativeWeight(Plain("f32"), {"weight": matrix}, rows, columns, "a weight", place)
 
 
 def near(found: Float32, expected: npt.NDArray[Any], tolerance: float = 1e-5) -> bool:

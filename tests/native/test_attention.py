@@ -178,7 +178,7 @@ def test_heads_of_a_matrix_in_any_encoding_meet_their_own_inputs(encoding: Encod
     values = matrix.part.encoding.decode(matrix.part.views(matrix.record)).reshape(3, 70, columns)[:, 4:]
     x = normal(1, 5, 3, number if transposed else columns)
     at = matrix.native.moved(matrix.record.ctypes.data - RESIDENT.ctypes.data)
-    w = NativeWeight(encoding, {}, rows, columns, at)
+    w = NativeWeight(encoding, {}, rows, columns, "a weight", at)
     (found,) = the_same(lambda ops: (ops.heads_product(x, w, 3, slice(4, 70), transposed=transposed),))
     subscripts = "thr,hrc->thc" if transposed else "thc,hrc->thr"
     assert near(found, np.einsum(subscripts, x.astype(np.float64), values))

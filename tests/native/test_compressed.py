@@ -176,7 +176,7 @@ def test_groups_of_rows_in_any_encoding_meet_their_own_inputs(encoding: Encoding
     values = encoding.decode(views).reshape(3, 8, columns)
     x = normal(1, 5, 3, columns)
     at = matrix.native.moved(matrix.record.ctypes.data - RESIDENT.ctypes.data)
-    w = NativeWeight(encoding, views, rows, columns, at)
+    w = NativeWeight(encoding, views, rows, columns, "a weight", at)
     (found,) = the_same(lambda ops: (ops.grouped_linear(x, w),))
     expected = np.einsum("tgc,grc->tgr", x.astype(np.float64), values).reshape(5, rows)
     assert near(found, expected)

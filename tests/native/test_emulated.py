@@ -15,7 +15,7 @@ import pytest
 
 from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.kernels import PRECISIONS
-from runtime.backends import native
+from runtime.backends import abi, native
 from runtime.native.build_hook import FLAGS, SOURCES
 from tests.matrices import Matrix, columns_of
 
@@ -74,7 +74,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture
 def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts of that library."""
-    native.declare(library)
+    abi.declare(library)
     monkeypatch.setattr(native, "load_library", lambda: library)
 
 

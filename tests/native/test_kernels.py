@@ -14,7 +14,7 @@ from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS
 from formats.kernels import matrix as matrix_of
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
-from runtime.backends import native
+from runtime.backends import abi, native
 from tests.matrices import Float64, Matrix, columns_of, eight_bits, fill, relative_error
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels are not built")
@@ -86,7 +86,7 @@ class Experts:
                 fill(part, record, rng)
 
     def expected(
-        self, x: Float32, ids: AnyArray, weights: Float32, activation: native.Activation, precision: str
+        self, x: Float32, ids: AnyArray, weights: Float32, activation: abi.Activation, precision: str
     ) -> Float64:
         """In float64, token by token."""
 
@@ -106,17 +106,17 @@ class Experts:
         return y
 
 
-def activated(activation: native.Activation, gate: Float64, up: Float64) -> Any:
+def activated(activation: abi.Activation, gate: Float64, up: Float64) -> Any:
     """The activations as their models define them."""
-    if activation.kind == native.SILU:
+    if activation.kind == abi.SILU:
         return gate / (1 + np.exp(-gate)) * up
-    if activation.kind == native.GELU_TANH:
+    if activation.kind == abi.GELU_TANH:
         return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
-    if activation.kind == native.SITU:
+    if activation.kind == abi.SITU:
         bent = activation.limit * np.tanh(up / activation.limit)
         return activation.alpha * np.tanh(gate / activation.alpha) / (1 + np.exp(-gate)) * bent
     gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
-    if activation.kind == native.SILU_CLAMPED:
+    if activation.kind == abi.SILU_CLAMPED:
         return gate / (1 + np.exp(-gate)) * up
     return gate / (1 + np.exp(-activation.alpha * gate)) * (up + 1)
 
@@ -127,7 +127,7 @@ def run(
     x: Float32,
     ids: AnyArray,
     weights: Float32,
-    activation: native.Activation,
+    activation: abi.Activation,
 ) -> Float32:
     """All chosen experts in one call, then the sum."""
     outputs = np.full((ids.size, x.shape[1]), np.nan, np.float32)
@@ -142,7 +142,7 @@ def run(
     groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     tokens=st.integers(1, 9),
     bias=st.sampled_from((None, "bf16")),
-    kind=st.sampled_from((native.SILU, native.SWIGLU_CLAMPED, native.GELU_TANH, native.SILU_CLAMPED, native.SITU)),
+    kind=st.sampled_from((abi.SILU, abi.SWIGLU_CLAMPED, abi.GELU_TANH, abi.SILU_CLAMPED, abi.SITU)),
     scale_input=st.booleans(),
     precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),
@@ -158,7 +158,7 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
     seed: int,
 ) -> None:
     experts = Experts(encoding, columns_of(encoding, groups[0]), columns_of(encoding, groups[1]), bias, seed)
-    activation = native.Activation(kind, 1.702, 1.0, scale_input)
+    activation = abi.Activation(kind, 1.702, 1.0, scale_input)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, experts.layout.parts[0].columns), np.float32)
     ids = np.stack([rng.permutation(NUM_EXPERTS)[:2] for _ in range(tokens)])
