@@ -14,7 +14,8 @@ from formats.errors import UnsupportedError
 from formats.native import DTYPES, declare, load_library
 from formats.record import LINEAR_BIAS, place
 
-PRECISIONS = {"exact": 0, "fast": 1}
+PRECISIONS = {"exact": 3, "close": 2, "fast": 1}  # enum se_precision
+DEFAULT_PRECISION = "close"  # the fastest that cannot be told from the reference (docs/LEARNED.md 70)
 PRODUCT_S = 0.25  # that products are measured for
 ARENA_BYTES = 128 << 20  # that they take their matrices from, more than caches hold
 MATRICES = 8  # of a native call at most
@@ -103,7 +104,7 @@ def _parameters(encoding: Encoding) -> Parameters:
 def product_rate(encoding: Encoding, rows: int, columns: int, threads: int) -> float:
     """Bytes of weights per second when one token is multiplied by matrices [rows, columns], each from memory.
 
-    By the native kernels in their exact precision, or by NumPy where those were not built or have no such encoding.
+    By the native kernels in their default precision, or by NumPy where those were not built or have no such encoding.
     """
     arrays = place(encoding.arrays(rows, columns))
     nbytes = sum(array.nbytes for array in arrays)
@@ -142,7 +143,7 @@ def product_rate(encoding: Encoding, rows: int, columns: int, threads: int) -> f
         def multiply(nth: int) -> None:
             base = memory.ctypes.data + nth % count * MATRICES * stride
             status = library.se_linear(
-                context, PRECISIONS["exact"], matrices, MATRICES, base, x.ctypes.data, 1, y.ctypes.data
+                context, PRECISIONS[DEFAULT_PRECISION], matrices, MATRICES, base, x.ctypes.data, 1, y.ctypes.data
             )
             assert status == 0
 

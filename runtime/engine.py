@@ -17,7 +17,7 @@ from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import RequestError
 from formats.index import REHEARSAL
-from formats.kernels import PRECISIONS
+from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
 from runtime.backends.native import levels
 from runtime.backends.native_ops import NativeOps
@@ -137,7 +137,7 @@ class Engine:
         *,
         ram_bytes: int | None = None,
         backend: str = "auto",
-        precision: str = "exact",
+        precision: str = DEFAULT_PRECISION,
         threads: int | None = None,
         ctx_size: int | None = None,
         chunk_size: int | None = None,
@@ -149,8 +149,9 @@ class Engine:
         """Open a container: index, small files and resident weights are checked, experts when first read.
 
         ram_bytes is a ceiling on all memory of this process; by default a share of what the machine and its memory
-        groups grant. backend auto is native where its kernels were built; its precision is exact (float32) or fast
-        (activations rounded to 8 bits). `trace` names a file for the routing of every step (runtime/trace.py).
+        groups grant. backend auto is native where its kernels were built; its precision is exact (as float32),
+        close or fast (activations rounded to 16 or 8 bits).
+        trace names a file for the routing of every step (runtime/trace.py).
         lookahead: whether experts are read on a guess before their layer asks for them; auto measures if that pays,
         and leaves it to prompts for a rehearsal.
         hot: read the experts that earlier runs used most at once (OUT.hot.json beside the container), and save them.
@@ -160,7 +161,7 @@ class Engine:
         if backend not in ("auto", *BACKENDS):
             raise RequestError(f"--backend is {backend}, expected auto or {', '.join(BACKENDS)}")
         if precision not in PRECISIONS:
-            raise RequestError(f"--precision is {precision}, expected {' or '.join(PRECISIONS)}")
+            raise RequestError(f"--precision is {precision}, expected one of {', '.join(PRECISIONS)}")
         slow = backend == "auto" and not levels()
         if backend == "auto":
             backend = "numpy" if slow else "native"

@@ -9,6 +9,7 @@ import click
 
 from formats.budget import parse_size
 from formats.errors import RequestError
+from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from runtime.engine import BACKENDS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -84,7 +85,10 @@ def engine_options(command: Command) -> Command:
             click.option("--chunk", type=int, help="Prompt tokens computed at a time; default: 512."),
             click.option("--backend", default="auto", show_default=True, help=f"auto or {', '.join(BACKENDS)}."),
             click.option(
-                "--precision", default="exact", show_default=True, help="Of the native backend: exact or fast."
+                "--precision",
+                default=DEFAULT_PRECISION,
+                show_default=True,
+                help=f"Of the native backend: {', '.join(PRECISIONS)}.",
             ),
             click.option(
                 "--lookahead", default="auto", show_default=True, help="Read on a guess: auto, on, off or prompts."

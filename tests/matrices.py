@@ -84,16 +84,20 @@ def random_array(encoding: Encoding, name: str, view: AnyArray, size: float, rng
     return values.astype(view.dtype)
 
 
-def eight_bits(encoding: Encoding, x: Float32) -> Float32:
-    """What `fast` multiplies the weights of an encoding by: of each group integers up to 127, times one scale."""
-    if isinstance(encoding, Plain | FP8):
+LARGEST_INTEGER = {"fast": 127, "close": 127 * 257}  # digits of at most 127 each
+
+
+def rounded(encoding: Encoding, x: Float32, precision: str) -> Float32:
+    """What a precision multiplies the weights of an encoding by: integers times one scale for each group."""
+    if isinstance(encoding, Plain | FP8) or precision == "exact":
         return x
+    limit = np.float32(LARGEST_INTEGER[precision])
     size = columns_of(encoding, 1) if not isinstance(encoding, Q4K | Q6K) else (32 if isinstance(encoding, Q4K) else 16)
     groups = x.reshape(-1, size)
     largest = np.abs(groups).max(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
-    return (np.rint(groups * inverse) * (largest / np.float32(127))).reshape(x.shape)
+        inverse = np.where(largest > 0, limit / largest, np.float32(0))
+    return (np.rint(groups * inverse) * (largest / limit)).reshape(x.shape)
 
 
 def relative_error(found: Float32, expected: Float64, typical: float = 0.0) -> float:

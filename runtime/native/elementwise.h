@@ -10,11 +10,11 @@
 
 enum { MAX_GROUP = 128 };
 
-/* The largest |X|: all three digits within 8 bits, 127 * (65536 + 256 + 1) less a little for rounding up; and, but for
- * 8-bit codes, the whole sum within 31 bits, largest_code * group_size * limit < 2^31. */
+/* The largest |X|: every digit within 8 bits, of three 127 * (65536 + 256 + 1) less a little for rounding up; and, but
+ * for 8-bit codes in three digits, the whole sum within 31 bits, largest_code * group_size * limit < 2^31. */
 static inline float integer_limit(const struct shape *shape) {
-    const int32_t digits = 8355584, sum = 2147250000 / largest_code(shape->code) / shape->group_size;
-    if (shape->planes == 1) return 127.0f;
+    const int32_t digits = shape->digits == 1 ? 127 : shape->digits == 2 ? 127 * 257 : 8355584;
+    const int32_t sum = 2147250000 / largest_code(shape->code) / shape->group_size;
     return (float)(shape->code == CODE_8 || sum > digits ? digits : sum);
 }
 
@@ -34,29 +34,26 @@ static inline float group_integers(const float *x, int64_t n, float limit, int32
     return bits_float((uint32_t)largest) / limit;
 }
 
-/* Digits of integers: X = 65536 * digit0 + 256 * digit1 + digit2, each -128..127; the last two are Y. */
-static inline int32_t lower_digits(int32_t X) {
-    const int32_t low = (int8_t)(X & 255);
-    return 256 * (int8_t)((X - low) >> 8 & 255) + low;
+/* The lowest digit of an integer, -128..127, which leaves the others behind. */
+static inline int32_t take_digit(int32_t *X) {
+    const int32_t digit = (int8_t)(*X & 255);
+    *X = (*X - digit) >> 8;
+    return digit;
 }
 
-/* A run of integers that already stand in the order of a plane, at place `at` of each plane of a block. */
-static inline void write_run(const struct shape *shape, const int32_t *X, int64_t n, int64_t at, int8_t *block) {
+/* A run of integers that already stand in the order of a plane, to place `at` of each plane of a block. They are used up. */
+static inline void write_run(const struct shape *shape, int32_t *X, int64_t n, int64_t at, int8_t *block) {
     const int64_t plane = plane_bytes(shape);
     if (shape->order == ORDER_WIDE) {
         int16_t *high = (int16_t *)(void *)block + at, *low = high + plane / 2;
-        for (int64_t i = 0; i < n && shape->planes == 1; i++) high[i] = (int16_t)X[i];
-        for (int64_t i = 0; i < n && shape->planes > 1; i++) high[i] = (int16_t)((X[i] - lower_digits(X[i])) >> 16);
-        for (int64_t i = 0; i < n && shape->planes > 1; i++) low[i] = (int16_t)(lower_digits(X[i]) + 128);
-    } else if (shape->planes == 1) {
-        for (int64_t i = 0; i < n; i++) block[at + i] = (int8_t)X[i];
+        for (int64_t i = 0; i < n && shape->digits == 3; i++) {
+            const int32_t digit2 = take_digit(&X[i]), digit1 = take_digit(&X[i]);
+            low[i] = (int16_t)(256 * digit1 + digit2 + 128);
+        }
+        for (int64_t i = 0; i < n; i++) high[i] = (int16_t)X[i];
     } else {
-        int8_t *high = block + at, *middle = high + plane, *low = middle + plane;
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t Y = lower_digits(X[i]);
-            high[i] = (int8_t)((X[i] - Y) >> 16);
-            middle[i] = (int8_t)((Y - (int8_t)(Y & 255)) >> 8);
-            low[i] = (int8_t)(Y & 255);
+        for (int p = shape->digits - 1; p >= 0; p--) {
+            for (int64_t i = 0; i < n; i++) block[p * plane + at + i] = (int8_t)take_digit(&X[i]);
         }
     }
 }
@@ -70,7 +67,7 @@ static inline void prepare_group(const struct shape *shape, const float *x, int6
     for (int64_t i = 0; i < n; i++) total += integers[i];
     scales[group] = scale;
     sums[group] = scale * (float)total;
-    int8_t *block = digits + group / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
+    int8_t *block = digits + group / BLOCK_GROUPS * num_planes(shape) * plane_bytes(shape);
     const int64_t runs = shape->order == ORDER_PAIRS ? 2 : 1, length = n / runs;
     const int64_t period = shape->order == ORDER_PAIRS ? n : 32; /* of it the even columns first, then the odd ones */
     for (int64_t i = 0; i < n && shape->order != ORDER_PLAIN; i += period) {
@@ -84,7 +81,7 @@ static inline void prepare_group(const struct shape *shape, const float *x, int6
 }
 
 static void prepare(const struct shape *shape, const float *x, uint8_t *operand) {
-    if (shape->planes == 0) {
+    if (shape->digits == 0) {
         memset(operand, 0, (size_t)operand_bytes(shape));
         memcpy(operand, x, (size_t)(4 * shape->columns));
         return;

@@ -4,7 +4,7 @@
  * the input axis. What an encoding stores for scales and biases becomes floats in groups.h. The activations of a group
  * are integers times one scale (struct operand), so the dot product of a group is a sum of integers, exact in any order:
  *
- *     fast                   X in 8 bits, D = sum of code * X, v = D
+ *     fast, close            X in 8 or 16 bits, D = sum of code * X, v = D
  *     exact, codes to 6 bits X in as many bits, up to 24, as keep D within 32, v = D
  *     exact, 8-bit codes     X in 24 bits, X = 65536 * digit0 + Y, H and L the sums for digit0 and for Y, v = fma(H, 65536, L)
  *
@@ -66,14 +66,14 @@ enum order {
 /* One token's activations for matrices of the same shape. In memory one after another:
  *     float scale[groups], float sum[groups]             groups: rounded up to whole blocks, zeros behind the end
  *     digits[blocks][planes][16 * group_size]            in order; most significant plane first
- * sum is scale * (sum of the integers). Digits are int8_t, 3 planes exact and 1 fast; or, where 8-bit codes meet
- * ORDER_WIDE, int16_t: fast X, exact digit0 and then Y + 128, which unlike Y never leaves 16 bits. */
+ * sum is scale * (sum of the integers). Digits are int8_t, a plane each; or, where 8-bit codes meet ORDER_WIDE, int16_t:
+ * X itself if it has two digits, of three digit0 and then Y + 128, which unlike Y never leaves 16 bits. */
 struct shape {
     int64_t columns;
     int32_t code; /* enum code */
     int32_t group_size; /* 16, 32, 64 or 128 */
     int32_t order; /* enum order */
-    int32_t planes; /* 0: plain weights, the operand is float x[columns rounded up to PLAIN_LANES] */
+    int32_t digits; /* enum se_precision; 0: plain weights, the operand is float x[columns rounded up to PLAIN_LANES] */
 };
 
 static inline int64_t round_up(int64_t n, int64_t multiple) {
@@ -85,13 +85,22 @@ static inline int64_t shape_blocks(const struct shape *shape) {
     return (shape->columns + block - 1) / block;
 }
 
+static inline int32_t num_planes(const struct shape *shape) {
+    return shape->order == ORDER_WIDE ? (shape->digits + 1) / 2 : shape->digits;
+}
+
+/* Digits of which the sums, each worth 256 times the next, make one integer of 32 bits. */
+static inline int joined_digits(int code, int digits) {
+    return code == CODE_8 && digits == SE_EXACT ? 1 : digits;
+}
+
 static inline int64_t plane_bytes(const struct shape *shape) {
     return (int64_t)BLOCK_GROUPS * shape->group_size * (shape->order == ORDER_WIDE ? 2 : 1);
 }
 
 static inline int64_t operand_bytes(const struct shape *shape) {
-    if (shape->planes == 0) return round_up(4 * round_up(shape->columns, PLAIN_LANES), ALIGNMENT);
-    return shape_blocks(shape) * (2 * 4 * BLOCK_GROUPS + shape->planes * plane_bytes(shape));
+    if (shape->digits == 0) return round_up(4 * round_up(shape->columns, PLAIN_LANES), ALIGNMENT);
+    return shape_blocks(shape) * (2 * 4 * BLOCK_GROUPS + num_planes(shape) * plane_bytes(shape));
 }
 
 struct operand {
@@ -156,8 +165,8 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
-    /* By code, group size (group_index) and precision, plain by enum value. NULL: no encoding has that. */
-    tile_fn *coded[NUM_CODES][4][2];
+    /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
+    tile_fn *coded[NUM_CODES][4][SE_EXACT];
     tile_fn *plain[NUM_VALUES];
     /* gate [n] becomes activation(gate, up). */
     void (*activate)(const se_activation *activation, float *gate, const float *up, int64_t n);

@@ -338,28 +338,31 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
-#define KERNELS(code, group_size, exact) KERNEL(code, group_size, 1) KERNEL(code, group_size, exact)
-KERNELS(2, 32, 3) KERNELS(2, 64, 3) KERNELS(2, 128, 3)
-KERNELS(3, 32, 3) KERNELS(3, 64, 3) KERNELS(3, 128, 3)
-KERNELS(4, 32, 3) KERNELS(4, 64, 3) KERNELS(4, 128, 3)
-KERNELS(5, 32, 3) KERNELS(5, 64, 3) KERNELS(5, 128, 3)
-KERNELS(6, 16, 3) KERNELS(6, 32, 3) KERNELS(6, 64, 3) KERNELS(6, 128, 3)
-KERNELS(8, 32, 2) KERNELS(8, 64, 2) KERNELS(8, 128, 2)
-KERNELS(FP4, 16, 3) KERNELS(FP4, 32, 3)
-#define BY_PRECISION(code, group_size, exact) {tile_##code##_##group_size##_##exact, tile_##code##_##group_size##_1}
-#define FROM_32(code, exact) BY_PRECISION(code, 32, exact), BY_PRECISION(code, 64, exact), BY_PRECISION(code, 128, exact)
+#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
+KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
+KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
+KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
+#define WIDE_KERNELS(group_size) KERNEL(8, group_size, 1) KERNEL(8, group_size, 2)
+WIDE_KERNELS(32) WIDE_KERNELS(64) WIDE_KERNELS(128)
+KERNELS(FP4, 16) KERNELS(FP4, 32)
+#define BY_PRECISION(code, group_size) \
+    {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
+#define WIDE_BY_PRECISION(group_size) {tile_8_##group_size##_1, tile_8_##group_size##_1, tile_8_##group_size##_2}
+#define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 const struct kernels kernels_avx2 = {
     .name = "avx2",
     .prepare = prepare,
     .order_8 = ORDER_WIDE,
-    .coded[CODE_2] = {{0}, FROM_32(2, 3)},
-    .coded[CODE_3] = {{0}, FROM_32(3, 3)},
-    .coded[CODE_4] = {{0}, FROM_32(4, 3)},
-    .coded[CODE_5] = {{0}, FROM_32(5, 3)},
-    .coded[CODE_6] = {BY_PRECISION(6, 16, 3), FROM_32(6, 3)},
-    .coded[CODE_8] = {{0}, FROM_32(8, 2)},
-    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16, 3), BY_PRECISION(FP4, 32, 3)},
+    .coded[CODE_2] = {{0}, FROM_32(2)},
+    .coded[CODE_3] = {{0}, FROM_32(3)},
+    .coded[CODE_4] = {{0}, FROM_32(4)},
+    .coded[CODE_5] = {{0}, FROM_32(5)},
+    .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
+    .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(32), WIDE_BY_PRECISION(64), WIDE_BY_PRECISION(128)},
+    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
     .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
     .activate = activate,
     .add_scaled = add_scaled,

@@ -82,7 +82,7 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t gro
                      int64_t block, struct kind kind) {
     const int plane = BLOCK_GROUPS * kind.group_size;
     const int8_t *digits = opaque(x->digits + block * kind.planes * plane);
-    const int joined = kind.code == CODE_8 ? 1 : kind.planes; /* planes whose sum fits 32 bits */
+    const int joined = joined_digits(kind.code, kind.planes);
     const __m512 scale = _mm512_loadu_ps(x->scale + BLOCK_GROUPS * block);
     const __m512 sum = _mm512_loadu_ps(x->sum + BLOCK_GROUPS * block);
     __m512i high[MAX_STREAMS], low[MAX_STREAMS];
@@ -218,7 +218,7 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
-#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
+#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
 KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
 KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
@@ -226,7 +226,8 @@ KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
 KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
-#define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
+#define BY_PRECISION(code, group_size) \
+    {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 #define KERNELS_AVX512(level)                                                                                    \

@@ -128,7 +128,7 @@ INLINE void multiply(float32x4_t (*lanes)[QUADS], const struct block *b, int row
                      int64_t block, struct kind kind) {
     const int plane = BLOCK_GROUPS * kind.group_size;
     const int8_t *digits = x->digits + block * kind.planes * plane;
-    const int joined = kind.code == CODE_8 ? 1 : kind.planes; /* planes whose sum fits 32 bits */
+    const int joined = joined_digits(kind.code, kind.planes);
     for (int q = 0; q < QUADS; q++) {
         const float32x4_t scale = vld1q_f32(x->scale + BLOCK_GROUPS * block + 4 * q);
         const float32x4_t sum = vld1q_f32(x->sum + BLOCK_GROUPS * block + 4 * q);
@@ -320,8 +320,9 @@ INLINE void plain_tile(const struct tile *tile, int value) {
     static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
-#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 3)
-#define BY_PRECISION(code, group_size) {tile_##code##_##group_size##_3, tile_##code##_##group_size##_1}
+#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
+#define BY_PRECISION(code, group_size) \
+    {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
 KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
 KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)

@@ -20,14 +20,14 @@ static inline int64_t place(const struct shape *shape, int64_t j) {
 /* D = sum of code * X over one group, or H and L of 8-bit codes, as kernels.h has them. `at`: its place in a block. */
 static float group_dot(const struct shape *shape, const uint8_t *codes, const int8_t *block, int64_t at) {
     const int64_t plane = plane_bytes(shape);
-    int32_t d[3] = {0};
+    int32_t d[SE_EXACT] = {0}, D = 0;
     for (int64_t i = 0; i < shape->group_size; i++) {
         const int8_t *digits = block + place(shape, at + i);
-        for (int p = 0; p < shape->planes; p++) d[p] += codes[i] * digits[p * plane];
+        for (int p = 0; p < shape->digits; p++) d[p] += codes[i] * digits[p * plane];
     }
-    if (shape->planes == 1) return (float)d[0];
-    if (shape->code == CODE_8) return fmaf((float)d[0], 65536.0f, (float)(256 * d[1] + d[2]));
-    return (float)((256 * d[0] + d[1]) * 256 + d[2]);
+    if (shape->code == CODE_8 && shape->digits == 3) return fmaf((float)d[0], 65536.0f, (float)(256 * d[1] + d[2]));
+    for (int p = 0; p < shape->digits; p++) D = 256 * D + d[p];
+    return (float)D;
 }
 
 static float coded_dot(const struct weights *w, int64_t row, const uint8_t *bytes) {
@@ -40,7 +40,7 @@ static float coded_dot(const struct weights *w, int64_t row, const uint8_t *byte
         const int64_t chunk = g / CHUNK_GROUPS * CHUNK_GROUPS, left = groups - chunk;
         if (g == chunk) load_groups(w, row, g, left < CHUNK_GROUPS ? left : CHUNK_GROUPS, scales, biases);
         unpack_codes(shape->code, w->weight + row * w->weight_stride, g * n, n, codes);
-        const int8_t *block = x.digits + g / BLOCK_GROUPS * shape->planes * plane_bytes(shape);
+        const int8_t *block = x.digits + g / BLOCK_GROUPS * num_planes(shape) * plane_bytes(shape);
         const float v = group_dot(shape, codes, block, g % BLOCK_GROUPS * n);
         float *l = &lane[g % BLOCK_GROUPS];
         *l = fmaf(scales[g - chunk] * x.scale[g], v, *l);
@@ -83,7 +83,7 @@ static void plain_tile(const struct tile *tile) {
     any_tile(tile, values_dot);
 }
 
-#define BY_PRECISION {coded_tile, coded_tile}
+#define BY_PRECISION {coded_tile, coded_tile, coded_tile}
 #define BY_GROUP_SIZE {BY_PRECISION, BY_PRECISION, BY_PRECISION, BY_PRECISION}
 
 const struct kernels kernels_portable = {

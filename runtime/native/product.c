@@ -48,9 +48,8 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     w->per_scale = m->encoding == SE_SYMMETRIC || m->encoding == SE_ZERO_POINT ? m->group_size / group_size : 1;
     set_strides(w, m, m->columns / group_size);
     const int32_t order = code == CODE_8 ? kernels->order_8 : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
-    const int32_t planes = precision == SE_FAST ? 1 : order == ORDER_WIDE ? 2 : 3;
-    w->shape = (struct shape){m->columns, code, group_size, order, planes};
-    p->tile = kernels->coded[code][group_index(group_size)][precision];
+    w->shape = (struct shape){m->columns, code, group_size, order, precision};
+    p->tile = kernels->coded[code][group_index(group_size)][precision - 1];
     return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }
 
@@ -77,7 +76,7 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
     const int64_t bound = (int64_t)1 << 31;
     if (m->rows < 1 || m->rows > bound || m->columns < 1 || m->columns > bound || !is_dtype(m->dtype) ||
         (m->linear_bias_offset >= 0 && !is_dtype(m->linear_bias_dtype)) ||
-        (precision != SE_EXACT && precision != SE_FAST)) {
+        precision < SE_FAST || precision > SE_EXACT) {
         return SE_UNSUPPORTED;
     }
     *p = (struct product){
@@ -93,7 +92,7 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
 bool same_shape(const struct product *a, const struct product *b) {
     const struct shape *s = &a->weights.shape, *t = &b->weights.shape;
     return a->tile == b->tile && s->columns == t->columns && s->code == t->code && s->group_size == t->group_size &&
-           s->planes == t->planes;
+           s->digits == t->digits;
 }
 
 void add_linear_bias(const struct product *p, int64_t first, int64_t rows, float *y) {

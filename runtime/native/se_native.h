@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 3
+#define SE_ABI_VERSION 4
 
 enum se_status {
     SE_OK = 0,
@@ -33,10 +33,12 @@ enum se_status {
     SE_STOPPED = 7,     /* se_reader_stop ended it */
 };
 
-/* How activations meet quantized weights. Plain weights (bf16, f16, f32) are always exact. */
+/* How many 8-bit digits the integers have that stand for the activations of a group, where they meet quantized weights.
+ * Errors of a product are for Gaussian inputs. Plain weights (bf16, f16, f32) are always exact. */
 enum se_precision {
-    SE_EXACT = 0, /* activations as integers of 21 to 24 bits per group: error of a product at most 2e-6 for Gaussian inputs */
-    SE_FAST = 1,  /* activations as 8-bit integers per group */
+    SE_FAST = 1,  /* 9e-3 */
+    SE_CLOSE = 2, /* 4e-5 */
+    SE_EXACT = 3, /* 21 to 24 bits of them: 2e-6 */
 };
 
 enum se_dtype { SE_BF16 = 0, SE_F16 = 1, SE_F32 = 2 };

@@ -16,7 +16,8 @@ enum {
     TURNED_TOKENS = 32,  /* whose sums are kept at a time */
     SLICE_COLUMNS = 512, /* the most that are turned at a time: 32 KiB of codes */
     SLICE_WORDS = SLICE_COLUMNS / 4,
-    LEAST_TURNED = 8, /* fewer tokens do not make up for the turning */
+    TURNED_SUMS = 24,    /* registers for the products of some operands at a time */
+    LEAST_TURNED = 8,    /* fewer tokens do not make up for the turning */
 };
 
 /* Some groups of a block of 64 rows; scales and biases are those of the whole block. */
@@ -120,15 +121,15 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
  * group, by operand */
 INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *turned, const struct operand *x,
                           int operands, int64_t block, int at, int local, struct kind kind) {
-    const int runs = parts_of(kind), words = kind.group_size / runs / 4;
+    const int runs = parts_of(kind), words = kind.group_size / runs / 4, joined = joined_digits(kind.code, kind.planes);
     const int64_t plane = BLOCK_GROUPS * kind.group_size, group = block * BLOCK_GROUPS + at;
-    __m512i d[2][3][TURNED_VECTORS];
+    __m512i d[TURNED_SUMS / TURNED_VECTORS][TURNED_VECTORS]; /* [operands * planes] */
     UNROLL
     for (int n = 0; n < operands * kind.planes; n++) {
         UNROLL
-        for (int v = 0; v < TURNED_VECTORS; v++) d[n / kind.planes][n % kind.planes][v] = _mm512_setzero_si512();
+        for (int v = 0; v < TURNED_VECTORS; v++) d[n][v] = _mm512_setzero_si512();
     }
-    const int8_t *digits[2];
+    const int8_t *digits[TURNED_SUMS / TURNED_VECTORS];
     UNROLL
     for (int n = 0; n < operands; n++) digits[n] = opaque(x[n].digits + block * kind.planes * plane + at * 4 * words);
     UNROLL
@@ -140,12 +141,11 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
             for (int v = 0; v < TURNED_VECTORS; v++) c[v] = in_register(_mm512_load_si512(codes + v));
             UNROLL
             for (int n = 0; n < operands * kind.planes; n++) {
-                const int o = n / kind.planes, p = n % kind.planes;
                 int32_t four;
-                memcpy(&four, digits[o] + p * plane + run * plane / 2 + 4 * i, sizeof four);
+                memcpy(&four, digits[n / kind.planes] + n % kind.planes * plane + run * plane / 2 + 4 * i, sizeof four);
                 const __m512i all = in_register(_mm512_set1_epi32(four));
                 UNROLL
-                for (int v = 0; v < TURNED_VECTORS; v++) d[o][p][v] = dot4(d[o][p][v], c[v], all, kind.code);
+                for (int v = 0; v < TURNED_VECTORS; v++) d[n][v] = dot4(d[n][v], c[v], all, kind.code);
             }
         }
     }
@@ -154,16 +154,13 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
         const __m512 scale = _mm512_set1_ps(x[o].scale[group]), sum = _mm512_set1_ps(x[o].sum[group]);
         UNROLL
         for (int v = 0; v < TURNED_VECTORS; v++) {
-            __m512i high = d[o][0][v];
-            __m512 value;
-            if (kind.planes == 3 && kind.code == CODE_8) {
-                const __m512i low = _mm512_add_epi32(_mm512_slli_epi32(d[o][1][v], 8), d[o][2][v]);
-                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
-            } else {
-                UNROLL
-                for (int p = 1; p < kind.planes; p++) high = _mm512_add_epi32(_mm512_slli_epi32(high, 8), d[o][p][v]);
-                value = _mm512_cvtepi32_ps(high);
-            }
+            __m512i high = d[o * kind.planes][v], low = d[o * kind.planes + joined % kind.planes][v];
+            UNROLL
+            for (int p = 1; p < joined; p++) high = _mm512_add_epi32(_mm512_slli_epi32(high, 8), d[o * kind.planes + p][v]);
+            UNROLL
+            for (int p = joined + 1; p < kind.planes; p++) low = _mm512_add_epi32(_mm512_slli_epi32(low, 8), d[o * kind.planes + p][v]);
+            __m512 value = _mm512_cvtepi32_ps(high);
+            if (joined < kind.planes) value = _mm512_fmadd_ps(value, _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
             __m512 lane = lanes[o][v];
             lane = _mm512_fmadd_ps(_mm512_mul_ps(turned->scale[at][v], scale), value, lane);
             lanes[o][v] = _mm512_fmadd_ps(turned->bias[at][v], sum, lane);
@@ -192,9 +189,12 @@ INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_
             }
             for (int i = 0; i < in_slice && slice * in_slice + i < left; i++) {
                 const int at = slice * in_slice + i;
+                const int together = TURNED_SUMS / TURNED_VECTORS / kind.planes;
                 int64_t t = 0;
-                for (; t + 2 <= tokens; t += 2) group_by_many(lanes[at] + t, &turned, x + t, 2, block, at, i, kind);
-                if (t < tokens) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
+                for (; t + together <= tokens; t += together) {
+                    group_by_many(lanes[at] + t, &turned, x + t, together, block, at, i, kind);
+                }
+                for (; t < tokens; t++) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
             }
         }
     }

@@ -3,9 +3,9 @@
 A GGUF file of Qwen3-30B-A3B's widths with made-up Q4_0 (or Q4_K) weights is written; llama-bench reads it, and
 `repack convert` keeps its blocks to the bit. Runs take turns, in memory and in memory groups of shares of the file,
 page cache counted and emptied before. Both programs make a warm-up run before they measure; in memory both decode
-behind a prompt. llama.cpp multiplies with activations of 8 bits, as our `fast` does; our default is `exact`, so both
-are shown, and each has its bars in memory. By hand only: it takes ten minutes, 2 x 4.3 GB of disk and a llama-bench
-built with GGML_NATIVE. The last line is one JSON object.
+behind a prompt. llama.cpp multiplies with activations of 8 bits, as our `fast` does; in memory every precision of ours
+is shown and has its bars, within a limit the default. By hand only: it takes ten minutes, 2 x 4.3 GB of disk and a
+llama-bench built with GGML_NATIVE. The last line is one JSON object.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 from formats.bars import Bar, bar, report
 from formats.budget import human
 from formats.dtypes import AnyArray
-from formats.kernels import PRECISIONS
+from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from runtime.backends import native
 from tests.runtime.helpers import STREAM_RUN
 from tests.runtime.memory_groups import evict, memory_group
@@ -166,7 +166,7 @@ class Contest:
         prefill, decode = (0.0 if text is None else float(json.loads(text)[0]["avg_ts"]) for text in found)
         return Speed(prefill, decode)
 
-    def ours(self, limit: Limit | None, precision: str = "exact") -> Speed:
+    def ours(self, limit: Limit | None, precision: str = DEFAULT_PRECISION) -> Speed:
         """`stream-run bench` on the container, within 95 % of the limit."""
         ram = ["--ram", str(int(0.95 * self.nbytes(limit)))] if limit else []
         shape = ["--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW), "--runs", "1", "--precision", precision]
@@ -215,9 +215,9 @@ def in_memory(contest: Contest, runs: int) -> Iterator[str | Bar]:
     """All of it in memory, in turns."""
     plain, repacked = "llama.cpp, mmap, not repacked", "llama.cpp, repacked"
     kinds = {plain: ("-lm", "mmap", "--repack", "0"), repacked: ("-lm", "none", "--repack", "1")}
-    found: dict[str, list[Speed]] = {name: [] for name in ("exact", "fast", *kinds)}
+    found: dict[str, list[Speed]] = {name: [] for name in (*PRECISIONS, *kinds)}
     for _ in range(runs):
-        for precision in ("exact", "fast"):
+        for precision in PRECISIONS:
             found[precision].append(contest.ours(None, precision))
         for name, options in kinds.items():
             found[name].append(contest.llama(None, *options))
@@ -240,7 +240,7 @@ def within(contest: Contest, limit: Limit, runs: int) -> Iterator[str | Bar]:
         ours.append(contest.ours(limit))
         theirs.append(contest.llama(limit, "-lm", "mmap", "--repack", "0"))
     at = f"at {limit.share:.2f} ({human(contest.nbytes(limit))})"
-    yield row(f"{at}: ours, exact", ours)
+    yield row(f"{at}: ours, {DEFAULT_PRECISION}", ours)
     yield row(f"{at}: llama.cpp, mmap", theirs)
     yield bar(f"{at}: decode / mmap", ratios(ours, theirs, "decode", limit.new_tokens), limit.decode)
     if limit.prefill is not None:

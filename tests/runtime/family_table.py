@@ -79,7 +79,7 @@ def _row(name: str, source: Path, expected: Mapping[str, Any], test: str, bits: 
         parts = {part.encoding.id for _, layer in index.layout.moe_layers() for part in layer.record.parts}
         errors = []
         for backend in ("numpy", "native"):
-            with Engine.open(out, ram_bytes=PLENTY, backend=backend) as engine:
+            with Engine.open(out, ram_bytes=PLENTY, backend=backend, precision="exact") as engine:
                 logits = engine.logits(expected["prompt_ids"].tolist())
             errors.append(f"{np.abs(logits - expected['logits']).max():.0e}")
         arrives = ", ".join(sorted({origin.encoding for origin in experts}))

@@ -72,7 +72,7 @@ def test_logits_greedy_ids_and_experts_are_those_of_transformers(
     container, expected = case
     chosen: list[AnyArray] = []
     prompt = expected["prompt_ids"].tolist()
-    with Engine.open(container, ram_bytes=PLENTY, backend=backend, lookahead="off") as engine:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend, precision="exact", lookahead="off") as engine:
         ops = engine.steps.model.ops
 
         def watching(route: Any) -> Any:

@@ -48,13 +48,13 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def test_the_logits_are_those_of_transformers(container: Path, expected: dict[str, Any], backend: str) -> None:
-    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend, precision="exact") as engine:
         found = engine.logits(expected["prompt_ids"].tolist())
     assert float(np.abs(found - expected["logits"]).max()) <= TOLERANCE
 
 
 def test_it_continues_greedily_as_transformers_does(container: Path, expected: dict[str, Any], backend: str) -> None:
-    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend, precision="exact") as engine:
         found = engine.generate_ids(expected["prompt_ids"].tolist(), max_new_tokens=16, ignore_eos=True)
     assert found == expected["greedy_ids"].tolist()
 
@@ -71,7 +71,7 @@ def test_tokens_go_to_the_experts_of_transformers(
         return experts(self, layer, x, expert_ids, weights)
 
     monkeypatch.setattr(kind, "experts", watched)
-    with Engine.open(container, ram_bytes=PLENTY, backend=backend) as engine:
+    with Engine.open(container, ram_bytes=PLENTY, backend=backend, precision="exact") as engine:
         engine.logits(expected["prompt_ids"].tolist())
     assert np.array_equal(np.stack(seen), expected["expert_ids"])
 
