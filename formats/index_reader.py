@@ -9,6 +9,7 @@ from formats.config import ModelConfig, read_model_facts
 from formats.dtypes import DTYPES, FLOAT_DTYPES
 from formats.encodings import ArraySpec, Encoding, encoding_from_json, encoding_to_json
 from formats.errors import ChecksumError, FormatError, UnsupportedError
+from formats.expected import check_layout
 from formats.fields import Fields, parse_json, shown
 from formats.index import (
     FORMAT_NAME,
@@ -134,6 +135,7 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
         extensions=root.mapping("extensions"),
     )
     root.close()
+    check_layout(index.layout, root.where)
     return index
 
 
@@ -248,7 +250,6 @@ def _read_layer(fields: Fields, i: int, model: ModelConfig) -> _Layer:
     for entry, name in zip(fields.objects("parts"), PART_NAMES, strict=True):
         parts.append(_read_part(entry, name, end, record_bytes))
         end = parts[-1].arrays[-1].offset + parts[-1].arrays[-1].nbytes
-    _check_shapes(fields, parts, model)
     sha256 = fields.hexadecimal("sha256", 64)
     checksums = fields.hexadecimals("checksums", 16, model.num_experts)
     fields.close()
@@ -273,16 +274,6 @@ def _read_part(fields: Fields, name: str, start: int, record_bytes: int) -> Part
     _check_arrays(fields, arrays, expected, record_bytes, start)
     fields.close()
     return Part(name, rows, columns, encoding, linear_bias, arrays)
-
-
-def _check_shapes(fields: Fields, parts: list[Part], model: ModelConfig) -> None:
-    """gate and up are [F, D], down is [D, F], D the width that the model's experts read."""
-    F, D = parts[0].rows, model.expert_hidden_size
-    for part, shape in zip(parts, ((F, D), (F, D), (D, F)), strict=True):
-        if (part.rows, part.columns) != shape:
-            raise FormatError(
-                f"{fields.name('parts')}: {part.name} is [{part.rows}, {part.columns}], expected {list(shape)}"
-            )
 
 
 def _read_arrays(fields: Fields) -> tuple[PlacedArray, ...]:

@@ -28,10 +28,10 @@ from formats.config import read_config
 from formats.dtypes import AnyArray, from_float32
 from formats.encodings import Affine
 from formats.errors import StreamingExpertsError
+from formats.families import FAMILIES
 from repack.convert import Conversion, convert, default_jobs, prepare
 from repack.direct import BUFFER_BYTES, READ_BYTES, aligned_buffer, open_direct
 from repack.encode import encoder_name
-from repack.families import FAMILIES
 from repack.plan import Options
 from repack.rehearse import prepare_rehearsal, read_geometry
 from repack.sources.folder import FolderSource

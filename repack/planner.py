@@ -11,6 +11,8 @@ from formats.encodings.sources import PlainSource
 from formats.encodings.sources.expert_ids import INTEGERS
 from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError, RequestError, UnsupportedError
+from formats.families import FAMILIES
+from formats.family import LM_HEAD, NGRAM_SCALE, Experts, Tensor, head_prefix
 from formats.fields import shown
 from formats.layout import (
     NGRAM_FILE,
@@ -25,8 +27,6 @@ from formats.layout import (
 from formats.quantization import Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.detect import Found, Module, activation_scales, is_there, take_module
-from repack.families import FAMILIES
-from repack.family import LM_HEAD, NGRAM_SCALE, Experts, Tensor, head_prefix
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
@@ -81,17 +81,12 @@ class _Planner:
 
     def plan(self) -> Plan:
         embedding = self.take(self.prefix, self.family.embedding)
-        layers: list[LayerLayout | None] = []
+        for at, tensor in self.family.resident(self.config):
+            self.add_resident(at + tensor.name, tensor, self.take(self.prefix + at, tensor))
+        layers: list[LayerLayout | None] = [None] * self.config.num_hidden_layers
         experts = {}
-        for i in range(self.config.num_hidden_layers):
-            for tensor in self.family.layer_tensors(self.config, i):
-                matrix = self.take(f"{self.prefix}layers.{i}.", tensor)
-                self.add_resident(f"layers.{i}.{tensor.name}", tensor, matrix)
-            layers.append(None)
-            if self.config.has_experts(i):
-                layers[i], experts[i] = self.expert_layer(i)
-        for tensor in self.family.last:
-            self.add_resident(tensor.name, tensor, self.take(self.prefix, tensor))
+        for i in filter(self.config.has_experts, range(len(layers))):
+            layers[i], experts[i] = self.expert_layer(i)
         tied = self.config.tie_word_embeddings
         head = embedding if tied else self.take(head_prefix(self.prefix), self.family.head)
         self.add_resident(LM_HEAD.name, LM_HEAD, head)
@@ -163,9 +158,9 @@ class _Planner:
 
     def add_resident(self, name: str, tensor: Tensor, matrix: SourceMatrix) -> None:
         """Place a resident tensor at the end of the file."""
-        shape = self.shape(tensor)
+        shape = self.family.stored_shape(tensor, self.config)
         encoding = self.resident_encoding(matrix, keep=tensor.keep or len(shape) == 1)
-        placed = place_resident(name, _stored_shape(shape), encoding, self.end)
+        placed = place_resident(name, shape, encoding, self.end)
         self.end += placed.nbytes
         self.resident.append(placed)
         self.matrices.append(matrix)
@@ -317,11 +312,6 @@ def without_head_axes(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTe
         else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution's [channels, 1, kernel] is stored as [channels, kernel]."""
-    return (shape[0], *(length for length in shape[1:-1] if length != 1), shape[-1]) if len(shape) > 2 else shape
 
 
 def _exact(matrix: SourceMatrix) -> Encoding:

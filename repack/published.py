@@ -11,8 +11,8 @@ from formats.encodings.sources.base import SourceEncoding, stored
 from formats.encodings.sources.fp4 import BLOCKS, BYTES
 from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
 from formats.errors import UnsupportedError
+from formats.families import FAMILIES
 from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MODELOPT, MXFP4, Quantization
-from repack.families import FAMILIES
 from repack.sources.base import SourceTensor
 
 # What no quantizer touches, whether its config says so or not: embedding, head, routers, convolutions.

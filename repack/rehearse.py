@@ -20,13 +20,13 @@ from formats.dtypes import AnyArray, Float32, from_float32, storage_dtype
 from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.encodings.sources import ExpertIdsSource
 from formats.errors import FormatError, RequestError
+from formats.families import FAMILIES
 from formats.index import REHEARSAL
 from formats.layout import LayerLayout
 from formats.quantization import read_quantization
 from formats.record import RecordLayout
 from repack.convert import Conversion, prepare
 from repack.encode import EncodedRows, Weights
-from repack.families import FAMILIES
 from repack.output import SMALL_FILES
 from repack.plan import Options, SourceMatrix, Unit
 from repack.published import published_tensors

@@ -1,7 +1,7 @@
 """Small containers made through formats alone: every kind of place in them, random finite weights."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from formats.checksum import blocks, sha256, xxh3_64
-from formats.config import ModelConfig, Qwen3_5MoeConfig
+from formats.config import DecoderConfig, Qwen3_5MoeConfig
 from formats.dtypes import AnyArray, from_float32
 from formats.encodings import Affine, Encoding, Plain
-from formats.index import INDEX_FILE, FileChecksum, Index, Source, SourceFile, index_to_bytes
+from formats.errors import FormatError
+from formats.families import FAMILIES
+from formats.family import LM_HEAD
+from formats.index import INDEX_FILE, FileChecksum, Index, Source, SourceFile, canonical_json, index_to_bytes
 from formats.layout import (
     BLOCK_BYTES,
     EMBEDDING_FILE,
@@ -28,7 +31,7 @@ from formats.layout import (
 from formats.record import LINEAR_BIAS, PartSpec, PlacedArray, lay_out_record
 from tests.encodings import EVERY_ENCODING, random_arrays
 
-MODEL = Qwen3_5MoeConfig(
+HYBRID = Qwen3_5MoeConfig(
     model_type="qwen3_5_moe",
     vocab_size=100,
     hidden_size=128,
@@ -56,6 +59,28 @@ MODEL = Qwen3_5MoeConfig(
     linear_in_proj_grouped=False,
     linear_in_proj_ba_grouped=False,
 )
+MODEL = DecoderConfig(
+    model_type="gpt_oss",
+    vocab_size=2100,
+    hidden_size=128,
+    num_hidden_layers=4,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    layer_types=("full_attention",) * 4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=32,
+    rotary_dim=32,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    num_experts=3,
+    top_k=2,
+    moe_intermediate_size=64,
+    attention_multiplier=0.2,
+    mlp_layer_types=("sparse", "sparse", "dense", "sparse"),
+    intermediate_size=256,
+)
 AFFINE4 = Affine(4, 64, "bf16")
 AFFINE8 = Affine(8, 32, "f16")
 # Of gate, up and down by layer; None is a dense layer.
@@ -65,37 +90,43 @@ EXPERTS: tuple[tuple[Encoding, Encoding, Encoding] | None, ...] = (
     None,
     (Plain("f32"), Plain("f16"), Plain("bf16")),
 )
-RESIDENT: tuple[tuple[str, tuple[int, ...], Encoding], ...] = (
-    ("layers.0.input_layernorm", (128,), Plain("bf16")),
-    ("layers.0.linear_attn.conv1d", (64, 4), Plain("f16")),
-    ("layers.0.mlp.gate", (3, 128), Plain("bf16")),
-    ("layers.0.self_attn.q_proj", (128, 128), AFFINE8),
-    *((f"layers.1.encoding_{i}", (5, 256), encoding) for i, encoding in enumerate(EVERY_ENCODING)),
-    ("lm_head", (2100, 128), Plain("f32")),  # more than one block
-)
 
 
-def make_layout(model: ModelConfig = MODEL, embedding: Encoding = AFFINE4) -> Layout:
-    """A layout with a dense layer, a bias, and every kind of encoding."""
-    D, F = model.hidden_size, model.moe_intermediate_size
+def make_layout() -> Layout:
+    """A layout with a dense layer, biases, a tensor of more than one block, and every kind of encoding."""
+    D, F = MODEL.hidden_size, MODEL.moe_intermediate_size
     layers: list[LayerLayout | None] = []
-    for i, encodings in enumerate(EXPERTS[: model.num_hidden_layers]):
+    for i, encodings in enumerate(EXPERTS):
         if encodings is None:
             layers.append(None)
             continue
-        gate, up, down = encodings
-        specs = (
-            PartSpec("gate", F, D, gate),
-            PartSpec("up", F, D, up, "bf16" if i == 1 else None),
-            PartSpec("down", D, F, down),
-        )
-        layers.append(LayerLayout(layer_file(i), model.num_experts, lay_out_record(specs)))
-    resident: list[ResidentTensor] = []
-    for name, shape, encoding in RESIDENT:
-        end = resident[-1].offset + resident[-1].nbytes if resident else 0
-        resident.append(place_resident(name, shape, encoding, end))
-    table = lay_out_embedding(model.vocab_size, model.hidden_size, embedding)
-    return Layout(model, tuple(layers), tuple(resident), table)
+        shapes = {"gate": (F, D), "up": (F, D), "down": (D, F)}
+        parts = zip(shapes.items(), encodings, strict=True)
+        specs = [PartSpec(name, *shape, encoding, "bf16") for (name, shape), encoding in parts]
+        layers.append(LayerLayout(layer_file(i), MODEL.num_experts, lay_out_record(specs)))
+    table = lay_out_embedding(MODEL.vocab_size, MODEL.hidden_size, AFFINE4)
+    return Layout(MODEL, tuple(layers), tuple(_resident()), table)
+
+
+def _resident() -> Iterator[ResidentTensor]:
+    """Each in the next encoding that it can have and no other has; the last ones in f32."""
+    family, end = FAMILIES[MODEL.model_type], 0
+    left = sorted(EVERY_ENCODING, key=lambda encoding: _fits(encoding, MODEL.hidden_size))  # wider ones first
+    for at, tensor in (*family.resident(MODEL), ("", LM_HEAD)):
+        shape = family.stored_shape(tensor, MODEL)
+        encoding = next((encoding for encoding in left if _fits(encoding, shape[-1])), Plain("f32"))
+        if encoding in left:
+            left.remove(encoding)
+        yield place_resident(at + tensor.name, shape, encoding, end)
+        end += place_resident(at + tensor.name, shape, encoding, end).nbytes
+    assert not left
+
+
+def _fits(encoding: Encoding, columns: int) -> bool:
+    try:
+        return bool(encoding.arrays(1, columns))
+    except FormatError:
+        return False
 
 
 def write_container(folder: Path, layout: Layout | None = None, **changes: Any) -> Index:
@@ -135,6 +166,12 @@ def write_container(folder: Path, layout: Layout | None = None, **changes: Any) 
     index = replace(index, **changes)
     (folder / INDEX_FILE).write_bytes(index_to_bytes(index))
     return index
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """The canonical bytes of a changed index with a checksum that is right: what a malicious writer makes."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return canonical_json({**rest, "checksum": xxh3_64(canonical_json(rest))})
 
 
 def _write(folder: Path, name: str, content: AnyArray) -> str:

@@ -221,9 +221,11 @@ class ModelConfig(ABC):
     def check_scaling(self, where: Where, theta: str) -> None:
         """Whether angles can be made of rope_scaling and the field `theta`. Raises FormatError."""
         if isinstance(self.rope_scaling, Yarn):
-            for key in ("factor", "beta_fast", "beta_slow"):
+            for key in ("factor", "beta_fast", "beta_slow", "attention_factor"):
                 fits = 1 / MAX_SCALE <= getattr(self.rope_scaling, key) <= MAX_SCALE
                 self.require(where, fits, f"rope_scaling.{key}", f"a number from 1/{MAX_SCALE} to {MAX_SCALE}")
+            fits = 0 <= self.rope_scaling.mscale_all_dim <= MAX_SCALE
+            self.require(where, fits, "rope_scaling.mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
             self.require(where, getattr(self, theta) > 1, theta, "a number above 1, of which YaRN takes the logarithm")
         if isinstance(self.rope_scaling, Llama3):
             self.require(where, self.rope_scaling.factor > 0, "rope_scaling.factor", "a number above 0")

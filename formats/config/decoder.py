@@ -208,6 +208,8 @@ class DecoderConfig(ModelConfig):
         for key in ("clip_qkv", "swiglu_limit", "swa_rope_theta"):
             value = getattr(self, key)
             self.require(where, value is None or value > 0, key, "a number above 0")
+        if self.swa_rope_theta is not None:
+            self.check_scaling(where, "swa_rope_theta")
         self.require(where, self.logits_scaling != 0, "logits_scaling", "a number other than 0")
         self.check_groups(where, self.n_group, self.topk_group)
 

@@ -160,6 +160,9 @@ def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
     original = scaling.integer("original_max_position_embeddings", 1, 2**31)
     factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)
     weight, all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
+    for key, value in (("mscale", weight), ("mscale_all_dim", all_dim)):
+        if value < 0:
+            raise scaling.wrong(key, "a number of at least 0")
     implied = mscale(factor, weight) / mscale(factor, all_dim) if weight and all_dim else mscale(factor)
     yarn = Yarn(
         factor=factor,

@@ -22,7 +22,7 @@ from formats.encodings import Affine, Encoding, Plain
 from formats.errors import RequestError
 from formats.layout import LayerLayout, Layout, lay_out_embedding, layer_file, place_resident
 from formats.record import PartSpec, lay_out_record
-from tests.containers import MODEL
+from tests.containers import HYBRID
 
 COUNTS = st.integers(1, 1 << 20)
 
@@ -37,7 +37,7 @@ def layout_of(model: ModelConfig, encoding: Encoding) -> Layout:
     return Layout(model, layers, (head,), lay_out_embedding(model.vocab_size, D, encoding))
 
 
-LAYOUT = layout_of(MODEL, Affine(4, 64, "bf16"))
+LAYOUT = layout_of(HYBRID, Affine(4, 64, "bf16"))
 
 
 def terms(layout: Layout = LAYOUT, ctx: int = 512, chunk: int = 64, threads: int = 2) -> MemoryTerms:
@@ -74,14 +74,14 @@ SIZES = ["vocab_size", "num_experts", "moe_intermediate_size", "num_attention_he
 
 @pytest.mark.parametrize("key", SIZES)
 def test_a_larger_model_never_needs_less(key: str) -> None:
-    larger = replace(MODEL, **{key: 4 * getattr(MODEL, key)})
+    larger = replace(HYBRID, **{key: 4 * getattr(HYBRID, key)})
     encoding = Affine(4, 64, "bf16")
-    assert grows(terms(layout_of(MODEL, encoding)), terms(layout_of(larger, encoding)))
+    assert grows(terms(layout_of(HYBRID, encoding)), terms(layout_of(larger, encoding)))
 
 
 def test_more_bits_never_need_less() -> None:
     encodings: list[Encoding] = [Affine(4, 64, "bf16"), Affine(8, 64, "bf16"), Plain("bf16"), Plain("f32")]
-    needs = [terms(layout_of(MODEL, encoding)) for encoding in encodings]
+    needs = [terms(layout_of(HYBRID, encoding)) for encoding in encodings]
     assert all(grows(a, b) for a, b in pairwise(needs))
 
 
@@ -89,7 +89,7 @@ def test_more_bits_never_need_less() -> None:
 def test_more_memory_never_holds_fewer_experts_and_never_too_many(a: int, b: int) -> None:
     need, record = terms(), largest_record_bytes(LAYOUT)
     slots = [need.slots(LAYOUT, need.floor_bytes + spare) for spare in sorted((a, b))]
-    every = MODEL.num_experts * MODEL.num_hidden_layers
+    every = HYBRID.num_experts * HYBRID.num_hidden_layers
     assert MIN_SLOTS <= slots[0] <= slots[1] <= every
     for count, spare in zip(slots, sorted((a, b)), strict=True):
         assert (count - MIN_SLOTS) * record <= spare
@@ -109,13 +109,13 @@ def test_too_little_memory_is_refused_with_the_floor_and_its_terms() -> None:
 def test_bytes_per_token_are_those_of_the_chosen_experts_and_of_all_that_is_resident() -> None:
     record = largest_record_bytes(LAYOUT)
     found = token_bytes(LAYOUT)
-    assert found.expert_bytes == MODEL.num_hidden_layers * MODEL.top_k * record
+    assert found.expert_bytes == HYBRID.num_hidden_layers * HYBRID.top_k * record
     assert found.resident_bytes == LAYOUT.resident_bytes
     assert found.embedding_bytes == LAYOUT.embedding.row_bytes
 
 
 def test_a_model_without_experts_needs_no_slots() -> None:
-    dense = replace(LAYOUT, layers=(None,) * MODEL.num_hidden_layers)
+    dense = replace(LAYOUT, layers=(None,) * HYBRID.num_hidden_layers)
     need = terms(dense)
     assert need.min_slots_bytes == largest_record_bytes(dense) == token_bytes(dense).expert_bytes == 0
     assert need.slots(dense, need.floor_bytes) == 0

@@ -19,7 +19,7 @@ from formats.config import (
 )
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import Fields
-from tests.containers import MODEL
+from tests.containers import HYBRID
 from tests.formats.published import DECODERS
 from tests.refusals import result_or_line
 
@@ -170,9 +170,9 @@ def test_a_share_of_rotary_dimensions_that_cannot_be_is_refused(config: dict[str
 
 
 def test_the_facts_in_an_index_survive_and_are_strict() -> None:
-    facts = model_facts(MODEL)
-    assert read_model_facts(Fields(facts, "x")) == MODEL
-    assert read_model_facts(Fields(json.loads(json.dumps(facts)), "x")) == MODEL
+    facts = model_facts(HYBRID)
+    assert read_model_facts(Fields(facts, "x")) == HYBRID
+    assert read_model_facts(Fields(json.loads(json.dumps(facts)), "x")) == HYBRID
     for key in facts:
         with pytest.raises(FormatError, match=f"x: {key} is missing"):
             read_model_facts(Fields({k: v for k, v in facts.items() if k != key}, "x"))

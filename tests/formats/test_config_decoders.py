@@ -23,7 +23,7 @@ from formats.config import (
 from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from formats.window import held_tokens
-from tests.containers import MODEL
+from tests.containers import HYBRID
 from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
@@ -166,6 +166,9 @@ def test_yarn_is_read_in_either_of_its_forms() -> None:
         ("factor", 1e-300, "rope_scaling.factor is 1e-300, expected a number from 1/1048576 to 1048576"),
         ("beta_fast", 1e308, r"rope_scaling.beta_fast is 1e\+308, expected a number from 1/1048576 to 1048576"),
         ("beta_slow", 0, "rope_scaling.beta_slow is 0.0, expected a number from 1/1048576 to 1048576"),
+        ("attention_factor", 0, "rope_scaling.attention_factor is 0.0, expected a number from 1/1048576 to 1048576"),
+        ("mscale_all_dim", 1e300, r"rope_scaling.mscale_all_dim is 1e\+300, expected a number from 0 to 1048576"),
+        ("swa_rope_theta", 1, "swa_rope_theta is 1.0, expected a number above 1, of which YaRN takes the logarithm"),
     ],
 )
 def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_an_index(key: str, value: float, message: str) -> None:
@@ -173,6 +176,24 @@ def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_an_index(key: str,
     (facts if key in facts else facts["rope_scaling"])[key] = value
     with pytest.raises(FormatError, match=f"index.json: model.{message}"):
         read_model_facts(Fields(facts, "index.json: model"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("factor", 0, "rope_scaling.factor is 0, expected a number above 0"),
+        (
+            "original_max_position_embeddings",
+            0,
+            "original_max_position_embeddings is 0, expected an integer",
+        ),
+        ("mscale_all_dim", -1, "rope_scaling.mscale_all_dim is -1, expected a number of at least 0"),
+        ("attention_factor", 1e300, r"rope_scaling.attention_factor is 1e\+300, expected a number from"),
+    ],
+)
+def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_a_config(key: str, value: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=f"config.json: (rope_scaling.)?{message}"):
+        read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **ORIGINAL, key: value}})
 
 
 def test_qwen_says_in_two_ways_which_layers_are_dense() -> None:
@@ -383,7 +404,7 @@ def test_what_a_decoder_does_not_implement_is_refused(model_type: str, key: str,
 
 
 def test_facts_of_one_family_are_not_those_of_another() -> None:
-    facts = {**model_facts(MODEL), "model_type": "qwen3_moe"}
+    facts = {**model_facts(HYBRID), "model_type": "qwen3_moe"}
     with pytest.raises(FormatError, match="x: attention_multiplier is missing"):
         read_model_facts(Fields(facts, "x"))
 

@@ -18,6 +18,7 @@ from formats.encodings import ENCODINGS, Affine
 from formats.index import FORMAT_VERSION
 from formats.layout import matrix_shape
 from formats.record import PAGE_BYTES, PartSpec, decode_part, lay_out_record
+from tests.containers import MODEL
 
 TEXT = (Path(__file__).resolve().parents[2] / "formats" / "FORMAT.md").read_text(encoding="utf-8")
 
@@ -92,7 +93,7 @@ def objects_at(content: Any, path: str) -> Iterator[dict[str, Any]]:
             yield from objects_at(item, rest)
 
 
-def documented_fields(title: str, model_type: str = "qwen3_5_moe") -> set[str]:
+def documented_fields(title: str, model_type: str = MODEL.model_type) -> set[str]:
     """The fields that a table of the index names, but for those of other model types."""
     names = {model_type, "decoder" if CONFIG_CLASSES[model_type] is DecoderConfig else model_type}
     of_types = [(row[0], re.search(r"\(([\w, ]+)\)", row[0])) for row in table(section(title))]

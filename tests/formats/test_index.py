@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.checksum import xxh3_64
 from formats.errors import ChecksumError, FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import MAX_DEPTH
 from formats.index import canonical_json, index_to_bytes
 from formats.index_reader import MAX_INDEX_BYTES, index_from_bytes
-from tests.containers import MODEL, write_container
+from tests.containers import MODEL, signed, write_container
 from tests.refusals import result_or_line
 
 Change = Callable[[dict[str, Any]], Any]
@@ -34,12 +33,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def content(raw: bytes) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(raw)
     return result
-
-
-def signed(content: dict[str, Any]) -> bytes:
-    """The canonical bytes of a changed index with a checksum that is right: what a malicious writer makes."""
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return canonical_json({**rest, "checksum": xxh3_64(canonical_json(rest))})
 
 
 def objects_of(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
@@ -145,8 +138,9 @@ def test_an_unknown_field_anywhere_is_refused_by_name(content: dict[str, Any]) -
 
 
 def test_a_missing_field_anywhere_is_refused_by_name(content: dict[str, Any]) -> None:
+    defaults = {field.name for field in fields(MODEL) if field.default is not MISSING}  # of facts that came later
     for path in objects_of(content):
-        for key in at(content, path):
+        for key in at(content, path).keys() - (defaults if path == ("model",) else set()):
             changed = copy.deepcopy(content)
             del at(changed, path)[key]
             raw = canonical_json(changed) if key == "checksum" and not path else signed(changed)
@@ -184,12 +178,18 @@ def same_name_twice(content: dict[str, Any]) -> None:
 def transposed_part(content: dict[str, Any]) -> None:
     parts = content["layers"][0]["parts"]
     parts[0]["rows"], parts[0]["columns"] = parts[2]["rows"], parts[2]["columns"]
-    parts[0]["arrays"] = [{**array, "offset": array["offset"]} for array in parts[2]["arrays"]]
+    parts[0]["linear_bias"] = None
+    parts[0]["arrays"] = [{**array, "offset": array["offset"]} for array in parts[2]["arrays"][:3]]
     for array, offset in zip(parts[0]["arrays"], (0, 4096, 4352), strict=True):
         array["offset"] = offset
 
 
-TENSOR = ("resident", "tensors", 3)
+def without_bias(content: dict[str, Any]) -> None:
+    part = content["layers"][0]["parts"][0]
+    part["linear_bias"], part["arrays"] = None, part["arrays"][:-1]
+
+
+TENSOR = ("resident", "tensors", 9)
 WRONG: list[tuple[Change, str]] = [
     (put("format", value="zip"), "format is zip, expected streaming-experts"),
     (put("format", value=1), "format is 1, expected a string"),
@@ -217,7 +217,7 @@ WRONG: list[tuple[Change, str]] = [
     (put("layers", 0, "parts", 0, "rows", value=2**40), "rows is .*, expected an integer from 1"),
     (put("layers", 0, "parts", 0, "columns", value=96), "encoding: input width 96 is not a multiple"),
     (put("layers", 0, "parts", 0, "linear_bias", value="u32"), "linear_bias is u32, expected null or one of"),
-    (put("layers", 0, "parts", 0, "linear_bias", value="bf16"), "arrays are not those of the encoding"),
+    (put("layers", 0, "parts", 0, "linear_bias", value=None), "arrays are not those of the encoding"),
     (put("layers", 0, "parts", 0, "arrays", 0, "offset", value=-64), "offset is -64, expected an integer from 0"),
     (put("layers", 0, "parts", 0, "arrays", 0, "offset", value=32), "codes has offset 32, expected a multiple of 64"),
     (put("layers", 0, "parts", 2, "arrays", 2, "offset", value=2**40), "biases has offset .*, expected a multiple"),
@@ -231,7 +231,7 @@ WRONG: list[tuple[Change, str]] = [
     (overlap_parts, "codes has offset 0, expected a multiple of 64 from"),
     (transposed_part, r"parts: gate is \[128, 64\], expected"),
     (put("embedding", "file", value="x"), "embedding.file is x, expected embedding.bin"),
-    (put("embedding", "rows", value=1), "embedding.rows is 1, expected 100"),
+    (put("embedding", "rows", value=1), "embedding.rows is 1, expected 2100"),
     (put("embedding", "columns", value=2**60), "embedding.columns is .*, expected an integer"),
     (put("embedding", "row_bytes", value=1), "embedding.row_bytes is 1, expected 128"),
     (put("embedding", "checksum_offset", value=0), "embedding.checksum_offset is 0, expected"),
@@ -258,8 +258,14 @@ WRONG: list[tuple[Change, str]] = [
     (put("source", "files", 0, "sha256", value=None), "sha256 is None, expected null exactly when"),
     (put("source", "repository", value=3), "repository is 3, expected a string"),
     (put("model", "vocab_size", value=0), "model.vocab_size is 0, expected an integer from 1"),
-    (put("model", "vocab_size", value=101), "embedding.rows is 100, expected 101"),
+    (put("model", "vocab_size", value=2101), "embedding.rows is 2100, expected 2101"),
     (put("model", "num_experts", value=2**31), "num_experts is 3, expected 2147483648"),
+    (put("model", "num_key_value_heads", value=4), r"layers.0.self_attn.k_proj is \[64, 128\], expected \[128, 128\]"),
+    (put("model", "attention_sinks", value=True), r"lacks layers.0.self_attn.sinks, which gpt_oss has as \[8\]"),
+    (put("model", "model_type", value="mixtral"), "resident.tensors holds layers.0.mlp.gate.bias, which this mixtral"),
+    (put("model", "moe_intermediate_size", value=65), r"layers\[0\].parts: gate is \[64, 128\], expected \[65, 128\]"),
+    (put("layers", 0, value=None), r"layers\[0\] has no experts, expected some"),
+    (without_bias, r"layers\[0\].parts: gate has linear_bias None, expected a dtype"),
     (put("model", "top_k", value=4), "top_k is 4, expected 1 to num_experts 3"),
     (put("model", "model_type", value="gpt2"), "model_type is gpt2, supported are"),
     (put("model", "layer_types", value=["x"] * 4), "layer_types is .*, expected only"),

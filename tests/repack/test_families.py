@@ -3,9 +3,9 @@
 import json
 
 from formats.config import CONFIG_CLASSES, FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, read_config
-from repack.families import FAMILIES
-from repack.families.qwen3_5 import QWEN3_5_MOE
-from repack.family import EMBEDDING
+from formats.families import FAMILIES
+from formats.families.qwen3_5 import QWEN3_5_MOE
+from formats.family import EMBEDDING
 from tests.repack.checkpoints import QWEN3_5_397B, SMALL, config_json
 
 CONFIG: ModelConfig = read_config(config_json(QWEN3_5_397B))

@@ -6,8 +6,8 @@ import pytest
 
 from formats.config import DeepseekV3Config
 from formats.errors import FormatError
+from formats.families.deepseek import DEEPSEEK_V3
 from formats.fields import Fields
-from repack.families.deepseek import DEEPSEEK_V3
 from repack.plan import Options
 from repack.planner import make_plan
 from repack.sources.base import SourceTensor

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from formats.config import ModelConfig, read_config
-from repack.families import FAMILIES
+from formats.families import FAMILIES
 from repack.known_models import KNOWN_MODELS
 
 HALF = {

@@ -198,7 +198,7 @@ def test_padding_inside_a_record_names_part_and_array(tmp_path: Path) -> None:
     write_at(tmp_path / layer.file, layer.record.record_bytes + last.offset + last.nbytes, b"\1")
     result = verify_container(tmp_path)
     first = result.damage[0]
-    assert (first.layer, first.expert, first.part, first.array) == (0, 1, "down", "biases")
+    assert (first.layer, first.expert, first.part, first.array) == (0, 1, "down", "linear_bias")
     assert "is not zero" in first.message
     assert "checksum is" in result.damage[1].message
 

@@ -13,7 +13,7 @@ from formats.config import (
     KimiK3Config,
     KimiLinearConfig,
 )
-from repack.families.shared import (
+from formats.families.shared import (
     CORRECTION_BIAS,
     DENSE_MLP,
     PER_EXPERT,
@@ -23,7 +23,7 @@ from repack.families.shared import (
     W1_W3_W2,
     expert_dims,
 )
-from repack.family import FINAL_NORM, Family, Tensor
+from formats.family import FINAL_NORM, Family, Tensor
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:

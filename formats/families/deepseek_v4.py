@@ -10,8 +10,8 @@ from formats.config import (
     SLIDING_ATTENTION,
     DeepseekV4Config,
 )
-from repack.families.shared import expert_dims
-from repack.family import FINAL_NORM, Experts, Family, Tensor
+from formats.families.shared import expert_dims
+from formats.family import FINAL_NORM, Experts, Family, Tensor
 
 
 def _dims(config: DeepseekV4Config) -> Mapping[str, int]:

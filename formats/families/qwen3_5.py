@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, Qwen3_5MoeConfig
-from repack.families.shared import (
+from formats.families.shared import (
     PER_EXPERT,
     ROUTER,
     SHARED_EXPERT,
@@ -13,7 +13,7 @@ from repack.families.shared import (
     SWITCH_MLP,
     expert_dims,
 )
-from repack.family import Experts, Family, Tensor
+from formats.family import Experts, Family, Tensor
 
 
 def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:

@@ -1,8 +1,8 @@
-"""Families of checkpoints as data, one per model type of the container (repack/family.py says what the words mean)."""
+"""Families of models as data, one per model type of the container (formats/family.py says what the words mean)."""
 
 from collections.abc import Mapping
 
-from repack.families.decoders import (
+from formats.families.decoders import (
     ERNIE4_5_MOE,
     GLM4_MOE,
     GPT_OSS,
@@ -15,12 +15,12 @@ from repack.families.decoders import (
     QWEN2_MOE,
     QWEN3_MOE,
 )
-from repack.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
-from repack.families.deepseek_v4 import DEEPSEEK_V4
-from repack.families.gemma4 import GEMMA4
-from repack.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
-from repack.families.qwen4_exp import QWEN4_EXP
-from repack.family import Family
+from formats.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
+from formats.families.deepseek_v4 import DEEPSEEK_V4
+from formats.families.gemma4 import GEMMA4
+from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
+from formats.families.qwen4_exp import QWEN4_EXP
+from formats.family import Family
 
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from formats.config import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENTION, Qwen4ExpConfig
-from repack.families.qwen3_5 import QWEN3_5_MOE
-from repack.family import Family, Tensor
+from formats.families.qwen3_5 import QWEN3_5_MOE
+from formats.family import Family, Tensor
 
 
 def _qwen4_dims(config: Qwen4ExpConfig) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from formats.config.base import ModelConfig
-from repack.family import Experts, Tensor
+from formats.family import Experts, Tensor
 
 
 def expert_dims(config: ModelConfig) -> Mapping[str, int]:

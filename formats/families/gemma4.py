@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from formats.config import FULL_ATTENTION, SLIDING_ATTENTION, Gemma4Config
-from repack.families.shared import DENSE_MLP, SWITCH_GATE_UP, SWITCH_MLP, expert_dims
-from repack.family import Experts, Family, Tensor
+from formats.families.shared import DENSE_MLP, SWITCH_GATE_UP, SWITCH_MLP, expert_dims
+from formats.family import Experts, Family, Tensor
 
 
 def _gemma4_dims(config: Gemma4Config) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: which tensors a model has, their shapes, and what becomes of each.
+"""What a family of models is: which tensors it has, their shapes, their names in checkpoints, what becomes of each.
 
 Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
 F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of values
@@ -125,6 +125,19 @@ class Family:
             yield f"{name}{rule.suffix}", (*stack, *plain), "BF16"
             if rule.bias:
                 yield f"{name}{rule.bias}", (*stack, rows), "BF16"
+
+    def resident(self, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+        """(`layers.N.` or nothing, tensor) of every resident tensor but the head, in the order of containers."""
+        for i in range(config.num_hidden_layers):
+            for tensor in self.layer_tensors(config, i):
+                yield f"layers.{i}.", tensor
+        for tensor in self.last:
+            yield "", tensor
+
+    def stored_shape(self, tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:
+        """Its shape in a container: a convolution's [channels, 1, kernel] is [channels, kernel]."""
+        shape = self.shape(tensor.shape, config)
+        return (shape[0], *(n for n in shape[1:-1] if n != 1), shape[-1]) if len(shape) > 2 else shape
 
     def layer_tensors(self, config: Any, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""

@@ -10,7 +10,7 @@ from formats.config import (
     WHOLE_NORM,
     DecoderConfig,
 )
-from repack.families.shared import (
+from formats.families.shared import (
     CORRECTION_BIAS,
     DENSE_MLP,
     PER_EXPERT,
@@ -22,7 +22,7 @@ from repack.families.shared import (
     W1_W3_W2,
     expert_dims,
 )
-from repack.family import Experts, Family, Tensor
+from formats.family import Experts, Family, Tensor
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
