@@ -30,7 +30,7 @@ from repack.plan import Options
 from repack.rehearse import Geometry, prepare_rehearsal, read_geometry
 from repack.sources import DEMO, demo_folder, is_repository
 from repack.sources.base import Source
-from repack.terminal import Bar, warn_of_page_cache
+from repack.terminal import Bar, check_tokenizer, warn_of_page_cache
 
 
 @click.command("plan")
@@ -59,11 +59,12 @@ def plan_command(
     """Say what converting and running SOURCE takes and how fast it would decode here; nothing is written.
 
     SOURCE is what `repack convert` takes, a config.json, or the name of a well-known model (no network needed).
-    From a repository only headers are read. The exit status is 1 when the model cannot run here.
+    From a repository only headers and small files are read. The exit status is 1 when the model cannot run here.
     """
     threads = os.cpu_count() or 1
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     conversion = prepare(_plannable(source, revision, connections, patience), options)
+    check_tokenizer(source, conversion)
     machine = None if no_probe else _measured(conversion.plan.layout, out, threads)
     report = forecast.forecast(conversion, out, ram, machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))
@@ -85,7 +86,7 @@ def _plannable(source: str, revision: str | None, connections: int, patience: fl
     if source in KNOWN_MODELS or (Path(source).is_file() and source.endswith(".json")):
         return _geometry(source, revision)
     _refuse_unknown(source)
-    return open_source(source, revision, connections, patience, vocabulary=False)
+    return open_source(source, revision, connections, patience)
 
 
 def _geometry(name: str, revision: str | None) -> Geometry:

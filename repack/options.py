@@ -99,13 +99,8 @@ def open_source(
     patience: float = 1.0,
     jobs: int = 1,
     pattern: str | None = None,
-    *,
-    vocabulary: bool = True,
 ) -> Source:
-    """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError.
-
-    Without `vocabulary` the long files of a repository's tokenizer are not fetched, which is enough for a plan.
-    """
+    """The source of that name: headers are read; `patience` is minutes. Raises StreamingExpertsError."""
     if is_repository(source):
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
@@ -114,7 +109,7 @@ def open_source(
         from repack.sources.hub import Access, HubSource, open_repository  # slow to import
 
         name, choice = split_choice(source)
-        access = Access(connections, 60.0 * patience, jobs, vocabulary)
+        access = Access(connections, 60.0 * patience, jobs)
         opened = open_repository(name, revision, access, choice, pattern)
         if isinstance(opened, HubSource):
             opened.remote.tell(say)

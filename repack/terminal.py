@@ -8,7 +8,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from repack.convert import Conversion
 from repack.rates import Rates
+from repack.vocabulary import has_tokenizer
 
 
 class Bar:
@@ -48,3 +50,12 @@ def warn_of_page_cache(path: Path, done: str, direct: bool) -> None:
     """Say that a file system has no direct I/O, if so."""
     if not direct:
         say(f"warning: {path}: its file system has no direct I/O; {done} through the page cache, which is slower")
+
+
+def check_tokenizer(name: str, conversion: Conversion) -> None:
+    """Say that a checkpoint has no tokenizer, if so; of a geometry nobody knows.
+
+    Raises FormatError or UnsupportedError for one that the runtime would refuse, before any weight is fetched.
+    """
+    if not has_tokenizer(conversion.small_files) and conversion.source.shards:
+        say(f"warning: {name}: holds no tokenizer.json: the container takes and gives token ids, no text")

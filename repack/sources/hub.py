@@ -19,7 +19,6 @@ from repack.sources.hub_api import Listing, cached_file, download, list_reposito
 from repack.sources.remote import Remote
 from repack.sources.shards import SAFETENSORS_INDEX, SHARDS, collect_tensors, read_weight_map
 
-VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 FIRST_BYTES = 64 << 10  # of a shard: most headers of fused checkpoints are shorter, others take a second request
 
 Header = TypeVar("Header")
@@ -31,7 +30,6 @@ class Access(NamedTuple):
     connections: int = 8
     patience_s: float = 7200.0  # without a byte, before it is given up
     jobs: int = 4  # tasks that read at a time
-    vocabulary: bool = True  # False, for a plan: zeros of the right number stand for long files of a tokenizer
 
 
 class HubSource:
@@ -45,7 +43,6 @@ class HubSource:
         self.repository = listing.repository
         self.revision = listing.commit
         self._listing = listing
-        self._vocabulary = access.vocabulary
         self._small_bytes = 0  # of small files, fetched
         self.remote = Remote(listing, listing.repository, listing.files, access.patience_s)
         self._link = Link(self.remote, access.connections, access.jobs)
@@ -69,8 +66,6 @@ class HubSource:
     def small_file(self, name: str) -> bytes | None:
         if name not in self._listing.files:
             return None
-        if name in VOCABULARY and not self._vocabulary:
-            return bytes(self._listing.files[name].nbytes)
         if cached_file(self.repository, self.revision, name) is None:
             self._small_bytes += self._listing.files[name].nbytes
         return read_small(self._listing, name)

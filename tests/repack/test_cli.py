@@ -80,7 +80,7 @@ def test_what_is_skipped_is_told_on_stderr(repack: Run, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+@pytest.mark.parametrize("command", [("convert", "OUT"), ("convert", "OUT", "--dry-run"), ("plan", "--no-probe")])
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
@@ -93,18 +93,22 @@ def test_what_is_skipped_is_told_on_stderr(repack: Run, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_tokenizer_is_refused_before_anything_is_written(
-    repack: Run, tmp_path: Path, raw: bytes, line: str, options: tuple[str, ...]
+    repack: Run, tmp_path: Path, raw: bytes, line: str, command: tuple[str, ...]
 ) -> None:
     source = Path(shutil.copytree(demo_folder(), tmp_path / "source"))
     (source / "tokenizer.json").write_bytes(raw)
-    assert_one_line(repack("convert", source, tmp_path / "out", *options), line)
+    name, *options = (tmp_path / "out" if word == "OUT" else word for word in command)
+    assert_one_line(repack(name, source, *options), line)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_without_a_tokenizer_is_said_to_give_token_ids_alone(repack: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "options"), [("convert", ()), ("plan", ("--no-probe", "--out"))])
+def test_a_source_without_a_tokenizer_is_said_to_give_token_ids_alone(
+    repack: Run, tmp_path: Path, command: str, options: tuple[str, ...]
+) -> None:
     source = Path(shutil.copytree(demo_folder(), tmp_path / "source"))
     (source / "tokenizer.json").unlink()
-    result = repack("convert", source, tmp_path / "out")
+    result = repack(command, source, *options, tmp_path / "out")
     text = f"warning: {source}: holds no tokenizer.json: the container takes and gives token ids, no text\n"
     assert (result.status, result.err) == (0, text)
 

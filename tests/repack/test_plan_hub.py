@@ -1,4 +1,4 @@
-"""`repack plan` of a repository: it fetches config and headers, no more, and says how much that was."""
+"""`repack plan` of a repository: it fetches small files and headers, no more, and says how much that was."""
 
 import json
 from collections import defaultdict
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from repack.sources import demo_folder
 from repack.sources.hub import FIRST_BYTES
 from tests.repack.checkpoints import QWEN3_5_397B, SMALL, Shapes, config_json, shapes, write_random, write_shard
 from tests.repack.hub_server import serve
@@ -30,19 +31,30 @@ def plan(client: Client, *args: str) -> dict[str, Any]:
 
 def test_a_fused_repository_is_planned_from_its_headers(tmp_path: Path) -> None:
     folder = write_random(tmp_path / "source", SMALL, shapes(SMALL), shards=2)
-    (folder / "tokenizer.json").write_bytes(b" " * 11_000_000)
+    tokenizer = (demo_folder() / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(tokenizer)
     with serve(folder) as hub:
         client = Client(hub, tmp_path / "cache", tmp_path / "out")
         report = plan(client, "--connections", "2", "--patience", "1")
         assert {(first, nbytes) for _, first, nbytes in hub.ranges} == {(0, FIRST_BYTES)}
-        assert not any("tokenizer" in request for request in hub.requests)
-        small = ("config.json", "model.safetensors.index.json")
+        small = ("config.json", "model.safetensors.index.json", "tokenizer.json")
         expected = hub.sent_bytes + sum((folder / name).stat().st_size for name in small)
         assert report["fetched_bytes"] == expected < 10_000_000
-        assert report["memory"]["terms"]["tokenizer_bytes"] > 11_000_000
+        assert report["tokenizer_is_known"]
         text = client.run("plan", "org/tiny", "--no-probe", "--ram", "300GiB").stdout
         assert "fetched for this plan" in text
     assert not client.out.exists()
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_any_weight_is_fetched(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "source", SMALL, shapes(SMALL), shards=2)
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    with serve(folder) as hub:
+        done = Client(hub, tmp_path / "cache", tmp_path / "out").run("plan", "org/tiny", "--no-probe")
+        assert {(first, nbytes) for _, first, nbytes in hub.ranges} == {(0, FIRST_BYTES)}
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: tokenizer.json: is no working tokenizer")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
