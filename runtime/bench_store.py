@@ -29,6 +29,7 @@ from formats.bars import Bar, bar, report
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import native
+from runtime.backends.facts import Routed
 from runtime.backends.native_ops import NativeOps
 from runtime.bench_kernels import seconds
 from runtime.cache import ExpertKey, Held
@@ -180,14 +181,14 @@ class Scripted:
         cached, others = self._rng.permutation(np.flatnonzero(held)), self._rng.permutation(np.flatnonzero(~held))
         return np.concatenate([cached[:hits], others[:misses]])
 
-    def route(self, logits: Float32, routing: Any, correction_bias: Any = None) -> tuple[AnyArray, Float32]:
-        expert_ids, weights = self._ops.route(logits, routing, correction_bias)
+    def mix_and_route(self, *args: Any) -> tuple[Any, Routed, Any]:
+        h, routed, states = self._ops.mix_and_route(*args)
         began = time.perf_counter()
-        k = expert_ids.shape[1]
+        k = routed.expert_ids.shape[1]
         hits = round(self.cached_share * k)
         told = self.split(self.layer, hits, k - hits)[None]
         self.script_s += time.perf_counter() - began
-        return told, weights
+        return h, routed._replace(expert_ids=told), states
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
         if not self.without_experts:

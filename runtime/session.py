@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from runtime.backends.base import State
+from runtime.backends.facts import State
 
 
 @dataclass

@@ -104,6 +104,11 @@ class Routing(ctypes.Structure):
     )
 
 
+FUNCTIONS = (  # enum se_function
+    "se_linear", "se_experts", "se_rms_norm", "se_add_norm", "se_l2_norm", "se_map", "se_gate", "se_decay", "se_route",
+    "se_attention", "se_causal_conv1d", "se_delta_rule", "copy",
+)  # fmt: skip
+CALL_WORDS = 16  # int64 of se_call: which function, then its arguments
 LANES = 16  # keys, and columns of a state, that lie side by side
 MAP_SIGMOID, MAP_SILU = 0, 1  # enum se_map_kind
 SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_CHOSEN_SIGMOID, SCORE_SQRT_SOFTPLUS = 0, 1, 2, 3  # enum se_scoring
@@ -156,8 +161,9 @@ def declare(library: ctypes.CDLL) -> None:
         "se_add_norm": (
             c_int32, (context, floats, floats, c_float, c_int64, c_int64, floats, c_float, floats, floats),
         ),
-        "se_l2_norm": (c_int32, (context, floats, c_int64, c_int64, c_float, floats)),
+        "se_l2_norm": (c_int32, (context, floats, c_int64, c_int64, c_float, c_float, floats)),
         "se_map": (c_int32, (context, c_int32, floats, c_int64, floats)),
+        "se_gate": (c_int32, (context, c_int32, floats, floats, c_int64, floats)),
         "se_decay": (c_int32, (context, floats, floats, floats, c_int64, c_int64, floats)),
         "se_rope": (
             c_int32, (context, floats, c_int64, c_int64, c_int64, c_int64, c_int32, floats, floats, floats),
@@ -193,6 +199,7 @@ def declare(library: ctypes.CDLL) -> None:
                 c_int64, floats, floats, floats,
             ),
         ),
+        "se_run": (c_int32, (context, c_void_p, c_int64)),
         "se_read": (c_int32, (context, c_int32, POINTER(c_void_p), c_int64, c_int64)),
     }  # fmt: skip
     native.declare(library, signatures)

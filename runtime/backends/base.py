@@ -6,49 +6,23 @@ A cache or state is changed by no one: an operation returns the new one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Protocol
 
-from formats.config import SOFTMAX, Rope
-
-Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
-State: TypeAlias = Any  # of the backend: a KV cache, or an Array
-Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
-
-
-class Routing(NamedTuple):
-    """How a router chooses, in the names of config.json (source: transformers' DeepseekV3TopkRouter).
-
-    Scores are the softmax, the sigmoid or the root of the softplus of the logits, and those of the chosen ones are the
-    weights. What is compared is score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups
-    only experts of the topk_group best groups, by the sum of their two best.
-    The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
-    """
-
-    top_k: int
-    scoring_func: str = SOFTMAX  # or sigmoid, sigmoid_of_chosen, sqrtsoftplus
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
-    n_group: int = 1
-    topk_group: int = 1
-
-
-class Turn(NamedTuple):
-    """What queries and keys go through before they meet: `rms_norm` by heads, where there are weights, then `rope`."""
-
-    rope: Rope
-    position: int
-    q_norm: Weight | None = None
-    k_norm: Weight | None = None
-    eps: float = 0.0
-    offset: float = 0.0
-
-
-class Beside(NamedTuple):
-    """Entries that queries see beside the tokens of a cache: of each query the first `seen`, of them those selected."""
-
-    entries: State
-    seen: Sequence[int]  # [T]
-    selection: Array | None = None  # of `select_tokens`; None for all
+from formats.config import Rope
+from runtime.backends.facts import (
+    Array,
+    Attention,
+    Beside,
+    Block,
+    DeltaNet,
+    Part,
+    Routed,
+    Router,
+    Routing,
+    State,
+    Turn,
+    Weight,
+)
 
 
 class Ops(Protocol):
@@ -88,14 +62,17 @@ class Ops(Protocol):
     def layer_norm(self, x: Array, weight: Weight, bias: Weight, eps: float) -> Array:
         """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
 
-    def l2_norm(self, x: Array, eps: float) -> Array:
-        """x / sqrt(sum(x^2) + eps) over the last axis."""
+    def l2_norm(self, x: Array, eps: float, scale: float = 1.0) -> Array:
+        """x / sqrt(sum(x^2) + eps) * scale over the last axis."""
 
     def silu(self, x: Array) -> Array:
         """x * sigmoid(x)."""
 
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x))."""
+
+    def gate(self, x: Array, gate: Array, kind: str) -> Array:
+        """x * silu(gate), or x * sigmoid(gate): kind is SILU or SIGMOID of formats/config; both of one shape."""
 
     def clip(self, x: Array, limit: float) -> Array:
         """x, but no smaller than -limit and no larger than limit."""
@@ -293,6 +270,23 @@ class Ops(Protocol):
         self, logits: Array, token_ids: Sequence[int], table: Weight, routing: Routing
     ) -> tuple[Array, Array]:
         """As `route`, but the experts of a token are its row of table [vocab_size, k], in that order."""
+
+    # ---- made of the others (composed.py)
+
+    def self_attention(self, x: Array, own: Attention, parts: Sequence[Part]) -> tuple[Array, list[State]]:
+        """Attention with its projections: x [T, D] -> [T, D], and the caches of the parts, which are all of x."""
+
+    def delta_net(self, x: Array, own: DeltaNet, parts: Sequence[Part]) -> tuple[Array, list[State]]:
+        """A gated DeltaNet with its projections: as `self_attention`."""
+
+    def route_input(self, x: Array, router: Router) -> Routed:
+        """What a router, and whatever else has its input, makes of x [T, D]."""
+
+    def mix_and_route(self, h: Array, y: Array, own: Block, parts: Sequence[Part]) -> tuple[Array, Routed, list[State]]:
+        """Adds y to the stream h, then its mixer, each behind a norm, and routes: (stream, input of experts, states).
+
+        All of it is one call where a backend can: what stands between kernels is cold (docs/LEARNED.md 72).
+        """
 
     def fetch(self, layer: int, expert_ids: Array) -> None:
         """Tell which experts the next call of `experts` wants: they are read while something else is computed."""

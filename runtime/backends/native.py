@@ -80,7 +80,7 @@ class Context:
         if level is not None and level not in levels():
             raise UnsupportedError(f"instruction set is {level}, expected one of {', '.join(levels())}")
         self._library = library
-        self._precision = PRECISIONS[precision]
+        self.precision = PRECISIONS[precision]
         self._handle = library.se_open(level.encode() if level else None, threads, spin_us)
         if not self._handle:
             raise UnsupportedError(f"{threads} threads cannot be started")
@@ -104,6 +104,10 @@ class Context:
         """A function of se_native.h that is no product; arrays as `address`."""
         _check(getattr(self._library, name)(self._handle, *arguments))
 
+    def run(self, calls: int, count: int) -> None:
+        """Calls that were written down (native_run.py): se_call `calls` points to, so many of them."""
+        _check(self._library.se_run(self._handle, calls, count))
+
     def linear(self, matrix: Matrix, base: int, x: Float32) -> Float32:
         """As `linears` with one matrix."""
         return self.linears(Factors.of([matrix]), base, x)[0]
@@ -116,7 +120,7 @@ class Context:
         matrices, _, ends = factors
         every = np.empty(tokens * ends[-1], np.float32)
         status = self._library.se_linear(
-            self._handle, self._precision, matrices, len(ends), base, address(x), tokens, address(every)
+            self._handle, self.precision, matrices, len(ends), base, address(x), tokens, address(every)
         )
         _check(status)
         if len(ends) == 1:
@@ -142,7 +146,7 @@ class Context:
             *(Expert(record.ctypes.data, pairs.ctypes.data, len(pairs)) for record, pairs in chosen)
         )
         self.call(
-            "se_experts", self._precision, layout, experts, len(chosen),
+            "se_experts", self.precision, layout, experts, len(chosen),
             address(x), address(weights), tokens, k, address(outputs),
         )  # fmt: skip
 
@@ -150,7 +154,7 @@ class Context:
         """As `experts`, of one that every token chose and whose inputs nothing scales: y = expert(x), both [T, D]."""
         assert x.shape == (everyone.num_pairs, layout.gate.columns)
         assert y.shape == (everyone.num_pairs, layout.down.rows)
-        self.call("se_experts", self._precision, layout, everyone, 1, address(x), None, len(x), 1, address(y))
+        self.call("se_experts", self.precision, layout, everyone, 1, address(x), None, len(x), 1, address(y))
 
     def experts_streamed(
         self,
@@ -175,7 +179,7 @@ class Context:
         assert outputs.shape == (tokens * k, layout.down.rows)
         told = array.array("q", chain.from_iterable(arriving))
         status = self._library.se_experts_streamed(
-            self._handle, reader, self._precision, layout, address(told), address(pairs), len(arriving),
+            self._handle, reader, self.precision, layout, address(told), address(pairs), len(arriving),
             address(x), address(weights), tokens, k, address(outputs), address(y) if y is not None else None,
         )  # fmt: skip
         if status == READ_FAILED:

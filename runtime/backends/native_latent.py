@@ -10,7 +10,7 @@ from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import matrix as matrix_of
 from runtime.backends import abi
-from runtime.backends.base import State
+from runtime.backends.facts import State
 from runtime.backends.native import address
 from runtime.backends.native_states import NativeCache
 from runtime.backends.native_weights import native_weight, require_shapes

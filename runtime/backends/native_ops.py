@@ -14,7 +14,6 @@ from formats.config import (
     SILU_CLAMPED,
     SITU,
     SWIGLU_CLAMPED,
-    Rope,
 )
 from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError
@@ -22,10 +21,10 @@ from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from formats.window import forgets, room
 from runtime.backends import abi, native
-from runtime.backends.base import Beside, State, Turn
+from runtime.backends.facts import Beside, State, Turn
 from runtime.backends.native import address
-from runtime.backends.native_compressed import NativeCompressedOps
-from runtime.backends.native_rows import NativeRowOps
+from runtime.backends.native_layers import NativeLayerOps, Tools, shared_memory
+from runtime.backends.native_rows import placed_tables
 from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.native_weights import (
     NativeWeight,
@@ -36,7 +35,7 @@ from runtime.backends.native_weights import (
 )
 from runtime.backends.numpy_compressed import visible
 from runtime.backends.numpy_latent import Bool
-from runtime.backends.numpy_ops import NumpyOps, Weight, rope_tables
+from runtime.backends.numpy_ops import Weight
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
 
@@ -49,7 +48,7 @@ ACTIVATION_KINDS = {
 }
 
 
-class NativeOps(NativeRowOps, NativeCompressedOps, NumpyOps):
+class NativeOps(NativeLayerOps):
     """Ops on native kernels. Results do not depend on threads, chunks, cache or on sequences that share a step."""
 
     name = "native"
@@ -85,6 +84,8 @@ class NativeOps(NativeRowOps, NativeCompressedOps, NumpyOps):
         self._fetched: tuple[AnyArray, ByExpert] | None = None
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
+        self._tools = Tools(self._told, self._base, self._context.precision, shared_memory())
+        self._runs = {}
         self.level = self._context.level
         self.threads = threads
         self.precision = precision
@@ -99,13 +100,11 @@ class NativeOps(NativeRowOps, NativeCompressedOps, NumpyOps):
         return self._context.kernel_s
 
     def linear(self, x: Float32, weight: Weight, bias: Weight | None = None) -> Float32:
-        return self.linears(x, [weight], None if bias is None else [bias])[0]
+        return self.linears(x, (weight,), None if bias is None else (bias,))[0]
 
     def linears(self, x: Float32, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Float32]:
-        results = self._context.linears(self._told.factors(*weights), self._base, x)
-        if biases is None:
-            return results
-        return [y + self._told.vector(bias) for y, bias in zip(results, biases, strict=True)]
+        factors = self._told.factors(tuple(weights), tuple(biases) if biases is not None else None)
+        return self._context.linears(factors, self._base, x)
 
     def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
@@ -280,10 +279,3 @@ def pairs_of_one(tokens: int) -> tuple[AnyArray, int]:
     """The pairs of an expert that every token chose and no other one, and where they lie."""
     pairs = np.arange(tokens)
     return pairs, pairs.ctypes.data
-
-
-@lru_cache(maxsize=16)  # all layers of a step ask for the same
-def placed_tables(rope: Rope, position: int, tokens: int) -> tuple[int, int, tuple[Float32, Float32]]:
-    """Where the tables of a rotation lie, cos and sin, and they themselves."""
-    cos, sin = rope_tables(rope, position, tokens)
-    return cos.ctypes.data, sin.ctypes.data, (cos, sin)

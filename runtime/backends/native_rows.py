@@ -1,17 +1,20 @@
 """What the native backend does row by row or element by element: norms, activations, decays, rotation, the router."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from formats.config import Rope
+from formats.config import SIGMOID, SILU, Rope
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi
-from runtime.backends.base import Routing
+from runtime.backends.facts import Routing
 from runtime.backends.native import address
 from runtime.backends.native_weights import Told, require_shapes, with_result
 from runtime.backends.numpy_compressed import CompressedOps
 from runtime.backends.numpy_ops import Weight, rope_tables
+
+MAPS = {SILU: abi.MAP_SILU, SIGMOID: abi.MAP_SIGMOID}
 
 
 class NativeRowOps(CompressedOps):
@@ -37,10 +40,10 @@ class NativeRowOps(CompressedOps):
         self._call("se_add_norm", address(h), address(y), multiplier, *h.shape, scale, eps, address(total), address(x))
         return total, x
 
-    def l2_norm(self, x: Float32, eps: float) -> Float32:
+    def l2_norm(self, x: Float32, eps: float, scale: float = 1.0) -> Float32:
         x, y = with_result(x)
         columns = x.shape[-1]
-        self._call("se_l2_norm", address(x), x.size // columns, columns, eps, address(y))
+        self._call("se_l2_norm", address(x), x.size // columns, columns, eps, scale, address(y))
         return y
 
     def silu(self, x: Float32) -> Float32:
@@ -51,6 +54,13 @@ class NativeRowOps(CompressedOps):
     def sigmoid(self, x: Float32) -> Float32:
         x, y = with_result(x)
         self._call("se_map", abi.MAP_SIGMOID, address(x), x.size, address(y))
+        return y
+
+    def gate(self, x: Float32, gate: Float32, kind: str) -> Float32:
+        x, y = with_result(x)
+        gate = np.ascontiguousarray(gate, np.float32)
+        require_shapes("gate", (gate, x.shape))
+        self._call("se_gate", MAPS[kind], address(x), address(gate), x.size, address(y))
         return y
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
@@ -116,3 +126,10 @@ class NativeRowOps(CompressedOps):
         how = self._told.routing(num_experts, routing, chosen)
         self._call("se_route", how, address(np.ascontiguousarray(logits)), bias, tokens, address(ids), address(weights))
         return weights
+
+
+@lru_cache(maxsize=16)  # all layers of a step ask for the same
+def placed_tables(rope: Rope, position: int, tokens: int) -> tuple[int, int, tuple[Float32, Float32]]:
+    """Where the tables of a rotation lie, cos and sin, and they themselves."""
+    cos, sin = rope_tables(rope, position, tokens)
+    return cos.ctypes.data, sin.ctypes.data, (cos, sin)

@@ -9,11 +9,12 @@ import numpy as np
 
 from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS
 from formats.dtypes import AnyArray, Float32
-from formats.errors import FormatError
+from formats.encodings import Plain
+from formats.errors import FormatError, UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from runtime.backends import abi
-from runtime.backends.base import Routing
+from runtime.backends.facts import Routing
 from runtime.backends.native import Factors, address
 from runtime.backends.numpy_ops import Weight
 
@@ -59,9 +60,21 @@ class Told:
         self.row_groups = cache(_row_groups)
 
 
-def _factors(*weights: Weight) -> Factors:
-    """Matrices that are multiplied by one input."""
-    return Factors.of([native_weight(weight).matrix for weight in weights])
+def _factors(weights: tuple[Weight, ...], biases: tuple[Weight, ...] | None = None) -> Factors:
+    """Matrices that are multiplied by one input, and what is added to the products."""
+    matrices = [native_weight(weight).matrix for weight in weights]
+    if biases is not None:
+        matrices = [_with_bias(matrix, native_weight(bias)) for matrix, bias in zip(matrices, biases, strict=True)]
+    return Factors.of(matrices)
+
+
+def _with_bias(matrix: Matrix, bias: NativeWeight) -> Matrix:
+    require_size(bias, "values", bias.rows * bias.columns, matrix.rows)
+    if not isinstance(bias.encoding, Plain):
+        raise UnsupportedError(f"{bias.name}: is {bias.encoding.id}, expected plain values")
+    other = Matrix.from_buffer_copy(matrix)
+    other.linear_bias_offset, other.linear_bias_dtype = bias.matrix.weight_offset, bias.matrix.dtype
+    return other
 
 
 def _feed_forward(activation: abi.Activation, gate: Weight, up: Weight, down: Weight) -> abi.ExpertLayout:

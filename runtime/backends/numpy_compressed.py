@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.dtypes import AnyArray, Float32
-from runtime.backends.base import Beside, Routing, State, Weight
+from runtime.backends.facts import Beside, Routing, State, Weight
 from runtime.backends.numpy_latent import Bool, IndexCache, softmax
 from runtime.backends.numpy_route import Integers, expert_ids_of, routing_weights, scores_of
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from formats.config import GELU_TANH, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
 from formats.dtypes import Float32
-from runtime.backends.base import Weight
+from runtime.backends.facts import Weight
 from runtime.backends.numpy_latent import softmax
 from runtime.backends.numpy_route import sigmoid
 
@@ -30,14 +30,17 @@ class ElementwiseOps:
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
         return centred / np.sqrt(variance + np.float32(eps)) * weight.vector() + bias.vector()
 
-    def l2_norm(self, x: Float32, eps: float) -> Float32:
-        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps))
+    def l2_norm(self, x: Float32, eps: float, scale: float = 1.0) -> Float32:
+        return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps)) * np.float32(scale)
 
     def silu(self, x: Float32) -> Float32:
         return x * self.sigmoid(x)
 
     def sigmoid(self, x: Float32) -> Float32:
         return sigmoid(x)
+
+    def gate(self, x: Float32, gate: Float32, kind: str) -> Float32:
+        return x * (self.silu(gate) if kind == SILU else self.sigmoid(gate))
 
     def clip(self, x: Float32, limit: float) -> Float32:
         return np.clip(x, np.float32(-limit), np.float32(limit))

@@ -20,7 +20,8 @@ from formats.errors import FormatError
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from formats.window import first_kept, forgets, room
-from runtime.backends.base import Beside, Routing, State, Turn
+from runtime.backends.composed import ComposedOps
+from runtime.backends.facts import Beside, Routing, State, Turn
 from runtime.backends.numpy_compressed import CompressedOps, visible
 from runtime.backends.numpy_elementwise import ElementwiseOps
 from runtime.backends.numpy_latent import (
@@ -85,7 +86,7 @@ class KVCache:
         return KVCache(arrays[0], arrays[1], self.length, first, self.window)
 
 
-class NumpyOps(ElementwiseOps, CompressedOps):
+class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
     """Ops (backends/base.py) over a container's resident memory, embedding file and experts."""
 
     name = "numpy"

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from formats.config import CHOSEN_SIGMOID, SOFTMAX, SQRT_SOFTPLUS
 from formats.dtypes import Float32
 from formats.errors import FormatError
-from runtime.backends.base import Routing
+from runtime.backends.facts import Routing
 from runtime.backends.numpy_latent import softmax
 
 Integers = npt.NDArray[np.int64]

@@ -14,7 +14,8 @@ from formats.config import (
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
 )
-from runtime.backends.base import Array, Ops, State
+from runtime.backends.base import Ops
+from runtime.backends.facts import Array, State
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4

@@ -11,41 +11,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
-from runtime.backends.base import Array, Ops, Routing, State, Turn, Weight
+from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
+from runtime.backends.base import Ops
+from runtime.backends.facts import Array, Attention, Block, Part, Routed, Router, Routing, State, Turn, Weight
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
 
-class Linear(NamedTuple):
-    """A matrix [rows, columns], and what is added to the product [rows]."""
+class Layer(NamedTuple):
+    """Attention of one layer, and what some models do beside it."""
 
-    weight: Weight
-    bias: Weight | None
-
-
-class Attention(NamedTuple):
-    """What attention of one layer has."""
-
-    projections: list[Weight]  # to queries, keys and values
-    biases: list[Weight] | None
+    attention: Attention
     whole_norms: tuple[Weight | None, Weight | None]  # of queries and of keys, all heads together
-    head_norms: tuple[Weight | None, Weight | None]  # or head by head
-    sinks: Weight | None
-    output: Linear
-    key_heads: int
-    window: int | None
     chunk: int | None
-    scale: float | None  # of scores; None where it depends on the position, or where tokens are cut into chunks
-    rope: Rope | None  # None where positions are not known
-
-
-class Router(NamedTuple):
-    """How one layer chooses its experts."""
-
-    matrix: Linear
-    routing: Routing
-    correction: Weight | None
+    uniform: bool  # neither chunks nor scales that depend on the position
+    router: Router | None  # None where the layer is dense
+    block: Block | None  # all of this, where there are experts and nothing beside it
 
 
 @dataclass(frozen=True)
@@ -65,79 +46,94 @@ class Decoder:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c = self.config
         h = self.ops.embed(token_ids) * c.embedding_multiplier  # [T, D]
-        x = self._norm(h, "layers.0.input_layernorm")
+        y = h * 0.0
         for layer in range(c.num_hidden_layers):
-            h, x = self._add_norm(h, self._attention(layer, x, sequences), f"layers.{layer}.post_attention_layernorm")
-            y = self._moe(layer, x) if c.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
-            last = layer + 1 == c.num_hidden_layers
-            h, x = self._add_norm(h, y, "norm" if last else f"layers.{layer + 1}.input_layernorm")
-        return x
+            h, y = self._layer(layer, h, y, sequences)
+        return self._add_norm(h, y, "norm")[1]
+
+    def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence]) -> tuple[Array, Array]:
+        """Of the stream and what the layer before adds to it: the stream, and what this one adds to it."""
+        own, name = self._layers[layer], f"layers.{layer}"
+        if own.block is not None:
+            parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
+            h, routed, states = self.ops.mix_and_route(h, y, own.block, parts)
+            for s, state in zip(sequences, states, strict=True):
+                s.states[layer] = state
+            return h, self._experts(layer, routed)
+        h, x = self._add_norm(h, y, f"{name}.input_layernorm")
+        h, x = self._add_norm(h, self._attention(layer, x, sequences), f"{name}.post_attention_layernorm")
+        if own.router is None:
+            return h, self._mlp(f"{name}.mlp", x)
+        return h, self._experts(layer, self.ops.route_input(x, own.router))
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
         return self.ops.linear(hidden, self.ops.weight("lm_head")) * (1 / self.config.logits_scaling)
 
-    def _norm(self, x: Array, name: str) -> Array:
-        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
-
     def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
         c = self.config
         return self.ops.add_norm(h, y, self.ops.weight(name), c.rms_norm_eps, multiplier=c.residual_multiplier)
 
-    def _linear(self, x: Array, matrix: Linear) -> Array:
-        return self.ops.linear(x, matrix.weight, matrix.bias)
-
     # ---- weights and facts of a layer, looked up before the first step and not in each (docs/LEARNED.md 66)
 
     @cached_property
-    def _attentions(self) -> list[Attention]:
-        return [self._attention_of(layer) for layer in range(self.config.num_hidden_layers)]
+    def _layers(self) -> list[Layer]:
+        return [self._layer_of(layer) for layer in range(self.config.num_hidden_layers)]
 
-    @cached_property
-    def _routers(self) -> list[Router | None]:
-        layers = range(self.config.num_hidden_layers)
-        return [self._router_of(layer) if self.config.has_experts(layer) else None for layer in layers]
+    def _layer_of(self, layer: int) -> Layer:
+        c, name = self.config, f"layers.{layer}"
+        attention, whole_norms = self._attention_of(layer), self._qk_norms_of(layer, WHOLE_NORM)
+        router = self._router_of(layer) if c.has_experts(layer) else None
+        plain = c.is_uniform(layer) and c.qk_norm not in (WHOLE_NORM, UNIT_NORM) and c.clip_qkv is None
+        block = None
+        if router is not None and plain and c.attention_value_scale == 1:
+            norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
+            block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
+        return Layer(attention, whole_norms, c.chunk(layer), c.is_uniform(layer), router, block)
 
     def _attention_of(self, layer: int) -> Attention:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         names = [f"{name}.{part}_proj" for part in "qkv"]
+        q_norm, k_norm = self._qk_norms_of(layer, HEAD_NORM)
         return Attention(
-            projections=[ops.weight(proj) for proj in names],
-            biases=[ops.weight(f"{proj}.bias") for proj in names] if c.attention_bias else None,
-            whole_norms=self._qk_norms_of(name, WHOLE_NORM),
-            head_norms=self._qk_norms_of(name, HEAD_NORM),
-            sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
-            output=self._linear_of(f"{name}.o_proj", c.attention_output_bias),
+            projections=tuple(ops.weight(proj) for proj in names),
+            biases=tuple(ops.weight(f"{proj}.bias") for proj in names) if c.attention_bias else None,
+            output=ops.weight(f"{name}.o_proj"),
+            output_bias=ops.weight(f"{name}.o_proj.bias") if c.attention_output_bias else None,
+            heads=c.num_attention_heads,
             key_heads=c.key_heads(layer),
-            window=c.window(layer),
-            chunk=c.chunk(layer),
-            scale=c.attention_multiplier if c.is_uniform(layer) else None,
+            scale=c.attention_multiplier,
             rope=c.rope_of(layer) if c.turns(layer) else None,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=c.rms_norm_eps,
+            window=c.window(layer),
+            sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
         )
 
-    def _qk_norms_of(self, name: str, kind: str) -> tuple[Weight | None, Weight | None]:
+    def _qk_norms_of(self, layer: int, kind: str) -> tuple[Weight | None, Weight | None]:
         if self.config.qk_norm != kind:
             return None, None
-        return self.ops.weight(f"{name}.q_norm"), self.ops.weight(f"{name}.k_norm")
+        q_norm, k_norm = (self.ops.weight(f"layers.{layer}.self_attn.{part}_norm") for part in "qk")
+        return q_norm, k_norm
 
     def _router_of(self, layer: int) -> Router:
-        c, name = self.config, f"layers.{layer}.mlp.gate"
+        c, weight, name = self.config, self.ops.weight, f"layers.{layer}.mlp.gate"
         return Router(
-            self._linear_of(name, c.router_bias),
+            (weight(name),),
+            (weight(f"{name}.bias"),) if c.router_bias else None,
             Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group),
-            self.ops.weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None,
+            weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None,
         )
-
-    def _linear_of(self, name: str, has_bias: bool) -> Linear:
-        return Linear(self.ops.weight(name), self.ops.weight(f"{name}.bias") if has_bias else None)
 
     # ---- attention
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
-        c, ops, own = self.config, self.ops, self._attentions[layer]
+        """As `Ops.self_attention`, and what some models do between the projections and attention."""
+        c, ops, (own, whole_norms, chunk, *_) = self.config, self.ops, self._layers[layer]
         q, k, v = ops.linears(x, own.projections, own.biases)
-        q = self._heads(q, own.whole_norms[0], c.num_attention_heads)  # [T, heads, d]
-        k = self._heads(k, own.whole_norms[1], own.key_heads)
+        q = self._heads(q, whole_norms[0], own.heads)  # [T, heads, d]
+        k = self._heads(k, whole_norms[1], own.key_heads)
         v = self._heads(v, None, own.key_heads)  # [T, key heads, value_dim]
         if c.attention_value_scale != 1:
             v = v * c.attention_value_scale
@@ -147,20 +143,20 @@ class Decoder:
         outputs = []
         for s in sequences:
             for rows, position, scale in self._runs(layer, s):
-                if own.chunk is not None and position % own.chunk == 0:
+                if chunk is not None and position % chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
-                turn = None if own.rope is None else Turn(own.rope, position, *own.head_norms, c.rms_norm_eps)
+                turn = Turn(own.rope, position, own.q_norm, own.k_norm, own.eps) if own.rope is not None else None
                 output, s.states[layer] = ops.attention(
                     q[rows], k[rows], v[rows], s.states[layer], scale, window=own.window, sinks=own.sinks, turn=turn
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
-        o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.value_dim)
-        return self._linear(o, own.output)
+        o = ops.concatenate(outputs).reshape(-1, own.heads * c.value_dim)
+        return ops.linear(o, own.output, own.output_bias)
 
     def _runs(self, layer: int, s: Sequence) -> Iterable[tuple[slice, int, float]]:
         """(rows, position, scale of scores) of a sequence's tokens, cut where a chunk begins or the scale changes."""
-        scale = self._attentions[layer].scale
-        return self._parts(layer, s) if scale is None else [(s.rows, s.position, scale)]
+        own = self._layers[layer]
+        return [(s.rows, s.position, own.attention.scale)] if own.uniform else self._parts(layer, s)
 
     def _parts(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int, float]]:
         """`_runs` of a layer that is cut."""
@@ -182,11 +178,11 @@ class Decoder:
 
     # ---- feed forward
 
-    def _moe(self, layer: int, x: Array) -> Array:
+    def _experts(self, layer: int, routed: Routed) -> Array:
         c, ops, name = self.config, self.ops, f"layers.{layer}.mlp"
-        expert_ids, routing_weights = self._route(layer, x)
+        x, expert_ids, routing_weights, _ = routed
         ops.fetch(layer, expert_ids)
-        ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
+        ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, x))
         if c.shared_expert_intermediate_size is None:
             return ops.experts(layer, x, expert_ids, routing_weights)
         shared = self._mlp(f"{name}.shared_expert", x)
@@ -194,10 +190,11 @@ class Decoder:
             shared = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate"))) * shared
         return ops.experts(layer, x, expert_ids, routing_weights) + shared
 
-    def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
-        router = self._routers[layer]
+    def _guess(self, layer: int, x: Array) -> Array:
+        """The experts that a later layer's router chooses for the input of this one: [T, k]."""
+        router = self._layers[layer].router
         assert router is not None
-        return self.ops.route(self._linear(x, router.matrix), router.routing, router.correction)
+        return self.ops.route_input(x, router).expert_ids
 
     def _mlp(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))

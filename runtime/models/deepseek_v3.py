@@ -8,7 +8,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from formats.config import INDEXED_ATTENTION, SIGMOID, DeepseekV3Config
-from runtime.backends.base import Array, Ops, Routing, State, Weight
+from runtime.backends.base import Ops
+from runtime.backends.facts import Array, Routing, State, Weight
 from runtime.session import Sequence
 
 INDEX_NORM_EPS = 1e-6

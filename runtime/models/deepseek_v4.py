@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
-from runtime.backends.base import Array, Beside, Ops, Routing, State, Weight
+from runtime.backends.base import Ops
+from runtime.backends.facts import Array, Beside, Routing, State, Weight
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 

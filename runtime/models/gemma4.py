@@ -7,7 +7,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import Gemma4Config
-from runtime.backends.base import Array, Ops, Routing, State, Turn
+from runtime.backends.base import Ops
+from runtime.backends.facts import Array, Routing, State, Turn
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 

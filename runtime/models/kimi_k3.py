@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import KimiK3Config
-from runtime.backends.base import Array
+from runtime.backends.facts import Array
 from runtime.models.kimi_linear import KimiLinear, Weights
 from runtime.session import Sequence
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from formats.config import LINEAR_ATTENTION, KimiLinearConfig
-from runtime.backends.base import Array, State, Weight
+from runtime.backends.facts import Array, State, Weight
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.session import Sequence
 
@@ -61,7 +61,7 @@ class KimiLinear(DeepseekV3):
                 for part, y, before in zip("qkv", qkv, convolutions, strict=True)
             ]
             q, k, v = (ops.silu(y).reshape(-1, heads, d) for y, _ in mixed)
-            q, k = ops.l2_norm(q, QK_NORM_EPS) * d**-0.5, ops.l2_norm(k, QK_NORM_EPS)
+            q, k = ops.l2_norm(q, QK_NORM_EPS, d**-0.5), ops.l2_norm(k, QK_NORM_EPS)
             output, recurrent = ops.gated_delta_rule(q, k, v, log_decay[s.rows], beta[s.rows], recurrent)
             s.states[layer] = ([after for _, after in mixed], recurrent)
             outputs.append(output)  # [tokens, H, d]

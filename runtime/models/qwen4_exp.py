@@ -8,8 +8,8 @@ Source: transformers' modular_qwen4_exp.py (text part). Shapes: T tokens of one 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
-from formats.config import LINEAR_ATTENTION, SILU, Qwen4ExpConfig
-from runtime.backends.base import Array, State, Turn
+from formats.config import LINEAR_ATTENTION, SIGMOID, Qwen4ExpConfig
+from runtime.backends.facts import Array, Attention, DeltaNet, Part, State, Turn
 from runtime.models.ngrams import ngram_rows
 from runtime.models.norms import unit_norm
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
@@ -19,11 +19,6 @@ from runtime.session import Sequence
 @dataclass(frozen=True)
 class Qwen4Exp(Qwen3_5Moe):
     config: Qwen4ExpConfig
-
-    @property
-    def attention_inputs(self) -> tuple[str, ...]:
-        split = self.config.indexer_qk_split
-        return ("q", "k", "v", *(("indexer.index_q", "indexer.index_k") if split else ("indexer.index_qk",)))
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun; last, what n-grams need of it."""
@@ -36,7 +31,7 @@ class Qwen4Exp(Qwen3_5Moe):
         c, ops = self.config, self.ops
         h = ops.concatenate([ops.embed(token_ids)] * c.hc_count, axis=1)  # [T, S * D]
         for layer, layer_type in enumerate(c.layer_types):
-            mixer = self._linear_attention if layer_type == LINEAR_ATTENTION else self._full_attention
+            mixer = self._linear_attention if layer_type == LINEAR_ATTENTION else self._block_attention
             if layer == c.ngram_layer:
                 h = h + self._ngrams(f"layers.{layer}.ple", h, token_ids, sequences)
             x, normed = self._mixed(h, f"layers.{layer}.attn_hyper_connection")
@@ -117,15 +112,27 @@ class Qwen4Exp(Qwen3_5Moe):
         blocks = ops.new_index_cache(c.indexer_head_dim, c.indexer_compress_ratio)
         return self._new_kv_cache(), blocks, ops.zeros((0, c.indexer_head_dim))
 
-    def _attend(self, layer: int, s: Sequence, inputs: Items[Array], turn: Turn) -> Array:
-        q, k, v, *index = inputs
-        index_qk = self.ops.concatenate(index, axis=1) if len(index) == 2 else index[0]
-        cache, blocks, after = s.states[layer]
-        name = f"layers.{layer}.self_attn.indexer"
-        selection, blocks, after = self._select(name, index_qk, s.position, blocks, after)
-        output, cache = self.ops.attention(q, k, v, cache, self.config.head_dim**-0.5, turn=turn, selection=selection)
-        s.states[layer] = cache, blocks, after
-        return output
+    def _block_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        """As `Ops.self_attention`, but every query sees the tokens of the blocks that are chosen for it."""
+        c, ops, own, name = self.config, self.ops, self._mixers[layer], f"layers.{layer}.self_attn"
+        assert isinstance(own, Attention)
+        parts = ("index_q", "index_k") if c.indexer_qk_split else ("index_qk",)
+        indexer = [ops.weight(f"{name}.indexer.{part}_proj") for part in parts]
+        q_gate, k, v, *index = ops.linears(x, [*own.projections, *indexer])
+        index_qk = ops.concatenate(index, axis=1) if c.indexer_qk_split else index[0]
+        q_gate = q_gate.reshape(-1, own.heads, 2 * c.head_dim)  # per head: query, then gate
+        q, gate = q_gate[..., : c.head_dim], q_gate[..., c.head_dim :]  # [T, heads, d]
+        k, v = (y.reshape(-1, own.key_heads, c.head_dim) for y in (k, v))
+        outputs = []
+        for s in sequences:
+            rows, (cache, blocks, after) = s.rows, s.states[layer]
+            selection, blocks, after = self._select(f"{name}.indexer", index_qk[rows], s.position, blocks, after)
+            turn = Turn(c.rope, s.position, own.q_norm, own.k_norm, own.eps, own.offset)
+            output, cache = ops.attention(q[rows], k[rows], v[rows], cache, own.scale, turn=turn, selection=selection)
+            s.states[layer] = cache, blocks, after
+            outputs.append(output)  # [tokens, heads, d]
+        o = ops.gate(ops.concatenate(outputs), gate, SIGMOID)
+        return ops.linear(o.reshape(-1, own.heads * c.head_dim), own.output)
 
     def _select(
         self, name: str, index_qk: Array, position: int, blocks: State, after: Array
@@ -151,7 +158,19 @@ class Qwen4Exp(Qwen3_5Moe):
         after = ops.concatenate([keys[whole * block :]])  # a copy, which keeps no keys of the whole chunk
         return ops.block_tokens(chosen, position, block), blocks, after
 
-    # ---- gated DeltaNet
+    # ---- gated DeltaNet and experts
 
-    def _output_gate(self, z: Array) -> Array:
-        return self.ops.silu(z) if self.config.output_gate_type == SILU else self.ops.sigmoid(z)
+    @property
+    def _output_gate(self) -> str:
+        return self.config.output_gate_type
+
+    def _linear_attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        own = self._mixers[layer]
+        assert isinstance(own, DeltaNet)
+        y, states = self.ops.delta_net(x, own, [Part(s.rows, s.position, s.states[layer]) for s in sequences])
+        for s, state in zip(sequences, states, strict=True):
+            s.states[layer] = state
+        return y
+
+    def _moe(self, layer: int, x: Array) -> Array:
+        return self._experts(layer, self.ops.route_input(x, self._routers[layer]))

@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = (
     "context", "pool", "product", "linear", "experts", "reader", "xxh3", "rows", "route", "attention", "heads", "delta",
-    "streams", "ceiling", "encode_affine", "transcode", "kernels_portable", "loops_portable",
+    "streams", "run", "ceiling", "encode_affine", "transcode", "kernels_portable", "loops_portable",
 )  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")

@@ -58,8 +58,8 @@ struct delta_panel {
 struct loops {
     /* y [n] = x / sqrt(mean of squares + eps) * weight. */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
-    /* y [n] = x / sqrt(sum of squares + eps). */
-    void (*l2_norm)(const float *x, float eps, int64_t n, float *y);
+    /* y [n] = x / sqrt(sum of squares + eps) * scale. */
+    void (*l2_norm)(const float *x, float eps, float scale, int64_t n, float *y);
     void (*map)(int32_t map, const float *x, int64_t n, float *y);
     /* Pairs (i, i + half), or (2i, 2i + 1), turned by angle i, the rest of d as it was. */
     void (*rotate)(const float *x, const float *cosine, const float *sine, int64_t half, int64_t d, int32_t interleaved,

@@ -22,9 +22,9 @@ static void rms_norm(const float *x, const float *weight, float eps, int64_t n, 
     for (int64_t i = 0; i < n; i++) y[i] = x[i] / root * weight[i];
 }
 
-static void l2_norm(const float *x, float eps, int64_t n, float *y) {
+static void l2_norm(const float *x, float eps, float scale, int64_t n, float *y) {
     float root = sqrtf(sum_of_squares(x, n) + eps);
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] / root;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] / root * scale;
 }
 
 static void map(int32_t map, const float *x, int64_t n, float *y) {

@@ -9,7 +9,7 @@ enum {
 struct rows_job {
     const struct loops *loops;
     const float *x, *weight;
-    float eps;
+    float eps, scale;
     int64_t columns, total;
     int32_t map;
     const float *cosine, *sine;
@@ -68,14 +68,15 @@ static void l2_norms(void *argument) {
     struct rows_job *job = argument;
     for (int64_t r; take(&job->rows, &r);) {
         const int64_t at = r * job->columns;
-        job->loops->l2_norm(job->x + at, job->eps, job->columns, job->y + at);
+        job->loops->l2_norm(job->x + at, job->eps, job->scale, job->columns, job->y + at);
     }
 }
 
-int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float *y) {
+int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float scale,
+                   float *y) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
     struct rows_job job = {
-        .loops = context->loops, .x = x, .eps = eps, .columns = columns, .y = y, .rows = {0, rows}};
+        .loops = context->loops, .x = x, .eps = eps, .scale = scale, .columns = columns, .y = y, .rows = {0, rows}};
     context_run(context, l2_norms, &job, rows * columns);
     return context_leave(context, SE_OK);
 }
@@ -93,6 +94,24 @@ int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, floa
     struct rows_job job = {.loops = context->loops, .x = x, .map = map, .total = n, .y = y};
     job.rows.count = (n + MAP_VALUES - 1) / MAP_VALUES;
     context_run(context, maps, &job, 16 * n);
+    return context_leave(context, SE_OK);
+}
+
+static void gates(void *argument) {
+    struct rows_job *job = argument;
+    for (int64_t task; take(&job->rows, &task);) {
+        const int64_t at = task * MAP_VALUES, left = job->total - at, n = left < MAP_VALUES ? left : MAP_VALUES;
+        float gate[MAP_VALUES];
+        job->loops->map(job->map, job->weight + at, n, gate);
+        for (int64_t i = 0; i < n; i++) job->y[at + i] = job->x[at + i] * gate[i];
+    }
+}
+
+int32_t se_gate(se_context *context, int32_t map, const float *x, const float *gate, int64_t n, float *y) {
+    if (context_enter(context) != SE_OK) return SE_BUSY;
+    struct rows_job job = {.loops = context->loops, .x = x, .weight = gate, .map = map, .total = n, .y = y};
+    job.rows.count = (n + MAP_VALUES - 1) / MAP_VALUES;
+    context_run(context, gates, &job, 16 * n);
     return context_leave(context, SE_OK);
 }
 

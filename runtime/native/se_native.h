@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 4
+#define SE_ABI_VERSION 5
 
 enum se_status {
     SE_OK = 0,
@@ -192,13 +192,17 @@ SE_API int32_t se_transcode_awq(const uint32_t *from, int64_t stride, int64_t wo
 SE_API int32_t se_rms_norm(se_context *context, const float *x, int64_t rows, int64_t columns, const float *weight,
                            float eps, float *y);
 
-/* y [rows, columns] = x / sqrt(sum of squares + eps). */
-SE_API int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float *y);
+/* y [rows, columns] = x / sqrt(sum of squares + eps) * scale. */
+SE_API int32_t se_l2_norm(se_context *context, const float *x, int64_t rows, int64_t columns, float eps, float scale,
+                          float *y);
 
 enum se_map_kind { SE_MAP_SIGMOID = 0, SE_MAP_SILU = 1 };
 
 /* y [n] = map(x [n]). */
 SE_API int32_t se_map(se_context *context, int32_t map, const float *x, int64_t n, float *y);
+
+/* y [n] = x [n] * map(gate [n]). */
+SE_API int32_t se_gate(se_context *context, int32_t map, const float *x, const float *gate, int64_t n, float *y);
 
 /* y [T, channels] = -exp(a_log [channels]) * softplus(a [T, channels] + dt_bias [channels]). */
 SE_API int32_t se_decay(se_context *context, const float *a, const float *dt_bias, const float *a_log, int64_t tokens,
@@ -349,6 +353,36 @@ static_assert(sizeof(se_delta_shape) == 40, "mirrored in runtime/backends/abi.py
 SE_API int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const float *q, const float *k,
                              const float *v, const float *log_decay, const float *beta, int64_t tokens,
                              const float *state, float *new_state, float *y);
+
+/* ---- several calls in one (run.c) */
+
+enum se_function {
+    SE_RUN_LINEAR = 0,
+    SE_RUN_EXPERTS = 1,
+    SE_RUN_RMS_NORM = 2,
+    SE_RUN_ADD_NORM = 3,
+    SE_RUN_L2_NORM = 4,
+    SE_RUN_MAP = 5,
+    SE_RUN_GATE = 6,
+    SE_RUN_DECAY = 7,
+    SE_RUN_ROUTE = 8,
+    SE_RUN_ATTENTION = 9,
+    SE_RUN_CAUSAL_CONV1D = 10,
+    SE_RUN_DELTA_RULE = 11,
+    SE_RUN_COPY = 12, /* rows of `columns` values, `stride` apart, to rows that follow each other: x, rows, columns, stride, y */
+};
+
+/* A call of the function of that name: what it takes after the context, in its order. Integers and addresses as they
+ * are, of a float the bits. */
+typedef struct {
+    int64_t function; /* enum se_function */
+    int64_t arguments[15];
+} se_call;
+static_assert(sizeof(se_call) == 128, "mirrored in runtime/backends/abi.py");
+
+/* One call after another, until one of them is not SE_OK. What the calls of a layer are stays the same from token to
+ * token: they are written down once, and between them nothing but C runs (docs/LEARNED.md 72). */
+SE_API int32_t se_run(se_context *context, const se_call *calls, int64_t count);
 
 /* ---- ceilings */
 

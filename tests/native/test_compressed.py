@@ -13,7 +13,7 @@ from formats.dtypes import Float32
 from formats.encodings import FP8, MXFP4, Affine, Encoding, Plain, Symmetric
 from formats.errors import FormatError, UnsupportedError
 from runtime.backends import native
-from runtime.backends.base import Beside, Routing
+from runtime.backends.facts import Beside, Routing
 from runtime.backends.native_weights import NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
 from tests.matrices import Matrix, columns_of

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS, Rope
+from formats.config import CHOSEN_SIGMOID, SIGMOID, SILU, SOFTMAX, SQRT_SOFTPLUS, Rope
 from formats.dtypes import Float32
 from formats.errors import FormatError
 from runtime.backends import native
-from runtime.backends.base import Routing, Turn
+from runtime.backends.facts import Routing, Turn
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps, Weight
 from tests.native.ops import REFERENCE, cuts, every_ops, near, normal, seeds, the_same, weight
@@ -28,6 +28,14 @@ def test_norms_are_those_of_the_reference(tokens: int, columns: int, scale: floa
     rms, l2 = the_same(lambda ops: (ops.rms_norm(x, w, 1e-6, 1.0), ops.l2_norm(x, 1e-6)))
     assert near(rms, REFERENCE.rms_norm(x, w, 1e-6, 1.0))
     assert near(l2, REFERENCE.l2_norm(x, 1e-6))
+
+
+@pytest.mark.parametrize("kind", [SILU, SIGMOID])
+def test_a_gate_and_a_scaled_length_are_those_of_the_reference(kind: str) -> None:
+    x, gate = normal(0, 3, 5001), normal(1, 3, 5001)
+    gated, scaled = the_same(lambda ops: (ops.gate(x, gate, kind), ops.l2_norm(x, 1e-6, 0.3)))
+    assert near(gated, REFERENCE.gate(x, gate, kind))
+    assert near(scaled, REFERENCE.l2_norm(x, 1e-6, 0.3))
 
 
 SHORT = normal(0, 31)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, Rope, Yarn
 from formats.dtypes import Float32
 from formats.encodings import Plain
-from runtime.backends.base import Routing
+from runtime.backends.facts import Routing
 from runtime.backends.numpy_latent import choose_tokens
 from runtime.backends.numpy_ops import NumpyOps, Weight
 from tests.containers import make_layout

@@ -1,0 +1,49 @@
+/* Calls that were written down beforehand. */
+#include "context.h"
+
+static void *pointer(int64_t argument) {
+    return (void *)(intptr_t)argument;
+}
+
+static float number(int64_t argument) {
+    return bits_float((uint32_t)argument);
+}
+
+static void copy(const float *x, int64_t rows, int64_t columns, int64_t stride, float *y) {
+    for (int64_t r = 0; r < rows; r++) memcpy(y + r * columns, x + r * stride, (size_t)columns * sizeof *y);
+}
+
+static int32_t call(se_context *context, const se_call *call) {
+    const int64_t *a = call->arguments;
+#define P(i) pointer(a[i])
+#define F(i) number(a[i])
+#define I(i) (int32_t)a[i]
+    switch (call->function) {
+    case SE_RUN_LINEAR: return se_linear(context, I(0), P(1), a[2], P(3), P(4), a[5], P(6));
+    case SE_RUN_EXPERTS: return se_experts(context, I(0), P(1), P(2), a[3], P(4), P(5), a[6], a[7], P(8));
+    case SE_RUN_RMS_NORM: return se_rms_norm(context, P(0), a[1], a[2], P(3), F(4), P(5));
+    case SE_RUN_ADD_NORM: return se_add_norm(context, P(0), P(1), F(2), a[3], a[4], P(5), F(6), P(7), P(8));
+    case SE_RUN_L2_NORM: return se_l2_norm(context, P(0), a[1], a[2], F(3), F(4), P(5));
+    case SE_RUN_MAP: return se_map(context, I(0), P(1), a[2], P(3));
+    case SE_RUN_GATE: return se_gate(context, I(0), P(1), P(2), a[3], P(4));
+    case SE_RUN_DECAY: return se_decay(context, P(0), P(1), P(2), a[3], a[4], P(5));
+    case SE_RUN_ROUTE: return se_route(context, P(0), P(1), P(2), a[3], P(4), P(5));
+    case SE_RUN_ATTENTION:
+        return se_attention(context, P(0), a[1], P(2), P(3), P(4), a[5], a[6], F(7), a[8], P(9), P(10), P(11), P(12),
+                            P(13));
+    case SE_RUN_CAUSAL_CONV1D: return se_causal_conv1d(context, P(0), P(1), P(2), a[3], a[4], a[5], P(6), P(7));
+    case SE_RUN_DELTA_RULE:
+        return se_delta_rule(context, P(0), P(1), P(2), P(3), P(4), P(5), a[6], P(7), P(8), P(9));
+    case SE_RUN_COPY: return copy(P(0), a[1], a[2], a[3], P(4)), SE_OK;
+    default: return SE_UNSUPPORTED;
+    }
+#undef P
+#undef F
+#undef I
+}
+
+int32_t se_run(se_context *context, const se_call *calls, int64_t count) {
+    int32_t status = SE_OK;
+    for (int64_t i = 0; i < count && status == SE_OK; i++) status = call(context, &calls[i]);
+    return status;
+}
