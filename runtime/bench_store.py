@@ -27,9 +27,9 @@ import numpy as np
 
 from formats.bars import Bar, bar, report
 from formats.container import open_container
-from formats.dtypes import AnyArray, Float32
+from formats.dtypes import AnyArray
 from runtime.backends import native
-from runtime.backends.facts import Routed
+from runtime.backends.facts import Routed, Shared
 from runtime.backends.native_ops import NativeOps
 from runtime.bench_kernels import seconds
 from runtime.cache import ExpertKey, Held
@@ -168,7 +168,6 @@ class Scripted:
         self._rng = np.random.default_rng(0)
         self.cached_share = 0.5
         self.without_experts = False
-        self.experts_s = 0.0
         self.script_s = 0.0  # that no engine spends
         self.layer = 0  # that asks for its experts next
 
@@ -194,14 +193,9 @@ class Scripted:
         if not self.without_experts:
             self._ops.fetch(layer, expert_ids)
 
-    def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
+    def routed_experts(self, layer: int, routed: Routed, shared: Shared | None = None) -> Any:
         self.layer = layer + 1
-        if self.without_experts:
-            return np.zeros_like(x)
-        began = time.perf_counter()
-        y = self._ops.experts(layer, x, expert_ids, routing_weights)
-        self.experts_s += time.perf_counter() - began
-        return y
+        return np.zeros_like(routed.x) if self.without_experts else self._ops.routed_experts(layer, routed, shared)
 
 
 class Decoding:
@@ -273,9 +267,8 @@ def decode_bars(model: str, folder: Path) -> Iterator[Bar]:
             whole, others = zip(*(decoding.split(0.5) for _ in range(STEPS)), strict=True)
             without = [decoding.step(0.5, without_experts=True) for _ in range(STEPS)]
             reads = [decoding.reads() for _ in range(STEPS)]
-            decoding.ops.experts_s = 0.0
             cached, others_cached = zip(*(decoding.split(1.0) for _ in range(STEPS)), strict=True)
-            compute = decoding.ops.experts_s / STEPS
+            compute = statistics.median(cached) - statistics.median(without)
             if number == 0:
                 continue  # the first round warms up
             alone = [statistics.median(times) for times in (without, reads)] + [compute]

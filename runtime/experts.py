@@ -80,6 +80,27 @@ class Experts:
             if self._begun is not None:
                 self.abandon()
 
+    def whole(self, layer: int, expert_ids: Sequence[int]) -> list[Held] | None:
+        """All of the experts, as `waves` gives them, where they come in one part; leased until `finish` or `abandon`.
+
+        Else None, and they are to be asked of `waves`. Raises CancelledError after `stop`.
+        """
+        if self._begun is None:
+            self.begin(layer, expert_ids)
+        assert self._begun is not None
+        begun, wave, _ = self._begun
+        assert begun == layer
+        if wave is None or len(wave.experts) != len(expert_ids):
+            return None
+        self.check_stopped()
+        return wave.experts
+
+    def finish(self) -> None:
+        """End the leases of `whole`, whose reads have ended."""
+        assert self._begun is not None
+        assert next(self._begun[2], None) is None
+        self._begun = None
+
     def get(self, layer: int, expert_ids: Sequence[int]) -> Generator[tuple[int, AnyArray], None, None]:
         """Yield (expert, its record as uint8 [record_bytes]) for distinct expert_ids, in any order.
 

@@ -106,7 +106,7 @@ class Routing(ctypes.Structure):
 
 FUNCTIONS = (  # enum se_function
     "se_linear", "se_experts", "se_rms_norm", "se_add_norm", "se_l2_norm", "se_map", "se_gate", "se_decay", "se_route",
-    "se_attention", "se_causal_conv1d", "se_delta_rule", "copy",
+    "se_attention", "se_causal_conv1d", "se_delta_rule", "se_experts_streamed", "copy", "add_scaled",
 )  # fmt: skip
 CALL_WORDS = 16  # int64 of se_call: which function, then its arguments
 LANES = 16  # keys, and columns of a state, that lie side by side

@@ -19,6 +19,7 @@ from runtime.backends.facts import (
     Routed,
     Router,
     Routing,
+    Shared,
     State,
     Turn,
     Weight,
@@ -286,6 +287,12 @@ class Ops(Protocol):
         """Adds y to the stream h, then its mixer, each behind a norm, and routes: (stream, input of experts, states).
 
         All of it is one call where a backend can: what stands between kernels is cold (docs/LEARNED.md 72).
+        """
+
+    def routed_experts(self, layer: int, routed: Routed, shared: Shared | None = None) -> Array:
+        """`experts`, and the shared one: [T, D]. It is weighed by the sigmoid of routed.further, if there is any.
+
+        What comes back is for `add_norm` or `mix_and_route` alone: a backend may compute it only then.
         """
 
     def fetch(self, layer: int, expert_ids: Array) -> None:

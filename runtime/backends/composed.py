@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from formats.config import SIGMOID
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, State, Turn
+from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, Shared, State, Turn
 
 
 class ComposedOps:
@@ -67,6 +67,15 @@ class ComposedOps:
             y, states = self.delta_net(x, own.mixer, parts)
         h, x = self.add_norm(h, y, own.post_norm, own.eps, offset=own.offset, multiplier=own.multiplier)
         return h, self.route_input(x, own.router), states
+
+    def routed_experts(self: Ops, layer: int, routed: Routed, shared: Shared | None = None) -> Array:
+        x, expert_ids, routing_weights, further = routed
+        if shared is None:
+            return self.experts(layer, x, expert_ids, routing_weights)
+        y = self.feed_forward(x, *shared)
+        if further:
+            y = self.sigmoid(further[0]) * y  # [T, 1], [T, D]
+        return self.experts(layer, x, expert_ids, routing_weights) + y
 
 
 def ungroup_qkvz(ops: Ops, own: DeltaNet, qkvz: Array) -> tuple[Array, Array]:

@@ -95,6 +95,14 @@ class Part(NamedTuple):
     state: Any  # a cache of keys and values, or what a DeltaNet remembers: that of its convolution, and recurrent
 
 
+class Shared(NamedTuple):
+    """An expert that every token shares."""
+
+    gate: Weight
+    up: Weight
+    down: Weight
+
+
 class Router(NamedTuple):
     """How a layer chooses its experts."""
 

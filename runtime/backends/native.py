@@ -104,9 +104,13 @@ class Context:
         """A function of se_native.h that is no product; arrays as `address`."""
         _check(getattr(self._library, name)(self._handle, *arguments))
 
-    def run(self, calls: int, count: int) -> None:
-        """Calls that were written down (native_run.py): se_call `calls` points to, so many of them."""
-        _check(self._library.se_run(self._handle, calls, count))
+    def run(self, *lists: tuple[int, int]) -> None:
+        """Calls that were written down (native_run.py): where each list of them lies, and how many they are.
+
+        Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
+        """
+        told = array.array("q", chain.from_iterable(lists))
+        _check(self._library.se_run(self._handle, told.buffer_info()[0], len(lists)))
 
     def linear(self, matrix: Matrix, base: int, x: Float32) -> Float32:
         """As `linears` with one matrix."""
@@ -182,10 +186,6 @@ class Context:
             self._handle, reader, self.precision, layout, address(told), address(pairs), len(arriving),
             address(x), address(weights), tokens, k, address(outputs), address(y) if y is not None else None,
         )  # fmt: skip
-        if status == READ_FAILED:
-            raise ReadFailedError
-        if status == STOPPED:
-            raise CancelledError
         _check(status)
 
     def weighted_sum(self, outputs: Float32, weights: Float32) -> Float32:
@@ -218,6 +218,10 @@ class Context:
 
 
 def _check(status: int) -> None:
+    if status == READ_FAILED:
+        raise ReadFailedError
+    if status == STOPPED:
+        raise CancelledError
     if status == 1:
         raise MemoryError(_STATUS[status])
     if status != 0:

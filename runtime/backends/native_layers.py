@@ -1,10 +1,15 @@
-"""A layer up to its experts, for one token, as one native call; composed.py is its definition, and does all else."""
+"""A layer for one token as one native call: its experts, and the next one up to the choice of its own.
+
+What stands between two calls is Python with empty caches, 40 to 60 us however short it is (docs/LEARNED.md 72).
+composed.py is the definition, and does all else.
+"""
 
 import array
 import ctypes
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,13 +17,15 @@ import numpy as np
 from formats.config import SIGMOID, SILU
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi, native
-from runtime.backends.facts import Attention, Block, DeltaNet, Part, Routed, State
+from runtime.backends.facts import Attention, Block, DeltaNet, Part, Routed, Shared, State
 from runtime.backends.native_compressed import NativeCompressedOps
+from runtime.backends.native_pairs import ByExpert, pairs_of_one
 from runtime.backends.native_rows import MAPS, NativeRowOps, placed_tables
 from runtime.backends.native_run import Run
 from runtime.backends.native_states import DeltaState, NativeCache
 from runtime.backends.native_weights import Told, require_size
 from runtime.backends.numpy_ops import NumpyOps, Weight
+from runtime.cache import Held
 
 Words: TypeAlias = "array.array[int]"
 
@@ -115,6 +122,51 @@ class DeltaCalls:
         return inputs, DeltaState(after, now)
 
 
+class ExpertsRun:
+    """`routed_experts` of one layer."""
+
+    def __init__(
+        self, tools: Tools, layout: abi.ExpertLayout, reader: int, routed: Routed, shared: Shared | None
+    ) -> None:
+        run, columns, k = Run(), routed.x.shape[1], routed.expert_ids.shape[1]
+        for rows in (layout.gate.columns, layout.down.rows):
+            assert rows == columns
+        self._shared = self._gate = None
+        self.y = tools.between("experts", columns).reshape(1, -1)
+        z, weight = tools.between("shared", columns), tools.between("weight", 1)
+        if shared is not None:
+            everyone = abi.Expert(tools.base, pairs_of_one(1)[1], 1)
+            dense = tools.told.feed_forward(*shared)
+            self._shared = run.add("se_experts", tools.precision, dense, everyone, 1, None, None, 1, 1, z) + 4
+            if routed.further:
+                self._gate = run.add("se_map", MAPS[SIGMOID], None, 1, weight) + 1
+        outputs = tools.between("outputs", k * columns)
+        self._arriving = 3 + run.add(
+            "se_experts_streamed", reader, tools.precision, layout, None, None, k, None, None, 1, k, outputs, self.y
+        )
+        if shared is not None:
+            run.add("add_scaled", z, weight if routed.further else np.ones(1, np.float32), columns, self.y)
+        self._run, self.calls = run, run.calls
+
+    def tell(self, routed: Routed, arriving: Words, pairs: AnyArray) -> None:
+        """Of a token; all of this must live until the calls are made."""
+        words, at, x = self._run.words, self._arriving, place_of(routed.x)
+        if self._shared is not None:
+            words[self._shared] = x
+        if self._gate is not None:
+            words[self._gate] = place_of(routed.further[0])
+        words[at], words[at + 1] = arriving.buffer_info()[0], place_of(pairs)
+        words[at + 3], words[at + 4] = x, place_of(routed.routing_weights)
+
+
+class Promise(NamedTuple):
+    """What the experts of a layer give one token, when it is asked for: with what follows it, in one call."""
+
+    run: ExpertsRun
+    wave: list[Held]
+    told: tuple[Any, ...]  # what the run points to
+
+
 class BlockRun:
     """`mix_and_route` of one layer."""
 
@@ -134,45 +186,105 @@ class BlockRun:
         else:
             self._mixer = DeltaCalls(tools, run, own.mixer, state, x, y)
         self._out = run.add("se_add_norm", total, y, own.multiplier, 1, columns, norms[1], own.eps, None, None) + 7
-        self._products = tools.linear(run, None, None, router.matrices, router.biases) + 4
+        products = tools.between("products", factors.ends[-1])
+        self._router = tools.linear(run, None, products, router.matrices, router.biases) + 4
         correction = told.place(router.correction, factors.ends[0]) if router.correction is not None else None
         how = told.routing(factors.ends[0], router.routing, False)
-        self._chosen = run.add("se_route", how, None, correction, 1, None, None) + 1
-        self._columns, self._top_k, self._ends = columns, router.routing.top_k, factors.ends
-        self._run, self._calls = run, run.calls
+        self._chosen = run.add("se_route", how, products, correction, 1, None, None) + 4
+        self._columns, self._top_k = columns, router.routing.top_k
+        self._further = [products[None, a:b] for a, b in pairwise(factors.ends)]  # until the next layer routes
+        self._run, self.calls = run, run.calls
 
-    def __call__(self, context: native.Context, h: Float32, y: Float32, part: Part) -> tuple[Float32, Routed, State]:
+    def tell(self, h: Float32, y: Float32, part: Part) -> tuple[Float32, Routed, State]:
+        """Of a token: what there will be when the calls were made."""
         words, at = self._run.words, self._out
         total, x = np.empty((1, self._columns), np.float32), np.empty((1, self._columns), np.float32)
-        products = np.empty((1, self._ends[-1]), np.float32)
         ids, weights = np.empty((1, self._top_k), np.int64), np.empty((1, self._top_k), np.float32)
         words[self._in], words[self._in + 1] = place_of(h), place_of(y)
         words[at], words[at + 1] = place_of(total), place_of(x)
-        words[self._products], words[self._products + 2] = words[at + 1], place_of(products)
-        words[self._chosen], words[self._chosen + 3] = words[self._products + 2], place_of(ids)
-        words[self._chosen + 4] = place_of(weights)
+        words[self._router] = words[at + 1]
+        words[self._chosen], words[self._chosen + 1] = place_of(ids), place_of(weights)
         state = self._mixer.tell(words, part.position, part.state)
-        context.run(*self._calls)
-        further = [products[:, a:b] for a, b in pairwise(self._ends)]
-        return total, Routed(x, ids, weights, further), state
+        return total, Routed(x, ids, weights, self._further), state
 
 
 class NativeLayerOps(NativeRowOps, NativeCompressedOps, NumpyOps):
     """A part of NativeOps."""
 
-    _runs: dict[Weight, BlockRun]  # by the norm that each begins with
+    _context: native.Context
     _tools: Tools
+    _blocks: dict[Weight, BlockRun]  # by the norm that each begins with
+    _layers: dict[int, ExpertsRun]
+    _record_layouts: dict[int, abi.ExpertLayout]
+
+    @abstractmethod
+    def _chosen(self, layer: int, expert_ids: AnyArray) -> ByExpert: ...
+
+    def routed_experts(self, layer: int, routed: Routed, shared: Shared | None = None) -> Any:
+        if len(routed.x) == 1:
+            places, pairs = self._chosen(layer, routed.expert_ids)
+            wave = self._experts.whole(layer, list(places))
+            if wave is not None:
+                return self._promise(layer, routed, shared, wave, ByExpert(places, pairs))
+        return super().routed_experts(layer, routed, shared)
+
+    def _promise(
+        self, layer: int, routed: Routed, shared: Shared | None, wave: list[Held], chosen: ByExpert
+    ) -> Promise:
+        run = self._layers.get(layer)
+        if run is None:
+            reader = self._experts.native
+            assert reader is not None
+            layout = self._record_layouts[layer]
+            run = self._layers[layer] = ExpertsRun(self._tools, layout, reader.handle, routed, shared)
+        arriving = array.array("q", chain.from_iterable((slot, *chosen.places[key.expert]) for key, slot in wave))
+        run.tell(routed, arriving, chosen.pairs)
+        return Promise(run, wave, (routed, arriving, chosen.pairs))
+
+    def _keep(self, promise: Promise, *following: tuple[int, int]) -> None:
+        """Compute what was promised, and what follows it."""
+        try:
+            self._context.run(promise.run.calls, *following)
+        except native.ReadFailedError:
+            assert self._experts.native is not None
+            for key, slot in promise.wave:
+                self._experts.native.check(key, slot)
+            raise
+        self._experts.finish()
+
+    def _settled(self, y: Float32 | Promise) -> Float32:
+        if not isinstance(y, Promise):
+            return y
+        self._keep(y)
+        return y.run.y
+
+    def add_norm(
+        self,
+        h: Float32,
+        y: Float32 | Promise,
+        weight: Weight,
+        eps: float,
+        *,
+        offset: float = 0.0,
+        multiplier: float = 1.0,
+    ) -> tuple[Float32, Float32]:
+        return super().add_norm(h, self._settled(y), weight, eps, offset=offset, multiplier=multiplier)
 
     def mix_and_route(
-        self, h: Float32, y: Float32, own: Block, parts: Sequence[Part]
+        self, h: Float32, y: Float32 | Promise, own: Block, parts: Sequence[Part]
     ) -> tuple[Float32, Routed, list[State]]:
         if len(h) != 1 or not is_usual(own):
-            return super().mix_and_route(h, y, own, parts)
+            return super().mix_and_route(h, self._settled(y), own, parts)
         (part,) = parts
-        run = self._runs.get(own.input_norm)
+        run = self._blocks.get(own.input_norm)
         if run is None:
-            run = self._runs[own.input_norm] = BlockRun(self._tools, own, part.state)
-        total, routed, state = run(self._context, h, y, part)
+            run = self._blocks[own.input_norm] = BlockRun(self._tools, own, part.state)
+        if isinstance(y, Promise):
+            total, routed, state = run.tell(h, y.run.y, part)
+            self._keep(y, run.calls)
+        else:
+            total, routed, state = run.tell(h, y, part)
+            self._context.run(run.calls)
         return total, routed, [state]
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from runtime.backends import abi, native
 from runtime.backends.facts import Beside, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_layers import NativeLayerOps, Tools, shared_memory
+from runtime.backends.native_pairs import ByExpert, by_expert, pairs_of_one
 from runtime.backends.native_rows import placed_tables
 from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.native_weights import (
@@ -85,7 +84,7 @@ class NativeOps(NativeLayerOps):
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
         self._tools = Tools(self._told, self._base, self._context.precision, shared_memory())
-        self._runs = {}
+        self._blocks, self._layers = {}, {}
         self.level = self._context.level
         self.threads = threads
         self.precision = precision
@@ -119,6 +118,13 @@ class NativeOps(NativeLayerOps):
         self._fetched = expert_ids, chosen
         self._experts.begin(layer, list(chosen.places))
 
+    def _chosen(self, layer: int, expert_ids: AnyArray) -> ByExpert:
+        """Of what was fetched, or is now."""
+        if self._fetched is None or self._fetched[0] is not expert_ids:
+            self.fetch(layer, expert_ids)
+        assert self._fetched is not None
+        return self._fetched[1]
+
     def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
         lookahead = self._experts.lookahead
         layout = self._layout.layers[layer] if layer < len(self._layout.layers) else None
@@ -137,8 +143,7 @@ class NativeOps(NativeLayerOps):
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
         y = np.empty_like(x)
-        fetched, self._fetched = self._fetched, None
-        places, pairs = fetched[1] if fetched is not None and fetched[0] is expert_ids else by_expert(expert_ids)
+        places, pairs = self._chosen(layer, expert_ids)
         left = len(places)
         with closing(self._experts.waves(layer, list(places))) as waves:
             for wave in waves:
@@ -254,28 +259,3 @@ class NativeOps(NativeLayerOps):
     def close(self) -> None:
         """End the kernels' threads."""
         self._context.close()
-
-
-class ByExpert(NamedTuple):
-    """Who chose which expert."""
-
-    places: dict[int, tuple[int, int]]  # of each expert, ascending: where in pairs it begins, and how many they are
-    pairs: AnyArray  # token * k + place, int64 [T * k], sorted by expert
-
-
-def by_expert(expert_ids: AnyArray) -> ByExpert:
-    """Of ids [T, k]."""
-    flat = expert_ids.reshape(-1)
-    pairs = flat.argsort(kind="stable")
-    if len(expert_ids) == 1:  # a token's experts are distinct: no need to look for equals, at every layer of every step
-        return ByExpert({expert: (i, 1) for i, expert in enumerate(flat[pairs].tolist())}, pairs)
-    distinct, starts, counts = np.unique(flat[pairs], return_index=True, return_counts=True)
-    places = zip(starts.tolist(), counts.tolist(), strict=True)
-    return ByExpert(dict(zip(distinct.tolist(), places, strict=True)), pairs)
-
-
-@lru_cache(maxsize=16)
-def pairs_of_one(tokens: int) -> tuple[AnyArray, int]:
-    """The pairs of an expert that every token chose and no other one, and where they lie."""
-    pairs = np.arange(tokens)
-    return pairs, pairs.ctypes.data

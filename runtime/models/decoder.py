@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, Part, Routed, Router, Routing, State, Turn, Weight
+from runtime.backends.facts import Array, Attention, Block, Part, Routed, Router, Routing, Shared, State, Turn, Weight
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
@@ -26,6 +26,7 @@ class Layer(NamedTuple):
     chunk: int | None
     uniform: bool  # neither chunks nor scales that depend on the position
     router: Router | None  # None where the layer is dense
+    shared: Shared | None
     block: Block | None  # all of this, where there are experts and nothing beside it
 
 
@@ -89,7 +90,12 @@ class Decoder:
         if router is not None and plain and c.attention_value_scale == 1:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
             block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
-        return Layer(attention, whole_norms, c.chunk(layer), c.is_uniform(layer), router, block)
+        shared = None
+        if router is not None and c.shared_expert_intermediate_size is not None:
+            shared = Shared(
+                *(self.ops.weight(f"{name}.mlp.shared_expert.{part}_proj") for part in ("gate", "up", "down"))
+            )
+        return Layer(attention, whole_norms, c.chunk(layer), c.is_uniform(layer), router, shared, block)
 
     def _attention_of(self, layer: int) -> Attention:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
@@ -119,8 +125,9 @@ class Decoder:
 
     def _router_of(self, layer: int) -> Router:
         c, weight, name = self.config, self.ops.weight, f"layers.{layer}.mlp.gate"
+        gate = (weight(f"layers.{layer}.mlp.shared_expert_gate"),) if c.shared_expert_gate else ()
         return Router(
-            (weight(name),),
+            (weight(name), *gate),
             (weight(f"{name}.bias"),) if c.router_bias else None,
             Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group),
             weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None,
@@ -179,16 +186,9 @@ class Decoder:
     # ---- feed forward
 
     def _experts(self, layer: int, routed: Routed) -> Array:
-        c, ops, name = self.config, self.ops, f"layers.{layer}.mlp"
-        x, expert_ids, routing_weights, _ = routed
-        ops.fetch(layer, expert_ids)
-        ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, x))
-        if c.shared_expert_intermediate_size is None:
-            return ops.experts(layer, x, expert_ids, routing_weights)
-        shared = self._mlp(f"{name}.shared_expert", x)
-        if c.shared_expert_gate:
-            shared = ops.sigmoid(ops.linear(x, ops.weight(f"{name}.shared_expert_gate"))) * shared
-        return ops.experts(layer, x, expert_ids, routing_weights) + shared
+        self.ops.fetch(layer, routed.expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
+        return self.ops.routed_experts(layer, routed, self._layers[layer].shared)
 
     def _guess(self, layer: int, x: Array) -> Array:
         """The experts that a later layer's router chooses for the input of this one: [T, k]."""

@@ -10,7 +10,19 @@ from functools import cached_property
 
 from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, SILU, Qwen3_5MoeConfig
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, Routing, State, Weight
+from runtime.backends.facts import (
+    Array,
+    Attention,
+    Block,
+    DeltaNet,
+    Part,
+    Routed,
+    Router,
+    Routing,
+    Shared,
+    State,
+    Weight,
+)
 from runtime.session import Sequence
 
 
@@ -35,7 +47,8 @@ class Qwen3_5Moe:
             h, routed, states = self.ops.mix_and_route(h, y, own, parts)
             for s, state in zip(sequences, states, strict=True):
                 s.states[layer] = state
-            y = self._experts(layer, routed)
+            self._fetch(layer, routed)
+            y = self.ops.routed_experts(layer, routed, self._shared[layer])
         return self.ops.add_norm(h, y, self.ops.weight("norm"), self.config.rms_norm_eps, offset=1.0)[1]
 
     def logits(self, hidden: Array) -> Array:
@@ -133,13 +146,14 @@ class Qwen3_5Moe:
         matrices = (self.ops.weight(f"{name}.gate"), self.ops.weight(f"{name}.shared_expert_gate"))
         return Router(matrices, None, Routing(self.config.top_k))
 
-    def _experts(self, layer: int, routed: Routed) -> Array:
-        ops, name = self.ops, f"layers.{layer}.mlp.shared_expert"
-        x, expert_ids, routing_weights, (gate,) = routed  # gate [T, 1]
-        ops.fetch(layer, expert_ids)
-        ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, x))
-        shared = ops.feed_forward(x, *(ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down")))
-        return ops.experts(layer, x, expert_ids, routing_weights) + ops.sigmoid(gate) * shared
+    @cached_property
+    def _shared(self) -> list[Shared]:
+        parts, layers = ("gate", "up", "down"), range(self.config.num_hidden_layers)
+        return [Shared(*(self.ops.weight(f"layers.{i}.mlp.shared_expert.{p}_proj") for p in parts)) for i in layers]
+
+    def _fetch(self, layer: int, routed: Routed) -> None:
+        self.ops.fetch(layer, routed.expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
 
     def _guess(self, layer: int, x: Array) -> Array:
         """The experts that a later layer's router chooses for the input of this one: [T, k]."""

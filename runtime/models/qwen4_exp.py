@@ -173,4 +173,7 @@ class Qwen4Exp(Qwen3_5Moe):
         return y
 
     def _moe(self, layer: int, x: Array) -> Array:
-        return self._experts(layer, self.ops.route_input(x, self._routers[layer]))
+        ops, routed = self.ops, self.ops.route_input(x, self._routers[layer])
+        self._fetch(layer, routed)
+        shared = ops.sigmoid(routed.further[0]) * ops.feed_forward(x, *self._shared[layer])
+        return ops.experts(layer, x, routed.expert_ids, routed.routing_weights) + shared

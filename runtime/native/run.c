@@ -1,5 +1,6 @@
 /* Calls that were written down beforehand. */
 #include "context.h"
+#include "reader.h"
 
 static void *pointer(int64_t argument) {
     return (void *)(intptr_t)argument;
@@ -34,7 +35,10 @@ static int32_t call(se_context *context, const se_call *call) {
     case SE_RUN_CAUSAL_CONV1D: return se_causal_conv1d(context, P(0), P(1), P(2), a[3], a[4], a[5], P(6), P(7));
     case SE_RUN_DELTA_RULE:
         return se_delta_rule(context, P(0), P(1), P(2), P(3), P(4), P(5), a[6], P(7), P(8), P(9));
+    case SE_RUN_EXPERTS_STREAMED:
+        return se_experts_streamed(context, P(0), I(1), P(2), P(3), P(4), a[5], P(6), P(7), a[8], a[9], P(10), P(11));
     case SE_RUN_COPY: return copy(P(0), a[1], a[2], a[3], P(4)), SE_OK;
+    case SE_RUN_ADD_SCALED: return context->kernels->add_scaled(P(3), P(0), *(const float *)P(1), a[2]), SE_OK;
     default: return SE_UNSUPPORTED;
     }
 #undef P
@@ -42,8 +46,10 @@ static int32_t call(se_context *context, const se_call *call) {
 #undef I
 }
 
-int32_t se_run(se_context *context, const se_call *calls, int64_t count) {
+int32_t se_run(se_context *context, const se_calls *lists, int64_t count) {
     int32_t status = SE_OK;
-    for (int64_t i = 0; i < count && status == SE_OK; i++) status = call(context, &calls[i]);
+    for (int64_t l = 0; l < count; l++) {
+        for (int64_t i = 0; i < lists[l].count && status == SE_OK; i++) status = call(context, &lists[l].calls[i]);
+    }
     return status;
 }

@@ -369,7 +369,9 @@ enum se_function {
     SE_RUN_ATTENTION = 9,
     SE_RUN_CAUSAL_CONV1D = 10,
     SE_RUN_DELTA_RULE = 11,
-    SE_RUN_COPY = 12, /* rows of `columns` values, `stride` apart, to rows that follow each other: x, rows, columns, stride, y */
+    SE_RUN_EXPERTS_STREAMED = 12, /* reader.h */
+    SE_RUN_COPY = 13,       /* rows of `columns` values, `stride` apart, side by side: x, rows, columns, stride, y */
+    SE_RUN_ADD_SCALED = 14, /* y [n] += weight [1] * x [n]: x, weight, n, y */
 };
 
 /* A call of the function of that name: what it takes after the context, in its order. Integers and addresses as they
@@ -380,9 +382,15 @@ typedef struct {
 } se_call;
 static_assert(sizeof(se_call) == 128, "mirrored in runtime/backends/abi.py");
 
-/* One call after another, until one of them is not SE_OK. What the calls of a layer are stays the same from token to
- * token: they are written down once, and between them nothing but C runs (docs/LEARNED.md 72). */
-SE_API int32_t se_run(se_context *context, const se_call *calls, int64_t count);
+typedef struct {
+    const se_call *calls;
+    int64_t count;
+} se_calls;
+static_assert(sizeof(se_calls) == 16, "mirrored in runtime/backends/abi.py");
+
+/* One call after another of one list after another, until one of them is not SE_OK. What the calls of a layer are stays
+ * the same from token to token: they are written down once, and between them nothing but C runs (docs/LEARNED.md 72). */
+SE_API int32_t se_run(se_context *context, const se_calls *lists, int64_t count);
 
 /* ---- ceilings */
 
