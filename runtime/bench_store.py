@@ -1,8 +1,10 @@
 """How near expert reads and their overlap come to what the disk allows: `make bench-store`.
 
 Containers of true geometry, cut in layers (and the vocabulary with them), are made by `repack rehearse` and removed
-afterwards. Every bar is a ratio of times taken in turns in one process; its value is the median over the rounds. The
-last line is one JSON object.
+afterwards. Every bar is a ratio of times taken in turns in one process; its value is the median over the rounds.
+What is neither read nor kernel is measured apart for layers and for what a step has once (threads, the check of its
+logits, the row of the embedding); its share is stated for the whole model's number of layers. The last line is one JSON
+object.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +83,7 @@ MODELS = {
     "Qwen3.5-397B-A17B": QWEN3_5_397B,
     "Kimi-K2": KIMI_K2_WIDE,
 }
+DEPTHS = {"Qwen3-30B-A3B": 48, "Qwen3.5-397B-A17B": 60}  # layers of the whole models, whose vocabularies are cut alike
 SHARES_OF_REST = {"Qwen3-30B-A3B": 0.10, "Qwen3.5-397B-A17B": 0.03}  # the most that is neither read nor kernel
 
 
@@ -170,6 +173,8 @@ class Scripted:
         self.without_experts = False
         self.script_s = 0.0  # that no engine spends
         self.layer = 0  # that asks for its experts next
+        self.layers_rest_s = 0.0  # from the first layer's beginning to the last one's end, neither read nor kernel
+        self._rest_began = 0.0
 
     def __getattr__(self, name: str) -> Any:  # of what is no method
         return getattr(self._ops, name)
@@ -180,7 +185,18 @@ class Scripted:
         cached, others = self._rng.permutation(np.flatnonzero(held)), self._rng.permutation(np.flatnonzero(~held))
         return np.concatenate([cached[:hits], others[:misses]])
 
+    def _rest_s(self) -> float:
+        return time.perf_counter() - self.kernel_s - self._experts.wait_s - self.script_s
+
+    def add_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Of the last layer: all others are in `mix_and_route`."""
+        normed = self._ops.add_norm(*args, **kwargs)
+        self.layers_rest_s += self._rest_s() - self._rest_began
+        return normed
+
     def mix_and_route(self, *args: Any) -> tuple[Any, Routed, Any]:
+        if self.layer == 0:
+            self._rest_began = self._rest_s()
         h, routed, states = self._ops.mix_and_route(*args)
         began = time.perf_counter()
         k = routed.expert_ids.shape[1]
@@ -198,6 +214,25 @@ class Scripted:
         return np.zeros_like(routed.x) if self.without_experts else self._ops.routed_experts(layer, routed, shared)
 
 
+class Step(NamedTuple):
+    """Seconds of a decode step."""
+
+    whole: float
+    layers_rest: float  # of the layers, neither read nor kernel
+    other_rest: float  # of what a step has once, however many layers there are: threads, the check of logits
+    row: float  # to read the token's row of the embedding, once too
+
+    @property
+    def kernels_and_reads(self) -> float:
+        return self.whole - self.layers_rest - self.other_rest - self.row
+
+
+def share_of_rest(steps: Sequence[Step], times: float) -> float:
+    """What is neither read nor kernel in steps of so many times the layers, and of such a part of the vocabulary."""
+    rest = sum(times * step.layers_rest + step.other_rest for step in steps)
+    return rest / (rest + sum(times * step.kernels_and_reads + step.row for step in steps))
+
+
 class Decoding:
     """One engine whose decode steps are taken apart."""
 
@@ -213,11 +248,11 @@ class Decoding:
         ops = self.engine.ops
         assert isinstance(ops, NativeOps)
         layers = dict(layout.moe_layers())
-        self._layers = list(layers)
+        self.layers = list(layers)
         experts, num_experts = self.engine.experts, next(iter(layers.values())).num_experts
         self.ops = Scripted(ops, experts, num_experts)
         self.engine.steps.model = replace(self.engine.steps.model, ops=self.ops)  # type: ignore[type-var]  # models are dataclasses
-        for layer in self._layers:  # every layer fills its share of the slots, and all checksums count as compared
+        for layer in self.layers:  # every layer fills its share of the slots, and all checksums count as compared
             experts.store.proven.update(ExpertKey(layer, e) for e in range(num_experts))
             for _ in experts.get(layer, list(range(num_experts // 2))):
                 pass
@@ -236,7 +271,7 @@ class Decoding:
     def reads(self) -> float:
         """Seconds of reading half of a step's experts, layer by layer, and nothing else."""
         misses = self.engine.config.top_k // 2
-        draws = [(layer, self.ops.split(layer, 0, misses).tolist()) for layer in self._layers]
+        draws = [(layer, self.ops.split(layer, 0, misses).tolist()) for layer in self.layers]
 
         def read() -> None:
             for layer, expert_ids in draws:
@@ -245,17 +280,14 @@ class Decoding:
 
         return seconds(read)
 
-    def split(self, cached_share: float) -> tuple[float, float]:
-        """Seconds of a step, and those of them in which no kernel ran and nothing waited for reads.
-
-        Reads are those of experts and that of the token's embedding.
-        """
-        before = self._kernels_and_reads_s()
-        whole = self.step(cached_share)
-        return whole, whole - (self._kernels_and_reads_s() - before)
-
-    def _kernels_and_reads_s(self) -> float:
-        return self.ops.kernel_s + self.engine.experts.wait_s + self.ops.rows_read_s
+    def split(self, cached_share: float, *, without_experts: bool = False) -> Step:
+        """A step taken apart."""
+        ops, waited = self.ops, self.engine.experts
+        before = ops.kernel_s + waited.wait_s, ops.layers_rest_s, ops.rows_read_s
+        whole = self.step(cached_share, without_experts=without_experts)
+        after = ops.kernel_s + waited.wait_s, ops.layers_rest_s, ops.rows_read_s
+        kernels_and_reads, layers_rest, row = (now - then for now, then in zip(after, before, strict=True))
+        return Step(whole, layers_rest, whole - kernels_and_reads - layers_rest - row, row)
 
 
 def decode_bars(model: str, folder: Path) -> Iterator[Bar]:
@@ -263,28 +295,34 @@ def decode_bars(model: str, folder: Path) -> Iterator[Bar]:
     decoding = Decoding(folder)
     with decoding.engine:
         ratios, rest, rest_cached, parts = [], [], [], []
+        times = DEPTHS[model] / len(decoding.layers)
         for number in range(ROUNDS + 1):
-            whole, others = zip(*(decoding.split(0.5) for _ in range(STEPS)), strict=True)
-            without = [decoding.step(0.5, without_experts=True) for _ in range(STEPS)]
+            half = [decoding.split(0.5) for _ in range(STEPS)]
+            without = [decoding.split(0.5, without_experts=True) for _ in range(STEPS)]
             reads = [decoding.reads() for _ in range(STEPS)]
-            cached, others_cached = zip(*(decoding.split(1.0) for _ in range(STEPS)), strict=True)
-            compute = statistics.median(cached) - statistics.median(without)
+            cached = [decoding.split(1.0) for _ in range(STEPS)]
             if number == 0:
                 continue  # the first round warms up
-            alone = [statistics.median(times) for times in (without, reads)] + [compute]
-            ratios.append(statistics.median(whole) / (alone[0] + max(alone[1:])))
-            rest.append(sum(others) / sum(whole))
-            rest_cached.append(sum(others_cached) / sum(cached))
-            parts.append((statistics.median(whole), *alone))
-        step, no_experts, read, compute = (1e3 * statistics.median(times) for times in zip(*parts, strict=True))
+            whole, rest_alone = (statistics.median(step.whole for step in steps) for steps in (half, without))
+            kernels = [statistics.median(step.kernels_and_reads for step in steps) for steps in (cached, without)]
+            alone = rest_alone, statistics.median(reads), kernels[0] - kernels[1]
+            ratios.append(whole / (alone[0] + max(alone[1:])))
+            rest.append(share_of_rest(half, times))
+            rest_cached.append(share_of_rest(cached, times))
+            parts.append(
+                (whole, *alone, *(s for step in (half[0], cached[0]) for s in (step.layers_rest, step.other_rest)))
+            )
+        step, no_experts, read, compute, *outside = (1e3 * statistics.median(kind) for kind in zip(*parts, strict=True))
         sys.stderr.write(
             f"{model}: step {step:.1f} ms; alone: all but experts {no_experts:.1f}, reads {read:.1f}, "
             f"experts {compute:.1f} ms\n"
+            f"{model}: neither read nor kernel, in {len(decoding.layers)} layers and besides: half cached "
+            f"{outside[0]:.2f} and {outside[1]:.2f}, all cached {outside[2]:.2f} and {outside[3]:.2f} ms\n"
         )
     yield bar(f"{model}: step / (rest + max(read, compute)), half cached", ratios, OVERHEAD, at_most=True)
-    limit = SHARES_OF_REST[model]
-    yield bar(f"{model}: neither read nor kernel, half cached", rest, limit, at_most=True)
-    yield bar(f"{model}: neither read nor kernel, all cached", rest_cached, limit, at_most=True)
+    limit, depth = SHARES_OF_REST[model], f"at {DEPTHS[model]} layers"
+    yield bar(f"{model}: neither read nor kernel {depth}, half cached", rest, limit, at_most=True)
+    yield bar(f"{model}: neither read nor kernel {depth}, all cached", rest_cached, limit, at_most=True)
 
 
 # ---- hit rates
