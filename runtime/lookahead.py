@@ -33,11 +33,15 @@ class Lookahead:
             return self.mode == "on"
         return None if self.gain is None else self.gain >= LEAST_GAIN
 
-    def guesses(self, tokens: int, share: float) -> bool:
-        """Whether to guess now, in a step of so many tokens that would choose that share of the layer's experts."""
+    def asks(self, tokens: int) -> bool:
+        """Whether a step of so many tokens may guess, so that its router is worth running."""
         if tokens > 1:
-            return self.mode == "on" or (self.mode in ("auto", "prompts") and share >= 0.5)
+            return self.mode != "off"
         return len(self._steps) % 2 == 1 if self.decided is None else self.decided
+
+    def guesses(self, tokens: int, share: float) -> bool:
+        """Whether it does, when it would choose that share of the layer's experts."""
+        return self.asks(tokens) and (tokens == 1 or self.mode == "on" or share >= 0.5)
 
     def ended(self, tokens: int, seconds: float, nbytes_read: int) -> None:
         """A step has ended."""

@@ -128,7 +128,8 @@ class NativeOps(NativeLayerOps):
     def look_ahead(self, layer: int, route: Callable[[], AnyArray]) -> None:
         lookahead = self._experts.lookahead
         layout = self._layout.layers[layer] if layer < len(self._layout.layers) else None
-        if layout is None or lookahead.decided is False:
+        assert self._fetched is not None
+        if layout is None or not lookahead.asks(len(self._fetched[0])):
             return
         expert_ids = route()
         tokens, k = expert_ids.shape

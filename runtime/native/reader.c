@@ -29,7 +29,7 @@ struct se_reader {
     pthread_cond_t work, ended;
     struct queue queues[2]; /* wanted, early */
     struct request *requests; /* [num_slots] */
-    int64_t queued; /* that are wanted */
+    int64_t queued[2];
     int64_t under_way, bytes_under_way, began_ns;
     se_reader_counters counters;
     _Atomic int32_t stopping;
@@ -49,15 +49,15 @@ static bool pending(const struct request *request) {
     return request->state == SE_SLOT_QUEUED || request->state == SE_SLOT_READING;
 }
 
-static struct queue *queue_of(se_reader *reader, const struct request *request) {
-    return &reader->queues[(request->fetch.flags & SE_FETCH_EARLY) != 0];
+static int queue_of(const struct request *request) {
+    return (request->fetch.flags & SE_FETCH_EARLY) != 0;
 }
 
 static void enqueue(se_reader *reader, int64_t slot) {
     struct request *request = &reader->requests[slot];
-    struct queue *queue = queue_of(reader, request);
+    struct queue *queue = &reader->queues[queue_of(request)];
     request->state = SE_SLOT_QUEUED;
-    reader->queued += (request->fetch.flags & SE_FETCH_EARLY) == 0;
+    reader->queued[queue_of(request)]++;
     request->next = NONE;
     request->previous = queue->last;
     *(queue->last == NONE ? &queue->first : &reader->requests[queue->last].next) = slot;
@@ -66,8 +66,8 @@ static void enqueue(se_reader *reader, int64_t slot) {
 
 static void dequeue(se_reader *reader, int64_t slot) {
     struct request *request = &reader->requests[slot];
-    struct queue *queue = queue_of(reader, request);
-    reader->queued -= (request->fetch.flags & SE_FETCH_EARLY) == 0;
+    struct queue *queue = &reader->queues[queue_of(request)];
+    reader->queued[queue_of(request)]--;
     *(request->previous == NONE ? &queue->first : &reader->requests[request->previous].next) = request->next;
     *(request->next == NONE ? &queue->last : &reader->requests[request->next].previous) = request->previous;
 }
@@ -75,14 +75,14 @@ static void dequeue(se_reader *reader, int64_t slot) {
 /* Where so many wait, reads are what all waits for: a sweep of a prompt, not the misses of one token. */
 enum { MANY_QUEUED = 8 };
 
-/* The next read that may begin, or NONE: two at once always may, so that the disk never waits for us. More, within
- * bytes_in_flight, only where many are queued: fewer at once arrive one after another, and the first is computed while
- * the next is read. A guess begins only alone: it must not be in the way of what comes. */
+/* The next read that may begin, or NONE: two at once always may, so that the disk never waits for us, of guesses one,
+ * which must not be in the way of what comes. More, within bytes_in_flight, only where many are queued: fewer at once
+ * arrive one after another, and the first is computed while the next is read. */
 static int64_t eligible(const se_reader *reader) {
-    int64_t slot = reader->queues[0].first;
-    if (slot == NONE && reader->under_way == 0) slot = reader->queues[1].first;
-    if (slot == NONE || reader->under_way < 2) return slot;
-    if (reader->queued < MANY_QUEUED) return NONE;
+    const bool early = reader->queues[0].first == NONE;
+    const int64_t slot = reader->queues[early].first;
+    if (slot == NONE || reader->under_way < (early ? 1 : 2)) return slot;
+    if (reader->queued[early] < MANY_QUEUED) return NONE;
     return reader->bytes_under_way + reader->requests[slot].fetch.nbytes <= reader->bytes_in_flight ? slot : NONE;
 }
 

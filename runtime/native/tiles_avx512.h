@@ -147,6 +147,7 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
                 UNROLL
                 for (int v = 0; v < TURNED_VECTORS; v++) d[n][v] = dot4(d[n][v], c[v], all, kind.code);
             }
+            __asm__ volatile("" ::: "memory"); /* or a compiler loads the codes of all words at once and spills the sums */
         }
     }
     UNROLL
