@@ -13,7 +13,7 @@
 enum {
     TURNED_VECTORS = 4, /* of rows */
     TURNED_ROWS = 16 * TURNED_VECTORS,
-    TURNED_TOKENS = 32,  /* whose sums are kept at a time */
+    TURNED_TOKENS = 64,  /* whose sums are kept at a time */
     SLICE_COLUMNS = 512, /* the most that are turned at a time: 32 KiB of codes */
     SLICE_WORDS = SLICE_COLUMNS / 4,
     TURNED_SUMS = 24,    /* registers for the products of some operands at a time */
