@@ -218,6 +218,15 @@ def test_guesses_are_made_and_change_no_token(demo: Path) -> None:
         assert engine.stats.lookahead.startswith(("auto: on, a step is", "auto: off, a step is"))
 
 
+@pytest.mark.parametrize("lookahead", ["prompts", "auto", "on"])
+def test_a_prompt_guesses_also_where_tokens_do_not(demo: Path, lookahead: str) -> None:
+    with Engine.open(demo, backend="native") as engine:
+        floor = engine.terms.floor_bytes
+    with Engine.open(demo, backend="native", ram_bytes=floor + 80 * (1 << 16), lookahead=lookahead) as engine:
+        engine.logits(PROMPT)
+        assert engine.stats.early_used > 0
+
+
 def test_a_damaged_expert_stops_a_native_step_and_the_next_one_works(own: Path) -> None:
     with Engine.open(own, backend="native") as engine:
         expected = engine.logits(PROMPT)
