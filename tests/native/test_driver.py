@@ -22,6 +22,7 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 CLANG = shutil.which("clang")
 STRICT = (*FLAGS, *WARNINGS, "-Werror")
 
+pytestmark = pytest.mark.timeout(600)  # compilers take minutes where others compile, too
 needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler")
 needs_cross_tools = pytest.mark.skipif(
     not (CROSS_CC and EMULATOR), reason="gcc-aarch64-linux-gnu and qemu-user-static are not installed"

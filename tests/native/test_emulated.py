@@ -25,7 +25,10 @@ HAS_SIMDE = CC is not None and not subprocess.run(
     [CC, "-E", "-include", "simde/x86/avx512.h", "-xc", os.devnull], capture_output=True, check=False
 ).returncode  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not HAS_SIMDE, reason="the headers of SIMDe are not installed")
+pytestmark = [
+    pytest.mark.skipif(not HAS_SIMDE, reason="the headers of SIMDe are not installed"),
+    pytest.mark.timeout(600),  # compilers take minutes where others compile, too
+]
 
 EMULATED = ("avx512vbmi", "avx512vnni", "avx512")
 ENCODINGS: tuple[Encoding, ...] = (
