@@ -30,7 +30,7 @@ DEEPSEEK = "tests/runtime/test_deepseek.py"
 QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS, MLX_LM = "transformers 5.23", "mlx-lm 0.32.2"
 SUPPORTED: Sequence[Supported] = (
-    Supported("deepseek_v2", "DeepSeek-V2-Lite, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
+    Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16, GGUF", TRANSFORMERS, DECODERS),

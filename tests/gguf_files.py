@@ -74,7 +74,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{
         name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
-        for name in ("deepseek_v2", "deepseek_v3_gguf", "kimi_k2", "glm4_moe_lite")
+        for name in ("deepseek_v2", "deepseek_v2_groups", "deepseek_v3_gguf", "kimi_k2", "glm4_moe_lite")
     },
     "deepseek_v32_gguf": _checkpoint("deepseek32", deepseek_tiny.CASES["deepseek_v32_gguf"], "deepseek_v32_gguf"),
     "glm_moe_dsa": _checkpoint("glm-dsa", deepseek_tiny.CASES["glm_moe_dsa"], "glm_moe_dsa"),

@@ -18,6 +18,8 @@ from formats.config.decoder import SIGMOID, SOFTMAX
 from formats.config.rope import Rope, Yarn, mscale, read_rope
 from formats.fields import Fields
 
+GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
+
 
 @dataclass(frozen=True)
 class Indexer:
@@ -127,9 +129,10 @@ class DeepseekV3Config(ModelConfig):
         only(text, "attention_bias", False)
         only(text, "moe_layer_freq", 1)
         kind = text.string("model_type")
-        scoring_func, method = (SOFTMAX, "greedy") if kind == "deepseek_v2" else (SIGMOID, "noaux_tc")
+        scoring_func = SOFTMAX if kind == "deepseek_v2" else SIGMOID
         only(text, "scoring_func", scoring_func)
-        only(text, "topk_method", method)
+        grouped = scoring_func == SIGMOID or text.string("topk_method", GREEDY) == LIMITED_GREEDY
+        only(text, "topk_method", "noaux_tc" if scoring_func == SIGMOID else LIMITED_GREEDY if grouped else GREEDY)
         if scoring_func == SOFTMAX:  # transformers multiplies, the published code either normalises or multiplies
             only(text, "norm_topk_prob", False)
         only(text, "rope_interleave", True)
@@ -168,8 +171,8 @@ class DeepseekV3Config(ModelConfig):
             qk_nope_head_dim=nope,
             qk_rope_head_dim=rope,
             v_head_dim=text.integer("v_head_dim", 1, 2**16),
-            n_group=text.integer("n_group", 1, 2**20, default=1),
-            topk_group=text.integer("topk_group", 1, 2**20, default=1),
+            n_group=text.integer("n_group", 1, 2**20, default=1) if grouped else 1,
+            topk_group=text.integer("topk_group", 1, 2**20, default=1) if grouped else 1,
             norm_topk_prob=text.boolean("norm_topk_prob", default=scoring_func == SIGMOID),
             routed_scaling_factor=text.number("routed_scaling_factor"),
             indexer=indexer,

@@ -15,7 +15,7 @@ class Routing(NamedTuple):
 
     Scores are the softmax, the sigmoid or the root of the softplus of the logits, and those of the chosen ones are the
     weights. What is compared is score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups
-    only experts of the topk_group best groups, by the sum of their two best.
+    only experts of the topk_group best groups, by the sum of their two best; of a softmax (DeepSeek-V2) by the best.
     The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
     """
 

@@ -22,7 +22,8 @@ def route(logits: Float32, routing: Routing, correction_bias: Float32 | None) ->
         compared = compared + correction_bias
     if routing.n_group > 1:
         groups = compared.reshape(len(logits), routing.n_group, -1).copy()
-        best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)  # [T, n_group]
+        ranked_by = 1 if routing.scoring_func == SOFTMAX else 2  # experts
+        best = np.sort(groups, axis=2)[..., -ranked_by:].sum(axis=2)  # [T, n_group]
         lost = np.argsort(-best, axis=1, kind="stable")[:, routing.topk_group :]
         np.put_along_axis(groups, lost[..., None], -np.inf, axis=1)
         compared = groups.reshape(scores.shape)

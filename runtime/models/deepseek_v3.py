@@ -1,6 +1,6 @@
 """DeepSeek-V3: multi-head latent attention, dense layers first, then routed experts and a shared one.
 
-Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2-Lite with other scores.
+Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2 with other scores.
 Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D hidden_size, H heads.
 """
 

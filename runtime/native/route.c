@@ -24,7 +24,7 @@ static void choose(const float *x, int64_t n, int64_t k, int64_t *ids) {
     }
 }
 
-/* Leaves only experts of the best groups, by the sum of their two best. */
+/* Leaves only experts of the best groups, by the sum of their two best; of a softmax by the best. */
 static void drop_groups(const se_routing *routing, float *compared) {
     const int64_t size = routing->num_experts / routing->n_group;
     float best[MAX_GROUPS] = {0};
@@ -32,7 +32,8 @@ static void drop_groups(const se_routing *routing, float *compared) {
     for (int64_t g = 0; g < routing->n_group; g++) {
         int64_t two[2];
         choose(compared + g * size, size, 2, two);
-        best[g] = compared[g * size + two[0]] + compared[g * size + two[1]];
+        best[g] = compared[g * size + two[0]];
+        if (routing->scoring != SE_SCORE_SOFTMAX) best[g] += compared[g * size + two[1]];
     }
     choose(best, routing->n_group, routing->topk_group, kept);
     for (int64_t g = 0; g < routing->n_group; g++) {

@@ -48,7 +48,8 @@ def chosen_by_definition(logits: list[float], routing: Routing, bias: list[float
     compared = [rank + b for rank, b in zip(ranked, bias, strict=True)]
     size = len(logits) // routing.n_group
     groups = [range(g * size, (g + 1) * size) for g in range(routing.n_group)]
-    groups.sort(key=lambda group: -sum(sorted((compared[e] for e in group), reverse=True)[:2]))
+    best = 1 if routing.scoring_func == SOFTMAX else 2  # DeepSeek-V2, DeepSeek-V3
+    groups.sort(key=lambda group: -sum(sorted((compared[e] for e in group), reverse=True)[:best]))
     allowed = [e for group in groups[: routing.topk_group] for e in group]
     ids = sorted(allowed, key=lambda e: -compared[e])[: routing.top_k]
     total = sum(scores[e] for e in ids) if routing.norm_topk_prob else 1.0
