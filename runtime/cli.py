@@ -336,6 +336,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     try:
+        if sys.stdout is None:
+            raise RequestError("stdout is closed: there is nowhere to write to")
         status = cli.main(standalone_mode=False)
         if status:
             sys.exit(status)

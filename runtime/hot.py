@@ -23,7 +23,7 @@ def hot_path(container: Path) -> Path:
 def save_hot(path: Path, uses: Uses) -> None:
     """Write the list; its name appears only when it is whole. Raises StorageError."""
     experts = [[key.layer, key.expert, round(count, 3)] for key, count in uses]
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another run may end in the same moment
     try:
         partial.write_text(json.dumps({"format": FORMAT, "version": 1, "experts": experts}, separators=(",", ":")))
         partial.replace(path)

@@ -1,6 +1,9 @@
 """config.json of published decoders, without what no code reads."""
 
+import json
 from typing import Any
+
+from formats.config import DecoderConfig, ModelConfig, read_config
 
 QWEN3_30B: dict[str, Any] = {
     "model_type": "qwen3_moe",
@@ -295,3 +298,13 @@ DECODERS: dict[str, dict[str, Any]] = {
         MIMO_V2_FLASH,
     )
 }
+
+
+def read(config: dict[str, Any]) -> ModelConfig:
+    return read_config(json.dumps(config).encode())
+
+
+def llama4(**changes: Any) -> DecoderConfig:
+    model = read({**LLAMA_4_SCOUT_TEXT, **changes})
+    assert isinstance(model, DecoderConfig)
+    return model

@@ -11,27 +11,20 @@ import pytest
 import formats
 from formats.config import (
     DecoderConfig,
-    Factors,
     Llama3,
-    ModelConfig,
     Temperature,
     Yarn,
     model_facts,
-    read_config,
     read_model_facts,
 )
 from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from formats.window import held_tokens
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B
+from tests.formats.published import DECODERS, QWEN3_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
-
-
-def read(config: dict[str, Any]) -> ModelConfig:
-    return read_config(json.dumps(config).encode())
 
 
 MIMO_SIX = ("full_attention", *("sliding_attention",) * 5)
@@ -148,54 +141,6 @@ def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() ->
     assert read(config) == read(QWEN3_30B)
 
 
-def test_yarn_is_read_in_either_of_its_forms() -> None:
-    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768}
-    published = read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **scaling}})
-    parameters = {"rope_type": "yarn", "rope_theta": 1000000.0, **scaling}
-    assert read({**QWEN3_30B, "rope_theta": None, "rope_parameters": parameters}) == published
-    factor = 0.1 * math.log(4) + 1
-    assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
-    assert published.rope.attention_factor == factor
-    assert read_model_facts(Fields(model_facts(published), "x")) == published
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("rope_theta", 1, "rope_theta is 1.0, expected a number above 1, of which YaRN takes the logarithm"),
-        ("factor", 1e-300, "rope_scaling.factor is 1e-300, expected a number from 1/1048576 to 1048576"),
-        ("beta_fast", 1e308, r"rope_scaling.beta_fast is 1e\+308, expected a number from 1/1048576 to 1048576"),
-        ("beta_slow", 0, "rope_scaling.beta_slow is 0.0, expected a number from 1/1048576 to 1048576"),
-        ("attention_factor", 0, "rope_scaling.attention_factor is 0.0, expected a number from 1/1048576 to 1048576"),
-        ("mscale_all_dim", 1e300, r"rope_scaling.mscale_all_dim is 1e\+300, expected a number from 0 to 1048576"),
-        ("swa_rope_theta", 1, "swa_rope_theta is 1.0, expected a number above 1, of which YaRN takes the logarithm"),
-    ],
-)
-def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_an_index(key: str, value: float, message: str) -> None:
-    facts = model_facts(read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **ORIGINAL}}))
-    (facts if key in facts else facts["rope_scaling"])[key] = value
-    with pytest.raises(FormatError, match=f"index.json: model.{message}"):
-        read_model_facts(Fields(facts, "index.json: model"))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("factor", 0, "rope_scaling.factor is 0, expected a number above 0"),
-        (
-            "original_max_position_embeddings",
-            0,
-            "original_max_position_embeddings is 0, expected an integer",
-        ),
-        ("mscale_all_dim", -1, "rope_scaling.mscale_all_dim is -1, expected a number of at least 0"),
-        ("attention_factor", 1e300, r"rope_scaling.attention_factor is 1e\+300, expected a number from"),
-    ],
-)
-def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_a_config(key: str, value: Any, message: str) -> None:
-    with pytest.raises(FormatError, match=f"config.json: (rope_scaling.)?{message}"):
-        read({**QWEN3_30B, "rope_scaling": {"type": "yarn", **ORIGINAL, key: value}})
-
-
 def test_qwen_says_in_two_ways_which_layers_are_dense() -> None:
     dense = {"num_hidden_layers": 4, "mlp_only_layers": [1], "decoder_sparse_step": 3, "intermediate_size": 6144}
     model = read({**QWEN3_30B, **dense})
@@ -228,12 +173,6 @@ def test_layers_of_mimo_with_a_window_have_key_heads_sinks_and_a_theta_of_their_
     # Nine layers hold every token; what the others hold of a long context is that of a cache that forgets.
     held = held_tokens(129, 2**18, 512)
     assert model.cache_values(2**18, 512) == (9 * 2**18 * 4 + 39 * held * 8) * (192 + 128)
-
-
-def llama4(**changes: Any) -> DecoderConfig:
-    model = read({**LLAMA_4_SCOUT_TEXT, **changes})
-    assert isinstance(model, DecoderConfig)
-    return model
 
 
 def test_the_text_of_llama_4_is_the_same_alone() -> None:
@@ -272,23 +211,6 @@ def test_a_run_of_tokens_shares_a_chunk_and_a_scale() -> None:
     assert llama4(attn_temperature_tuning=False).run_length(3, 8000, 500) == 500
 
 
-@pytest.mark.parametrize(("low", "high"), [(1.0, 4.0), (1.0, 1.0)])
-def test_slow_pairs_of_llama3_are_slowed_and_fast_ones_kept(low: float, high: float) -> None:
-    """transformers' _compute_llama3_parameters, pair by pair."""
-    rope = llama4(rope_scaling=LLAMA_4_SCOUT_TEXT["rope_scaling"] | {"low_freq_factor": low, "high_freq_factor": high})
-    for pair, found in enumerate(rope.rope.inv_freq):
-        plain = 500000.0 ** (-pair / 64)
-        wavelength = 2 * math.pi / plain
-        if wavelength < 8192 / high:
-            expected = plain
-        elif wavelength > 8192 / low:
-            expected = plain / 16
-        else:
-            smooth = (8192 / wavelength - low) / (high - low)
-            expected = (1 - smooth) * plain / 16 + smooth * plain
-        assert found == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -309,40 +231,6 @@ def test_slow_pairs_of_llama3_are_slowed_and_fast_ones_kept(low: float, high: fl
 def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         llama4(**{key: value})
-
-
-def test_factors_of_a_gguf_file_say_what_llama3_says() -> None:
-    model, plain = llama4(), llama4(rope_scaling=None)
-    factors = (plain.rope.inv_freq / model.rope.inv_freq).tolist()
-    found = llama4(rope_scaling={"rope_type": "factors", "factors": factors})
-    assert found.rope_scaling == Factors(tuple(factors))
-    assert found.rope.inv_freq == pytest.approx(model.rope.inv_freq, rel=1e-12)
-    assert read_model_facts(Fields(json.loads(json.dumps(model_facts(found))), "x")) == found
-
-
-@pytest.mark.parametrize("factors", [[1.0] * 63, [0.0] * 64, []])
-def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> None:
-    with pytest.raises(FormatError, match=r"rope_scaling is .*, expected 64 factors above 0"):
-        llama4(rope_scaling={"rope_type": "factors", "factors": factors})
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("factor", 0.0, "factor is 0.0, expected a number above 0"),
-        ("high_freq_factor", 0.5, "high_freq_factor is 0.5, expected low_freq_factor 1.0 or more"),
-    ],
-)
-def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: float, message: str) -> None:
-    with pytest.raises(FormatError, match=f"config.json: rope_scaling.{message}"):
-        llama4(rope_scaling=LLAMA_4_SCOUT_TEXT["rope_scaling"] | {key: value})
-
-
-def test_a_scaling_of_llama3_without_a_factor_is_refused_in_an_index() -> None:
-    facts = model_facts(llama4())
-    facts["rope_scaling"]["factor"] = 0
-    with pytest.raises(FormatError, match=r"index.json: model.rope_scaling.factor is 0.0, expected a number above 0"):
-        read_model_facts(Fields(json.loads(json.dumps(facts)), "index.json: model"))
 
 
 @pytest.mark.parametrize(

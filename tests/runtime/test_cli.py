@@ -4,8 +4,6 @@ import errno
 import io
 import json
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from runtime.cli import show_text
 from runtime.options import Size
 from runtime.sampling import Sampler
 from runtime.stats import Stats
-from tests.runtime.helpers import FIXTURES, PLENTY, STREAM_RUN, Command, Outcome, flip, floor_bytes, one_line
+from tests.runtime.helpers import FIXTURES, PLENTY, Command, Outcome, flip, floor_bytes, one_line
 
 PROMPT = "It was a fine morning, and Elizabeth"
 GREEDY = ("--raw", "--temp", "0", "-n", "4")
@@ -305,6 +303,46 @@ def test_a_wrong_option_is_a_usage_error(command: Command, demo4: Path, words: t
     usage_error(command(demo4, "-p", PROMPT, *words))
 
 
+def test_floors_are_those_that_the_engine_keeps(command: Command, demo4: Path) -> None:
+    floor = floor_bytes(demo4, threads=2)
+    assert command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor)).status == 0
+    one_line(command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor - 1)))
+
+
+def test_an_error_after_some_text_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces(text: str) -> Iterator[str]:
+        yield from text
+        raise RequestError("damaged")
+
+    for text, shown in (("It was", "It was\n"), ("", "")):
+        with pytest.raises(RequestError):
+            show_text(pieces(text))
+        assert capsys.readouterr().out == shown
+
+
+def test_a_file_that_may_not_be_read_is_one_line(command: Command, own4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, at_most: int) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("formats.container._read", refuse)
+    assert one_line(command(own4, "-p", PROMPT)) == f"{own4}/index.json: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-p", "x", "--temp", "nan"), "temperature is nan, expected a finite number of at least 0"),
+        (("-p", "x", "--seed", "-1"), "seed is -1, expected an integer of at least 0"),
+        (("-p", "x", "--stop", ""), "stop: holds an empty string, expected text"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_weights_are_read(
+    command: Command, demo4: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("runtime.cli.open_engine", None)
+    assert one_line(command(demo4, *words)) == message
+
+
 # ---- sizes
 
 
@@ -333,104 +371,3 @@ def test_a_size_is_a_number_and_a_unit(text: str, nbytes: int) -> None:
 def test_anything_else_is_no_size(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is no size such as 2GiB or 1500MB"):
         Size().convert(text, None, None)
-
-
-# ---- a process of its own
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_with_status_130_and_keeps_what_was_said(demo4: Path) -> None:
-    words = [*STREAM_RUN, str(demo4), "-p", PROMPT, "--raw", "-n", "100000", "--ignore-eos", "--seed", "1"]
-    with subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        first = process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert first
-    assert process.returncode == 130
-    assert b"Traceback" not in err
-
-
-def test_a_reader_that_goes_away_is_no_traceback(demo4: Path) -> None:
-    words = [*STREAM_RUN, str(demo4), "-p", PROMPT, "--raw", "-n", "100000", "--ignore-eos", "--seed", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(1)
-        process.stdout.close()
-        err = process.stderr.read()
-        assert process.wait(timeout=60) == 1
-    assert b"Traceback" not in err
-
-
-def test_floors_are_those_that_the_engine_keeps(command: Command, demo4: Path) -> None:
-    floor = floor_bytes(demo4, threads=2)
-    assert command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor)).status == 0
-    one_line(command(demo4, "-p", PROMPT, *GREEDY, "-t", "2", "--ram", str(floor - 1)))
-
-
-def test_an_error_after_some_text_begins_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    def pieces(text: str) -> Iterator[str]:
-        yield from text
-        raise RequestError("damaged")
-
-    for text, shown in (("It was", "It was\n"), ("", "")):
-        with pytest.raises(RequestError):
-            show_text(pieces(text))
-        assert capsys.readouterr().out == shown
-
-
-# ---- streams and files that refuse
-
-
-def in_a_shell(words: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """stream-run as $RUN in a command line of sh, with arguments as $1, $2..."""
-    command = [f'run() {{ "{sys.executable}" -c "from runtime.cli import main; main()" "$@"; }}; {words}', "sh"]
-    return subprocess.run(["sh", "-c", *command, *arguments], capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.mark.parametrize("words", ['run plan "$1"', 'run "$1" -p It --raw -n 2', "run --help"])
-def test_a_full_disk_behind_stdout_is_one_line(demo4: Path, words: str) -> None:
-    done = in_a_shell(f"{words} >/dev/full", str(demo4))
-    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
-        1,
-        ["error: the output cannot be written (No space left on device)"],
-    )
-    assert "Traceback" not in done.stderr
-
-
-def test_closed_streams_are_no_traceback(demo4: Path) -> None:
-    assert in_a_shell('run "$1" -p It --raw -n 2 >&-', str(demo4)).returncode == 0
-    done = in_a_shell('run "$1" <&-', str(demo4))
-    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
-        2,
-        ["Error: stdin is closed: the prompt must come from -p or -f"],
-    )
-
-
-def test_a_file_that_may_not_be_read_is_one_line(command: Command, own4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, at_most: int) -> bytes:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr("formats.container._read", refuse)
-    assert one_line(command(own4, "-p", PROMPT)) == f"{own4}/index.json: Permission denied"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("-p", "x", "--temp", "nan"), "temperature is nan, expected a finite number of at least 0"),
-        (("-p", "x", "--seed", "-1"), "seed is -1, expected an integer of at least 0"),
-        (("-p", "x", "--stop", ""), "stop: holds an empty string, expected text"),
-    ],
-)
-def test_what_is_out_of_range_is_refused_before_weights_are_read(
-    command: Command, demo4: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
-) -> None:
-    monkeypatch.setattr("runtime.cli.open_engine", None)
-    assert one_line(command(demo4, *words)) == message
