@@ -24,14 +24,14 @@ SOURCES = (
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 X86_SOURCES: dict[str, tuple[str, ...]] = {
-    "encode_affine_avx2": _AVX2,
-    "encode_affine_avx512": _AVX512,
-    "loops_avx2": _AVX2,
-    "loops_avx512": _AVX512,
-    "kernels_avx2": _AVX2,
     "kernels_avx512": _AVX512,
     "kernels_avx512vnni": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512vbmi": (*_AVX512, "-mavx512vnni", "-mavx512vbmi"),
+    "kernels_avx2": _AVX2,
+    "loops_avx2": _AVX2,
+    "loops_avx512": _AVX512,
+    "encode_affine_avx2": _AVX2,
+    "encode_affine_avx512": _AVX512,
 }
 ARM_SOURCES: dict[str, tuple[str, ...]] = {"kernels_neon": ("-march=armv8.2-a+dotprod",)}
 # No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.
@@ -56,12 +56,12 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic on
 
 
 def sources_of(machine: str) -> dict[str, tuple[str, ...]]:
-    """Every source for a machine (as platform.machine has it), and its flags."""
+    """Every source for a machine (as platform.machine has it), and its flags; what compiles longest comes first."""
     levels: dict[str, dict[str, tuple[str, ...]]] = {
         "x86_64": X86_SOURCES, "AMD64": X86_SOURCES,
         "aarch64": ARM_SOURCES, "arm64": ARM_SOURCES,
     }  # fmt: skip
-    return {**dict.fromkeys(SOURCES, ()), **levels.get(machine, {})}
+    return {**levels.get(machine, {}), **dict.fromkeys(SOURCES, ())}
 
 
 def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNINGS) -> Path:
