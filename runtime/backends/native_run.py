@@ -2,7 +2,7 @@
 
 import array
 import ctypes
-import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,9 @@ class Run:
         if argument is None:
             return 0
         if isinstance(argument, float):
-            return int.from_bytes(struct.pack("<f", argument), "little")
+            return int.from_bytes(
+                bytes(ctypes.c_float(argument)), sys.byteorder
+            )  # beyond float32: infinite, as in a call
         if isinstance(argument, int):
             return argument
         self._kept.append(argument)
