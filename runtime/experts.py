@@ -98,7 +98,8 @@ class Experts:
     def finish(self) -> None:
         """End the leases of `whole`, whose reads have ended."""
         assert self._begun is not None
-        assert next(self._begun[2], None) is None
+        following = next(self._begun[2], None)  # asking for it ends the leases
+        assert following is None
         self._begun = None
 
     def get(self, layer: int, expert_ids: Sequence[int]) -> Generator[tuple[int, AnyArray], None, None]:
