@@ -78,20 +78,37 @@ class Journal:
 
 
 def open_locked(path: Path, flags: int) -> int | None:
-    """A descriptor of the file with an exclusive lock, None while somebody else has it. Raises OSError."""
+    """A descriptor of the file with an exclusive lock, None while somebody else has one. Raises OSError.
+
+    Who only looks whether there is one (`is_locked`) holds a shared lock for that moment, and is waited for.
+    """
     while True:
         fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_same_file(fd, path):
+            if not try_lock(fd, fcntl.LOCK_EX):
+                if not try_lock(fd, fcntl.LOCK_SH):
+                    os.close(fd)
+                    return None
+            elif is_same_file(fd, path):
                 return fd
-        except BlockingIOError:
-            os.close(fd)
-            return None
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # it was removed between our open and our lock
+        os.close(fd)  # somebody looked, or it was removed between our open and our lock
+
+
+def is_locked(fd: int) -> bool:
+    """Whether another descriptor of the file has an exclusive lock; `fd` is to be closed after. Raises OSError."""
+    return not try_lock(fd, fcntl.LOCK_SH)
+
+
+def try_lock(fd: int, kind: int) -> bool:
+    """Whether the lock could be had at once. Raises OSError."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_same_file(fd: int, path: Path) -> bool:

@@ -5,7 +5,6 @@ looks at OUT before it touches anything, and now and then afterwards: the conver
 lock on its file there.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -15,6 +14,7 @@ from formats import __version__
 from formats.container import CONVERTING_FILE
 from formats.errors import StorageError
 from formats.index import INDEX_FILE
+from repack.journal import is_locked
 from repack.output import fingerprint_id
 from repack.writer import FileResult, FileTask, write_file
 
@@ -57,11 +57,6 @@ class Wanted:
         with open(fd, "rb") as file:
             if fingerprint_id(json.load(file)) != self._conversion:
                 raise StorageError(f"{self._out}: another conversion is writing it")
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                locked = True
-            else:
-                locked = False
+            locked = is_locked(fd)
         if not locked or (self._out / INDEX_FILE).exists():
             raise StorageError(f"{self._out}: the conversion has ended")

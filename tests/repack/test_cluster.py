@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +26,7 @@ from repack.convert import Conversion, convert, prepare
 from repack.output import begin, fingerprint_id, locked
 from repack.plan import FilePlan, Options
 from repack.sources.folder import FolderSource
-from repack.workers import write_on_worker
+from repack.workers import Wanted, write_on_worker
 from repack.writer import FileTask, write_file
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
 from tests.repack.hub_server import serve
@@ -240,6 +242,33 @@ def test_a_worker_stops_when_the_conversion_has_ended(
     with pytest.raises(StorageError, match="the conversion has ended"):
         write_on_worker(others[0])
     assert not list(out.rglob("*.partial"))
+
+
+def test_workers_that_look_are_in_nobodys_way(folder: Path, tmp_path: Path) -> None:
+    conversion, out = prepare(FolderSource(folder), Options()), tmp_path / "out"
+    with locked(out):
+        begun(conversion, out)
+    late, over = Wanted(out, fingerprint_id(conversion.fingerprint())), threading.Event()
+
+    def keep_looking() -> int:
+        looks = 0
+        while not over.is_set():
+            with suppress(StorageError):
+                late.look()
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(2) as pool:
+        lookers = [pool.submit(keep_looking) for _ in range(2)]
+        try:
+            for _ in range(1000):
+                with locked(out):
+                    pass
+        finally:
+            over.set()
+    assert all(looker.result() for looker in lookers)
+    with locked(out), pytest.raises(StorageError, match="another conversion is writing it"):
+        locked(out).__enter__()
 
 
 def test_a_late_worker_touches_nothing_of_a_finished_container(
