@@ -29,6 +29,7 @@ class Tensor(NamedTuple):
     source: str = ""  # its name in a source, where that is another
     also: str = ""  # its name in another carrier, MLX or GGUF
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
+    padded: str = ""  # its shape as published, where that has more at its end than is meant
 
     @property
     def base(self) -> str:
@@ -85,6 +86,7 @@ class Family:
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
     routers: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # more of a layer, by mlp_layer_types
+    mlx: bool = True  # mlx-lm has this model, and so names of its own for the tensors
     never_quantized: tuple[str, ...] = ()  # modules or globs, beside those that no family quantizes
     embedding: Tensor = EMBEDDING
     head: Tensor = LM_HEAD
@@ -99,7 +101,7 @@ class Family:
         prefix = self.prefixes[0]
 
         def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-            return prefix + tensor.published, self.shape(tensor.shape, config), tensor.dtype
+            return prefix + tensor.published, self.shape(tensor.padded or tensor.shape, config), tensor.dtype
 
         yield named(prefix, self.embedding)
         for i in range(config.num_hidden_layers):
@@ -109,7 +111,7 @@ class Family:
                 yield from self._experts(rule, f"{prefix}layers.{i}.", config)
         for shard in self.ngram_shards(config):
             yield named(f"{prefix}layers.{config.ngram_layer}.", shard)
-        for tensor in self.last:
+        for tensor in _present(self.last, config):
             yield named(prefix, tensor)
         if not config.tie_word_embeddings:
             yield named(head_prefix(prefix), self.head)
@@ -131,7 +133,7 @@ class Family:
         for i in range(config.num_hidden_layers):
             for tensor in self.layer_tensors(config, i):
                 yield f"layers.{i}.", tensor
-        for tensor in self.last:
+        for tensor in _present(self.last, config):
             yield "", tensor
 
     def stored_shape(self, tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:
@@ -146,7 +148,7 @@ class Family:
         tensors = added + self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
         if self.routers:
             tensors += self.routers[config.mlp_layer_types[layer]]
-        return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
+        return _present(tensors, config)
 
     def ngram_shards(self, config: ModelConfig) -> Iterator[Tensor]:
         """The parts that the embedding of n-grams is published in, in the order of their rows."""
@@ -167,6 +169,10 @@ class Family:
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
             return self.extra_layers
         return None
+
+
+def _present(tensors: tuple[Tensor, ...], config: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor for tensor in tensors if tensor.when is None or tensor.when(config))
 
 
 def head_prefix(prefix: str) -> str:

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
-from formats.config import DeepseekV3Config, ModelConfig
+from formats.config import ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
 from formats.encodings.sources.expert_ids import INTEGERS
-from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.families import FAMILIES
 from formats.family import LM_HEAD, NGRAM_SCALE, Experts, Tensor, head_prefix
@@ -24,14 +22,13 @@ from formats.layout import (
     layer_file,
     place_resident,
 )
-from formats.quantization import Quantization
+from formats.quantization import MLX, Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
+from repack.carriers import in_one_form, said_of_parts
 from repack.detect import Found, Module, activation_scales, is_there, take_module
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
-SPLIT_KV_B = ".self_attn.embed_q.weight"
-NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 RESIDENT_GROUP_SIZES = (64, 32)  # the first that divides a tensor's width
 
 
@@ -49,6 +46,11 @@ def make_plan(
     """
     if options.requantize and (options.bits == 16 or options.resident_bits == 16):
         raise RequestError("--requantize rounds to fewer bits, expected --bits and --resident-bits of 4 or 8")
+    if quantization is not None and quantization.method == MLX and not FAMILIES[config.model_type].mlx:
+        raise UnsupportedError(
+            f"{quantization.where}: {config.model_type} as MLX quantizes it is not implemented, expected a checkpoint "
+            "in its publisher's names, or GGUF"
+        )
     return _Planner(tensors, config, options, quantization).plan()
 
 
@@ -63,17 +65,13 @@ class _Planner:
         quantization: Quantization | None,
     ) -> None:
         self.family = FAMILIES[config.model_type]
-        self.left = without_added_ones(tensors) if self.family.norms_around_zero else dict(tensors)
+        self.left, self.config = in_one_form(tensors, config)
         self.options = options
-        self.quantization = quantization
+        self.quantization = quantization and said_of_parts(quantization)
         self.prefix = next(
             (prefix for prefix in self.family.prefixes if prefix + self.family.embedding.published in tensors),
             self.family.prefixes[0],
         )
-        self.config = config
-        if isinstance(config, DeepseekV3Config) and any(name.endswith(SPLIT_KV_B) for name in tensors):
-            self.config = replace(config, kv_b_split=True)
-            self.left = without_head_axes(self.left)
         self.resident: list[ResidentTensor] = []
         self.matrices: list[SourceMatrix] = []
         self.quantized = 0  # matrices that arrived so
@@ -291,27 +289,6 @@ class _Planner:
             reasons.setdefault(known, []).append(tensor)
         for what, tensors in sorted(reasons.items()):
             yield Skipped(what, len(tensors), sum(tensor.nbytes for tensor in tensors))
-
-
-def without_added_ones(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """Norms around zero, which MLX stores around one: it is told by its convolutions, [channels, kernel, 1]."""
-    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1] == 1 for name, tensor in tensors.items())
-    if not by_mlx:
-        return dict(tensors)
-    return {
-        name: tensor._replace(adjustment=MINUS_ONE) if name.endswith(NORMS_AROUND_ZERO) else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def without_head_axes(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """MLX's halves of kv_b_proj, [heads, rows, columns], as matrices."""
-    return {
-        name: tensor._replace(shape=(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:]))
-        if len(tensor.shape) == 3 and name.split(".")[-2] in ("embed_q", "unembed_out")
-        else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def _exact(matrix: SourceMatrix) -> Encoding:

@@ -44,7 +44,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4, NVFP4, MLX", TRANSFORMERS, DEEPSEEK),
-    Supported("kimi_k3", "Kimi-K3 (text)", "MXFP4, bf16", MLX_LM, DECODERS),
+    Supported("kimi_k3", "Kimi-K3 (text)", "MXFP4, bf16, MLX, GGUF", MLX_LM, DECODERS),
     Supported("kimi_linear", "Kimi-Linear-48B-A3B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4", "Llama-4-Scout, Maverick (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4_text", "the language model of Llama 4 alone", "bf16", TRANSFORMERS, DECODERS),

@@ -1,6 +1,7 @@
 """The tensors of a checkpoint as llama.cpp's converter makes them, written anew; its recorded hashes prove it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
     return values
 
 
-KIMI = ("kimi-linear",)
+KIMI = ("kimi-linear", "kimi-k3")
 AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss", "gemma4")  # as they name the second norm of a layer
 
 
@@ -48,6 +49,7 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_qwen4(_stacked(values, config["num_hidden_layers"]), config)
     else:
         values = {_by_mlx(name): value for name, value in values.items()} if architecture in KIMI else values
+        values = _of_kimi_k3(values, config) if architecture == "kimi-k3" else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
     outside = {_short(hf): gguf_name for gguf_name, hf in ARCHITECTURES[architecture].outside.items()}
@@ -60,6 +62,12 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
             result[outside[name]] = _changed(name, value, architecture, config)
         elif name.startswith("layers.") and int(words[1]) < config["num_hidden_layers"]:
             rest = names[words[2]]
+            if (
+                architecture == "kimi-k3"
+                and rest == "attn_gate.weight"
+                and f"layers.{words[1]}.self_attn.A_log" in values
+            ):
+                rest = "ssm_g.weight"  # two names for the gates of two kinds of layers
             if words[2] == "post_attention_layernorm.weight":
                 rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
@@ -85,7 +93,7 @@ def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
     for i in range(num_layers):
         at = f"layers.{i}."
         experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
-        experts = {name: value for name, value in experts.items() if "shared_expert" not in name}
+        experts = {name: value for name, value in experts.items() if not re.search("(shared|routed)_expert", name)}
         if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
             continue
         experts |= {name: value for name, value in values.items() if name.startswith(at) and "put_linear" in name}
@@ -199,6 +207,24 @@ def _of_deepseek4(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
             result[f"{stem.replace('{}.', '')}.weight"] = np.stack(blocks)
         elif not rest and not name.startswith("mtp."):
             result[name] = value.astype("<i4") if name.endswith("tid2eid") else value
+    return result
+
+
+def _of_kimi_k3(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Norm and projection of attention residuals as their product, A_log of heads alone, MXFP4 in ggml's blocks."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if name.endswith("res_norm.weight"):
+            at = name.removesuffix("_norm.weight")
+            result[f"{at}_score.weight"] = value * values[f"{at}_proj.weight"][0]
+        elif name.endswith("A_log"):
+            result[name] = value[: config["linear_attn_config"]["num_heads"]]
+        elif name.endswith("weight_packed"):
+            result[name.removesuffix("_packed")] = _mxfp4(value, values[name.replace("_packed", "_scale")])
+        elif not name.startswith(("vision_tower.", "mm_projector.")) and not name.endswith(
+            ("res_proj.weight", "_scale")
+        ):
+            result[name] = value
     return result
 
 

@@ -16,6 +16,7 @@ class KimiK3Config(KimiLinearConfig):
     routed_expert_hidden_size: int  # of what experts read and give
     activation_situ_beta: float
     activation_situ_linear_beta: float
+    attn_res_fused: bool = False  # norm and projection of attention residuals stand as their product, as in GGUF files
 
     @property
     def expert_hidden_size(self) -> int:
@@ -36,8 +37,6 @@ class KimiK3Config(KimiLinearConfig):
         self.require(where, self.gate_lower_bound < 0, "gate_lower_bound", "a number below 0")
         for key in ("activation_situ_beta", "activation_situ_linear_beta"):
             self.require(where, getattr(self, key) > 0, key, "a number above 0")
-        fits = self.linear_num_heads <= self.linear_head_dim  # as A_log is padded to it
-        self.require(where, fits, "linear_num_heads", f"at most linear_head_dim {self.linear_head_dim}")
 
     @classmethod
     def read(cls, outer: Fields) -> "KimiK3Config":

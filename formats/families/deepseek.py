@@ -140,10 +140,19 @@ def _kimi_k3_dims(config: KimiK3Config) -> Mapping[str, int]:
 
 
 def _attention_residual(name: str) -> tuple[Tensor, ...]:
-    return Tensor(f"{name}_norm", "D"), Tensor(f"{name}_proj", "1 D", keep=True)
+    return (
+        Tensor(f"{name}_norm", "D", when=lambda config: not config.attn_res_fused),
+        Tensor(f"{name}_proj", "1 D", keep=True, when=lambda config: not config.attn_res_fused),
+        Tensor(f"{name}_score", "1 D", keep=True, when=lambda config: config.attn_res_fused),
+    )
 
 
-A_LOG = Tensor("self_attn.A_log", "d", suffix="", dtype="F32")  # of the heads, and zeros up to the width of one
+def _routed(name: str, shape: str) -> Tensor:
+    """Beside the experts, by its published name and by MLX's."""
+    return Tensor(f"mlp.{name}", shape, source=f"block_sparse_moe.{name}", also=f"mlp.{name}")
+
+
+A_LOG = Tensor("self_attn.A_log", "H", suffix="", dtype="F32", padded="d")  # with zeros up to the width of a head
 IN_F32 = ("self_attn.q_conv1d", "self_attn.k_conv1d", "self_attn.v_conv1d", "self_attn.o_norm", "self_attn.dt_bias")
 KIMI_K3 = replace(
     KIMI_LINEAR,
@@ -166,9 +175,9 @@ KIMI_K3 = replace(
     after_mixer=(*_attention_residual("mlp_res"), *KIMI_LINEAR.after_mixer),
     moe=(
         *KIMI_LINEAR.moe,
-        Tensor("mlp.routed_expert_down_proj", "l D", source="block_sparse_moe.routed_expert_down_proj"),
-        Tensor("mlp.routed_expert_norm", "l", source="block_sparse_moe.routed_expert_norm"),
-        Tensor("mlp.routed_expert_up_proj", "D l", source="block_sparse_moe.routed_expert_up_proj"),
+        _routed("routed_expert_down_proj", "l D"),
+        _routed("routed_expert_norm", "l"),
+        _routed("routed_expert_up_proj", "D l"),
     ),
     expert_layouts=tuple(
         tuple(rule._replace(shape=rule.shape.replace("D", "l")) for rule in layout)

@@ -77,6 +77,7 @@ _INDEXER = (
 
 DEEPSEEK_V4 = Family(
     prefixes=("",),
+    mlx=False,
     dims=_dims,
     before_mixer=(*_hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
     mixers={

@@ -42,6 +42,7 @@ QWEN4_EXP = Family(
     prefixes=("model.language_model.", "model."),
     dims=_qwen4_dims,
     norms_around_zero=True,
+    mlx=False,
     ngrams=(
         Tensor("ple.key_proj", "sD n"),
         Tensor("ple.value_proj", "D n"),

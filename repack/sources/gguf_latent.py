@@ -74,6 +74,24 @@ def kimi_linear_config(keys: Keys) -> Config:
     }
 
 
+def kimi_k3_config(keys: Keys) -> Config:
+    """Kimi K3, whose gates and norm behind the experts are tensors, and no keys."""
+    keys.only("rope.scaling.type", "none")
+    config = _delta_config(keys)
+    config["linear_attn_config"] |= {"gate_lower_bound": keys["kda.gate_lower_bound"], "use_full_rank_gate": True}
+    return config | {
+        "model_type": "kimi_k3",
+        "hidden_act": "situ",
+        "activation_situ_beta": keys["activation.situ_beta"],
+        "activation_situ_linear_beta": keys["activation.situ_linear_beta"],
+        "attn_res_block_size": keys["attn_res.block_size"],
+        "latent_moe_use_norm": True,
+        "mla_use_output_gate": True,
+        "moe_renormalize": keys.get("expert_weights_norm", False),
+        "routed_expert_hidden_size": keys["expert_latent_length"],
+    }
+
+
 def _delta_config(keys: Keys) -> Config:
     """Layers with latent attention without positions, and those with delta attention, which have no heads of keys."""
     keys.only("expert_gating_func", SIGMOID)

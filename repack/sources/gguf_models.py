@@ -26,7 +26,13 @@ from repack.sources.gguf_keys import (
     groups,
     linear_attention_config,
 )
-from repack.sources.gguf_latent import deepseek_v3_config, deepseek_v32_config, glm_moe_dsa_config, kimi_linear_config
+from repack.sources.gguf_latent import (
+    deepseek_v3_config,
+    deepseek_v32_config,
+    glm_moe_dsa_config,
+    kimi_k3_config,
+    kimi_linear_config,
+)
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
     BESIDE_EXPERTS,
@@ -36,9 +42,11 @@ from repack.sources.gguf_names import (
     EXPERTS,
     FEED_FORWARD,
     INDEXER,
+    KIMI_K3,
     LATENT_ATTENTION,
     LINEAR_ATTENTION,
     OUTSIDE,
+    OUTSIDE_KIMI_K3,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     ZERO_CENTRED,
@@ -181,6 +189,7 @@ def _llama4(keys: Keys) -> Config:
 
 
 _DEEPSEEK = COMMON | SHARED_EXPERTS | CORRECTION_BIAS | LATENT_ATTENTION
+_KIMI_LINEAR = COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION
 ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture("qwen2_moe", _qwen2_moe, COMMON | SHARED_EXPERT),
     "qwen3moe": Architecture("qwen3_moe", _qwen3_moe, COMMON),
@@ -201,12 +210,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deepseek2": Architecture("deepseek_v3", deepseek_v3_config, _DEEPSEEK),
     "deepseek32": Architecture("deepseek_v32", deepseek_v32_config, _DEEPSEEK | INDEXER),
     "glm-dsa": Architecture("glm_moe_dsa", glm_moe_dsa_config, _DEEPSEEK | INDEXER),
-    "kimi-linear": Architecture(
-        "kimi_linear",
-        kimi_linear_config,
-        COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION,
-        {"ssm_a": LOG_OF_MINUS},
+    "kimi-k3": Architecture(
+        "kimi_k3", kimi_k3_config, _KIMI_LINEAR | KIMI_K3, {"ssm_a": LOG_OF_MINUS}, outside=OUTSIDE_KIMI_K3
     ),
+    "kimi-linear": Architecture("kimi_linear", kimi_linear_config, _KIMI_LINEAR, {"ssm_a": LOG_OF_MINUS}),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",

@@ -93,6 +93,15 @@ DELTA_ATTENTION = {
     "ssm_norm.weight": "self_attn.o_norm.weight",
     "exp_probs_b.bias": "mlp.e_score_correction_bias",
 }
+KIMI_K3 = {  # beside what Kimi Linear has; two kinds of layers have a gate, under two names
+    "ssm_g.weight": "self_attn.g_proj.weight",
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "attn_res_score.weight": "self_attention_res_score.weight",
+    "ffn_res_score.weight": "mlp_res_score.weight",
+    **{f"ffn_routed_{part}.weight": f"mlp.routed_expert_{part}_proj.weight" for part in ("down", "up")},
+    "ffn_routed_norm.weight": "mlp.routed_expert_norm.weight",
+}
+OUTSIDE_KIMI_K3 = OUTSIDE | {"output_res_score.weight": "model.output_attn_res_score.weight"}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
     "post_attention_norm.weight": MINUS_ONE,

@@ -84,8 +84,8 @@ class Ops(Protocol):
         a_log [H]: each for C / H channels that follow each other.
         """
 
-    def bounded_decay(self, a: Array, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Array:
-        """As `decay`, but lower_bound * sigmoid(exp(a_log) * (a + dt_bias)), with the first `heads` values of a_log."""
+    def bounded_decay(self, a: Array, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Array:
+        """As `decay`, but lower_bound * sigmoid(exp(a_log) * (a + dt_bias))."""
 
     def softmax(self, x: Array) -> Array:
         """Over the last axis, which is short."""

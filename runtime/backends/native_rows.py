@@ -69,9 +69,10 @@ class NativeRowOps(CompressedOps):
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
-    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
-        by_head = (a + self._told.vector(dt_bias)).reshape(len(a), heads, -1)
-        bounded = self.sigmoid(self._told.exponents(a_log, heads)[:, None] * by_head) * np.float32(lower_bound)
+    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Float32:
+        rate = self._told.exponents(a_log)[:, None]  # [H, 1]
+        by_head = (a + self._told.vector(dt_bias)).reshape(len(a), len(rate), -1)
+        bounded = self.sigmoid(rate * by_head) * np.float32(lower_bound)
         return bounded.reshape(a.shape)
 
     def softmax(self, x: Float32) -> Float32:

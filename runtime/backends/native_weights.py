@@ -117,9 +117,9 @@ def _taps(weight: Weight, dilation: int, channels: int) -> Float32:
     return taps
 
 
-def _exponents(weight: Weight, number: int) -> Float32:
-    """exp of a vector's first values by the C library, whose exp does not depend on the instruction set."""
-    return np.array([math.exp(x) for x in weight.vector()[:number]], np.float32)
+def _exponents(weight: Weight) -> Float32:
+    """exp of a vector by the C library, whose exp does not depend on the instruction set."""
+    return np.array([math.exp(x) for x in weight.vector()], np.float32)
 
 
 def _row_groups(weight: Weight, groups: int, base: int) -> list[Matrix]:

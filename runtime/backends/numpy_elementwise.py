@@ -50,9 +50,9 @@ class ElementwiseOps:
         rate = np.exp(a_log.vector())
         return -np.repeat(rate, a.shape[1] // len(rate)) * softplus
 
-    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, heads: int, lower_bound: float) -> Float32:
-        rate = np.repeat(np.exp(a_log.vector()[:heads]), a.shape[1] // heads)
-        return np.float32(lower_bound) * self.sigmoid(rate * (a + dt_bias.vector()))
+    def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Float32:
+        rate = np.exp(a_log.vector())
+        return np.float32(lower_bound) * self.sigmoid(np.repeat(rate, a.shape[1] // len(rate)) * (a + dt_bias.vector()))
 
     def softmax(self, x: Float32) -> Float32:
         return softmax(x)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from formats.config import KimiK3Config
 from runtime.backends.facts import Array
 from runtime.models.kimi_linear import KimiLinear, Weights
+from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
 
@@ -41,10 +42,12 @@ class KimiK3(KimiLinear):
         """The mean of what blocks began with and of h [T, D], weighed by the softmax of a score of each: [T, D]."""
         if not begun:
             return h
-        ops, d = self.ops, self.config.hidden_size
+        ops, c = self.ops, self.config
         values = ops.concatenate([*begun, h[:, None]], axis=1)  # [T, N, D]
-        normed = self._norm(values.reshape(-1, d), f"{name}_norm")
-        scores = ops.linear(normed, ops.weight(f"{name}_proj")).reshape(-1, values.shape[1])
+        x = values.reshape(-1, c.hidden_size)
+        normed = unit_norm(ops, x, c.rms_norm_eps) if c.attn_res_fused else self._norm(x, f"{name}_norm")
+        projection = ops.weight(f"{name}_score" if c.attn_res_fused else f"{name}_proj")
+        scores = ops.linear(normed, projection).reshape(-1, values.shape[1])
         return ops.collapse_streams(values, ops.softmax(scores))
 
     # ---- attention
@@ -55,7 +58,7 @@ class KimiK3(KimiLinear):
 
     def _log_decay(self, f: Array, w: Weights) -> Array:
         c = self.config
-        return self.ops.bounded_decay(f, w("dt_bias"), w("A_log"), c.linear_num_heads, c.gate_lower_bound)
+        return self.ops.bounded_decay(f, w("dt_bias"), w("A_log"), c.gate_lower_bound)
 
     def _output_gate(self, g: Array, w: Weights) -> Array:
         return self.ops.sigmoid(g)

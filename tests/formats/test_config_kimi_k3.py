@@ -66,7 +66,6 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         ("use_full_rank_gate", False, "use_full_rank_gate is False, only True is implemented"),
         ("gate_lower_bound", None, "gate_lower_bound is missing"),
         ("gate_lower_bound", 1, "linear_attn_config.gate_lower_bound is 1.0, expected a number below 0"),
-        ("num_heads", 129, "linear_attn_config.num_heads is 129, expected at most linear_head_dim 128"),
     ],
 )
 def test_delta_attention_that_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:

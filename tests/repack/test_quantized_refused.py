@@ -14,6 +14,9 @@ from formats.errors import FormatError, UnsupportedError
 from repack.convert import prepare
 from repack.plan import Options
 from repack.sources.folder import FolderSource
+from tests.fixtures import deepseek_v4_tiny, qwen4_tiny
+from tests.fixtures.mlx_names import mlx_config
+from tests.fixtures.recipe import write_checkpoint
 from tests.repack.checkpoints import PREFIX, SMALL, shapes
 from tests.repack.quantized import CONFIGS, Tensors, in_kind, write_tensors
 from tests.repack.test_quantized import CONFIG, DEFAULT, checkpoint, converted, is_expert, said
@@ -230,6 +233,15 @@ def test_mlx_overrides_by_path_are_what_the_tensors_must_be(tmp_path: Path) -> N
     config = {**said("mlx4"), gate: {"bits": 8, "group_size": 32}}
     source = write_tensors(tmp_path / "source", CONFIG, tensors, config)
     assert converted(source, tmp_path / "out").tensors["layers.0.mlp.gate"].encoding == Plain("f32")
+
+
+@pytest.mark.parametrize("case", [deepseek_v4_tiny.CASES["deepseek_v4"], qwen4_tiny.CASES["qwen4_exp"]])
+def test_mlx_files_of_a_model_that_mlx_lm_does_not_have_are_refused_by_name(case: Any, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, case.tensors(), mlx_config(case.config))
+    with pytest.raises(
+        UnsupportedError, match=r"config\.json: quantization: \w+ as MLX quantizes it is not implemented"
+    ):
+        prepare(FolderSource(tmp_path), Options())
 
 
 def test_a_config_inside_text_config_or_beside_it_is_read(tmp_path: Path) -> None:

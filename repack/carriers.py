@@ -1,0 +1,97 @@
+"""What MLX's and GGUF files have in other parts than a publisher's: tensors are looked at anew, or the facts say so.
+
+No byte moves: a tensor of several, one after another, becomes a view of each, and axes of a matrix are counted as one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from formats.config import DeepseekV3Config, KimiK3Config, ModelConfig
+from formats.encodings.sources.plain import MINUS_ONE
+from formats.errors import FormatError
+from formats.families import FAMILIES
+from formats.quantization import Quantization
+from repack.sources.base import SourceTensor
+
+Tensors = Mapping[str, SourceTensor]
+SPLIT_KV_B = ".self_attn.embed_q.weight"
+FUSED_RESIDUAL = "output_attn_res_score.weight"
+NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
+STACKED_QKV = (".self_attn.qkv_proj", ".self_attn.qkv_conv")
+
+
+def in_one_form(tensors: Tensors, config: ModelConfig) -> tuple[dict[str, SourceTensor], ModelConfig]:
+    """The tensors as a family's table has them, and the facts with what is otherwise in these files.
+
+    Raises FormatError for a tensor of three parts whose rows three does not divide.
+    """
+    if FAMILIES[config.model_type].norms_around_zero:
+        tensors = without_added_ones(tensors)
+    if isinstance(config, DeepseekV3Config) and any(name.endswith(SPLIT_KV_B) for name in tensors):
+        config = replace(config, kv_b_split=True)
+        tensors = without_head_axes(tensors)
+    if isinstance(config, KimiK3Config):
+        config = replace(config, attn_res_fused=any(name.endswith(FUSED_RESIDUAL) for name in tensors))
+        apart = (part for tensor in tensors.values() for part in _apart(tensor))
+        tensors = {tensor.name: _of_kimi_k3(tensor, config.linear_num_heads) for tensor in apart}
+    return dict(tensors), config
+
+
+def without_added_ones(tensors: Tensors) -> dict[str, SourceTensor]:
+    """Norms around zero, which MLX stores around one: it is told by its convolutions, [channels, kernel, 1]."""
+    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1] == 1 for name, tensor in tensors.items())
+    if not by_mlx:
+        return dict(tensors)
+    return {
+        name: tensor._replace(adjustment=MINUS_ONE) if name.endswith(NORMS_AROUND_ZERO) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def without_head_axes(tensors: Tensors) -> dict[str, SourceTensor]:
+    """MLX's halves of kv_b_proj, [heads, rows, columns], as matrices."""
+    return {
+        name: tensor._replace(shape=(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:]))
+        if len(tensor.shape) == 3 and name.split(".")[-2] in ("embed_q", "unembed_out")
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def said_of_parts(said: Quantization) -> Quantization:
+    """MLX's config, with what it says of a module of three parts said of each."""
+    more = {part: layer for path, layer in said.overrides.items() for part in _parts(path)}
+    return replace(said, overrides=more)
+
+
+def _parts(name: str) -> list[str]:
+    """A name, or those of the parts that MLX has in one module of delta attention: queries, keys and values."""
+    stacked = next((module for module in STACKED_QKV if module in name), None)
+    if stacked is None:
+        return [name]
+    return [name.replace(stacked, stacked.replace("qkv", part)) for part in "qkv"]
+
+
+def _apart(tensor: SourceTensor) -> Iterable[SourceTensor]:
+    """A tensor, or its parts, rows after rows."""
+    names = _parts(tensor.name)
+    rows, *rest = tensor.shape or (0,)
+    if rows % len(names):
+        raise FormatError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected rows of q, k and v")
+    each = tensor.nbytes // len(names)
+    for nth, name in enumerate(names):
+        yield tensor._replace(
+            name=name, shape=(rows // len(names), *rest), offset=tensor.offset + nth * each, nbytes=each
+        )
+
+
+def _of_kimi_k3(tensor: SourceTensor, heads: int) -> SourceTensor:
+    """A_log cut to [heads], as MLX's and GGUF files have it: published are zeros up to the width of a head.
+
+    And scores of attention residuals, vectors in GGUF files, as matrices of one row.
+    """
+    if tensor.name.endswith("_res_score.weight") and len(tensor.shape) == 1:
+        return tensor._replace(shape=(1, *tensor.shape))
+    if tensor.name.endswith(".self_attn.A_log") and len(tensor.shape) == 1 and tensor.shape[0] > heads:
+        return tensor._replace(shape=(heads,), nbytes=tensor.nbytes // tensor.shape[0] * heads)
+    return tensor
