@@ -94,8 +94,8 @@ def _parameters(encoding: Encoding) -> Parameters:
             return Parameters(5 if how == "multiply" else 6, "f32", 4, 16, ("codes", "scales", "global"))
         case FP8(group_size, dtype):
             return Parameters(7, dtype, 8, group_size, ("codes", "scales", ""))
-        case Q4K():
-            return Parameters(8, "f16", 4, 32, ("codes", "scales", "d"))
+        case Q4K():  # and Q5K
+            return Parameters(8, "f16", encoding.bits, 32, ("codes", "scales", "d"))
         case Q6K():
             return Parameters(9, "f16", 6, 16, ("codes", "scales", "d"))
     raise UnsupportedError(f"encoding {encoding.id} has no native kernel")

@@ -32,7 +32,7 @@ from repack.sources import DEMO
 from repack.sources.base import Source
 from repack.sources.choice import split_choice
 from repack.sources.folder import FolderSource
-from repack.terminal import Bar, check_tokenizer, say, warn_of_page_cache
+from repack.terminal import Bar, say, warn_of_checkpoint, warn_of_page_cache
 from repack.verify import verify_bytes, verify_container
 
 
@@ -91,7 +91,7 @@ def convert_command(
     revision = revision or begun_revision(out, split_choice(source)[0])
     opened = open_source(source, revision, connections, patience, jobs, pattern)
     conversion = prepare(opened, options)
-    check_tokenizer(source, conversion)
+    warn_of_checkpoint(source, conversion)
     if dry_run:
         _print_plan(conversion, as_json)
         return

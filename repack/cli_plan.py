@@ -30,7 +30,7 @@ from repack.plan import Options
 from repack.rehearse import Geometry, prepare_rehearsal, read_geometry
 from repack.sources import DEMO, demo_folder, is_repository
 from repack.sources.base import Source
-from repack.terminal import Bar, check_tokenizer, warn_of_page_cache
+from repack.terminal import Bar, warn_of_checkpoint, warn_of_page_cache
 
 
 @click.command("plan")
@@ -64,7 +64,7 @@ def plan_command(
     threads = os.cpu_count() or 1
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     conversion = prepare(_plannable(source, revision, connections, patience), options)
-    check_tokenizer(source, conversion)
+    warn_of_checkpoint(source, conversion)
     machine = None if no_probe else _measured(conversion.plan.layout, out, threads)
     report = forecast.forecast(conversion, out, ram, machine, threads)
     print_json(report) if as_json else click.echo(tables.forecast_text(report))

@@ -50,6 +50,7 @@ class Geometry:
     repository: str | None = None
     revision: str | None = None
     shards: Sequence[Shard] = ()
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, source: Source) -> "Geometry":

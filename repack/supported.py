@@ -82,7 +82,7 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding(
         "Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4",
         "GGUF of " + ", ".join(row.model_type for row in SUPPORTED if "GGUF" in row.encodings),
-        "symmetric, affine, q4_k, q6_k or mxfp4, exact",
+        "symmetric, affine, q4_k, q5_k, q6_k or mxfp4, exact",
     ),
     SourceEncoding("GPTQ without act-order, AWQ", "GPTQModel, AutoAWQ", "zero_point or symmetric, exact"),
 )

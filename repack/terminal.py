@@ -52,10 +52,12 @@ def warn_of_page_cache(path: Path, done: str, direct: bool) -> None:
         say(f"warning: {path}: its file system has no direct I/O; {done} through the page cache, which is slower")
 
 
-def check_tokenizer(name: str, conversion: Conversion) -> None:
-    """Say that a checkpoint has no tokenizer, if so; of a geometry nobody knows.
+def warn_of_checkpoint(name: str, conversion: Conversion) -> None:
+    """Say what was assumed of a checkpoint, and that it has no tokenizer, if so; of a geometry nobody knows.
 
     Raises FormatError or UnsupportedError for one that the runtime would refuse, before any weight is fetched.
     """
+    for note in conversion.source.notes:
+        say(f"warning: {name}: {note}")
     if not has_tokenizer(conversion.small_files) and conversion.source.shards:
         say(f"warning: {name}: holds no tokenizer.json: the container takes and gives token ids, no text")

@@ -18,7 +18,20 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from formats.bars import Bar, bar, report
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint, encoding_label
+from formats.encodings import (
+    FP8,
+    MXFP4,
+    NVFP4,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    Encoding,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+    encoding_label,
+)
 from formats.kernels import PRECISIONS
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import abi, native
@@ -27,7 +40,7 @@ ENCODING = Affine(4, 64, "bf16")
 SHAPES = {"Qwen3.5-397B": (4096, 1024), "Kimi K2.5": (7168, 2048)}  # hidden_size, moe_intermediate_size
 OTHER_ENCODINGS: tuple[Encoding, ...] = (
     Affine(3, 64, "bf16"), Affine(6, 64, "bf16"), Affine(8, 64, "bf16"), Plain("bf16"), Symmetric(4, 32, "bf16"),
-    ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "f32"), Q4K(), Q6K(),
+    ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "f32"), Q4K(), Q5K(), Q6K(),
 )  # fmt: skip
 EXPERTS_PER_CALL = 8
 PREFILL_TOKENS = 64

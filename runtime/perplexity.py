@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from formats.dtypes import Float32
-from formats.errors import RequestError
+from formats.errors import FormatError, RequestError
 from formats.index import FileChecksum
 from runtime.engine import Engine
 
+MOST_NATS = 700  # per token; exp of 710 is more than a float64 holds
 Float64 = npt.NDArray[np.float64]
 
 
@@ -65,15 +66,16 @@ def measure(
                 agreements.append(log_p.argmax() == log_q.argmax())
         progress(len(ids) - 1 - skip)
     tokens, mean_nll = len(nll), float(np.mean(nll))
+    perplexity = _perplexity(mean_nll, engine)
     if reference is None:
-        return Quality(tokens, window, stride, mean_nll, math.exp(mean_nll), None, None, None, None)
+        return Quality(tokens, window, stride, mean_nll, perplexity, None, None, None, None)
     return Quality(
         tokens,
         window,
         stride,
         mean_nll,
-        math.exp(mean_nll),
-        math.exp(float(np.mean(reference_nll))),
+        perplexity,
+        _perplexity(float(np.mean(reference_nll)), reference),
         float(np.mean(divergences)),
         float(np.percentile(divergences, 99)),
         float(np.mean(agreements)),
@@ -99,6 +101,16 @@ def windows(token_ids: Sequence[int], window: int, stride: int) -> Iterator[tupl
         scored = start + len(ids)
 
 
+def _perplexity(nll: float, engine: Engine) -> float:
+    """exp of it. Raises FormatError where no float64 holds that: not even weights drawn at random are so wrong."""
+    if not nll < MOST_NATS:  # or not a number
+        raise FormatError(
+            f"{engine.container.folder}: its logits give {nll:.6g} nats per token, which has no perplexity, expected "
+            f"less than {MOST_NATS}: the weights are not this model's, or damaged"
+        )
+    return math.exp(nll)
+
+
 def _tokenizer(engine: Engine) -> tuple[int, FileChecksum | None]:
     return engine.config.vocab_size, engine.container.index.files.get("tokenizer.json")
 
@@ -106,6 +118,7 @@ def _tokenizer(engine: Engine) -> tuple[int, FileChecksum | None]:
 def _log_softmax(logits: Float32) -> Float64:
     """Of the logits at one position: [vocab_size]."""
     x = logits.astype(np.float64)
-    x -= x.max()
+    with np.errstate(invalid="ignore"):  # infinite ones give no number, which is refused in the end
+        x -= x.max()
     x -= np.log(np.exp(x).sum())
     return x

@@ -63,11 +63,11 @@ MODEL = DecoderConfig(
     model_type="gpt_oss",
     vocab_size=2100,
     hidden_size=128,
-    num_hidden_layers=4,
+    num_hidden_layers=5,
     max_position_embeddings=512,
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
-    layer_types=("full_attention",) * 4,
+    layer_types=("full_attention",) * 5,
     num_attention_heads=8,
     num_key_value_heads=2,
     head_dim=32,
@@ -78,7 +78,7 @@ MODEL = DecoderConfig(
     top_k=2,
     moe_intermediate_size=64,
     attention_multiplier=0.2,
-    mlp_layer_types=("sparse", "sparse", "dense", "sparse"),
+    mlp_layer_types=("sparse", "sparse", "dense", "sparse", "dense"),
     intermediate_size=256,
 )
 AFFINE4 = Affine(4, 64, "bf16")
@@ -89,6 +89,7 @@ EXPERTS: tuple[tuple[Encoding, Encoding, Encoding] | None, ...] = (
     (Plain("bf16"), AFFINE8, Affine(4, 32, "bf16")),
     None,
     (Plain("f32"), Plain("f16"), Plain("bf16")),
+    None,
 )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from formats.dtypes import FLOAT_DTYPES, AnyArray, from_float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, ArraySpec, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, ArraySpec, Encoding, Plain, Symmetric, ZeroPoint
 from formats.encodings.k_quants import pack_scales
 
 # One of each id, and every way in which they differ.
@@ -26,6 +26,7 @@ EVERY_ENCODING: tuple[Encoding, ...] = (
     FP8(128, "f32"),
     FP8(256, "bf16"),
     Q4K(),
+    Q5K(),
     Q6K(),
 )
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, ZeroPoint
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, ZeroPoint
 from formats.kernels import matrix as matrix_of
 from formats.record import Part, PartSpec, decode_part, lay_out_record
 
@@ -73,7 +73,9 @@ def random_array(encoding: Encoding, name: str, view: AnyArray, size: float, rng
         return rng.integers(0, 1 << encoding.bits, view.shape, np.uint8)
     if view.dtype in (np.uint32, np.int8):  # == of dtypes, whose hashes differ from those of types
         return rng.integers(0, 256, (*view.shape, view.dtype.itemsize), np.uint8).view(view.dtype)[..., 0]
-    widest = {FP8: 120.0, NVFP4: 2.0, Q4K: 32 * 5.0, Q6K: 74 * 18.0}.get(type(encoding), 2**encoding.bits / 3)
+    widest = {FP8: 120.0, NVFP4: 2.0, Q4K: 32 * 5.0, Q5K: 32 * 10.0, Q6K: 74 * 18.0}.get(
+        type(encoding), 2**encoding.bits / 3
+    )
     values = (rng.uniform(0.5, 1.5, view.shape) * size / widest).astype(np.float32)
     if isinstance(encoding, NVFP4) and encoding.global_scale == "divide":
         values = 1 / values

@@ -8,7 +8,7 @@ from formats.encodings.base import ArraySpec, Encoder, Encoding
 from formats.encodings.fp4 import MXFP4, NVFP4
 from formats.encodings.fp8 import FP8
 from formats.encodings.integer import Symmetric, ZeroPoint
-from formats.encodings.k_quants import Q4K, Q6K
+from formats.encodings.k_quants import Q4K, Q5K, Q6K
 from formats.encodings.plain import Plain
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -19,6 +19,7 @@ __all__ = [
     "MXFP4",
     "NVFP4",
     "Q4K",
+    "Q5K",
     "Q6K",
     "Affine",
     "ArraySpec",
@@ -41,6 +42,7 @@ ENCODINGS: Mapping[str, Callable[[Fields], Encoding]] = {
     "mxfp4": MXFP4.read,
     "nvfp4": NVFP4.read,
     "q4_k": Q4K.read,
+    "q5_k": Q5K.read,
     "q6_k": Q6K.read,
     "symmetric": Symmetric.read,
     "zero_point": ZeroPoint.read,

@@ -1,4 +1,4 @@
-"""ggml's Q4_K and Q6_K as planar arrays: the same numbers, and products in the same order, in another place."""
+"""ggml's Q4_K, Q5_K and Q6_K as planar arrays: the same numbers, and products in the same order, in another place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Q4K(Parameterless):
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
         blocks = num_groups(columns, SUPERBLOCK)
         return (
-            codes_spec(rows, columns, 4),
+            codes_spec(rows, columns, self.bits),
             ArraySpec("scales", "u32", (rows, 3 * blocks)),
             ArraySpec("d", "f16", (rows, blocks)),
             ArraySpec("dmin", "f16", (rows, blocks)),
@@ -36,10 +36,21 @@ class Q4K(Parameterless):
         scales, mins = unpack_scales(arrays["scales"])  # [rows, blocks, 8] each
         scales = arrays["d"].astype(np.float32)[..., None] * scales
         mins = arrays["dmin"].astype(np.float32)[..., None] * mins
-        values = unpack_codes(arrays["codes"], 4).astype(np.float32).reshape(*scales.shape, 32)
+        values = unpack_codes(arrays["codes"], self.bits).astype(np.float32).reshape(*scales.shape, 32)
         values *= scales[..., None]
         values -= mins[..., None]
         return values.reshape(len(values), -1)
+
+
+@dataclass(frozen=True)
+class Q5K(Q4K):
+    """Encoding id `q5_k`: as Q4_K, with codes of 5 bits."""
+
+    id: str = "q5_k"
+
+    @property
+    def bits(self) -> int:
+        return 5
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Q6K(Parameterless):
 
 
 def unpack_scales(words: AnyArray) -> tuple[Float32, Float32]:
-    """The 6-bit scales and mins of Q4_K: uint32 [rows, 3 * blocks] -> float32 [rows, blocks, 8] each.
+    """The 6-bit scales and mins of Q4_K and Q5_K: uint32 [rows, 3 * blocks] -> float32 [rows, blocks, 8] each.
 
     The three words of a superblock are a stream of 8 scales, then 8 mins.
     """

@@ -103,6 +103,10 @@ class Source(Protocol):
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor of every shard by name."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What had to be assumed of the checkpoint, a line each."""
+
     def small_file(self, name: str) -> bytes | None:
         """The content of config.json or the like, None without. Raises StorageError or FormatError."""
 

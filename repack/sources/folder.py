@@ -118,6 +118,8 @@ class FolderSource:
     Raises FormatError, UnsupportedError or StorageError, naming the file.
     """
 
+    notes: Sequence[str] = ()
+
     def __init__(
         self,
         folder: Path,

@@ -72,6 +72,10 @@ class GGUFSource:
     def tensors(self) -> Mapping[str, SourceTensor]:
         return self._checkpoint.tensors
 
+    @property
+    def notes(self) -> Sequence[str]:
+        return self._checkpoint.notes
+
     def small_file(self, name: str) -> bytes | None:
         return self._checkpoint.small_files.get(name)
 
@@ -84,7 +88,7 @@ class GGUFSource:
 
 
 class GGUFCheckpoint:
-    """What the headers of a GGUF file, or of all parts of a split one, say: tensors and small files."""
+    """What the headers of a GGUF file, or of all parts of a split one, say: tensors, small files and notes."""
 
     def __init__(self, headers: Mapping[str, GGUFHeader], where: str) -> None:
         metadata: Metadata = next(iter(headers.values())).metadata
@@ -92,6 +96,7 @@ class GGUFCheckpoint:
         factors = next((h.rope_factors for h in headers.values() if h.rope_factors is not None), None)
         architecture, keys = architecture_of(metadata, names, factors, where)
         config = architecture.config(keys)
+        self.notes = tuple(keys.notes)
         self.tensors: dict[str, SourceTensor] = {}
         for file, header in headers.items():
             for tensor in header.tensors.values():

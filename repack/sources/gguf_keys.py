@@ -30,6 +30,7 @@ class Keys:
         self.rope_factors = rope_factors  # of the tensor rope_freqs.weight: how much slower each pair turns
         self.architecture = architecture
         self.where = where
+        self.notes: list[str] = []  # what was assumed where a key is missing
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, float32 numbers as the shortest decimal that means them."""
@@ -146,8 +147,19 @@ def rope_scaling(keys: Keys) -> Config | None:
     return scaling
 
 
-def groups(keys: Keys) -> Config:
-    """Groups of experts; a file that does not say so has one, as llama.cpp runs it."""
+def groups(keys: Keys, published: Mapping[int, tuple[int, int]] | None = None) -> Config:
+    """Groups of experts; a file that does not say so has one, as llama.cpp runs it.
+
+    published: by the number of experts, the groups of models whose older files do not say so, and how many are used.
+    """
+    experts = keys["expert_count"]
+    if keys.get("expert_group_count") is None and experts in (published or {}):
+        count, used = (published or {})[experts]
+        keys.notes.append(
+            f"{keys.architecture}.expert_group_count is missing, as in files of older converters: taken for {count} "
+            f"groups, of which {used} are used, as the published models of {experts} experts have it"
+        )
+        return {"n_group": count, "topk_group": used}
     return {"n_group": keys.get("expert_group_count", 1), "topk_group": keys.get("expert_group_used_count", 1)}
 
 

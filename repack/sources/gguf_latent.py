@@ -2,6 +2,9 @@
 
 from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, dimensions, groups, rope_scaling
 
+# By architecture and number of experts: DeepSeek-V2 and V2.5 with 236 billion weights, V3 and R1.
+GROUPS_OF_OLDER_FILES = {"deepseek2": {160: (8, 3), 256: (8, 4)}}
+
 
 def deepseek_v3_config(keys: Keys) -> Config:
     """DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash; older files have kv_b whole and no lengths for "mla".
@@ -11,7 +14,7 @@ def deepseek_v3_config(keys: Keys) -> Config:
     dense = keys.get("leading_dense_block_count", 0)
     by_sigmoid = keys.has("exp_probs_b.bias", layer=dense)
     keys.only("expert_gating_func", SIGMOID if by_sigmoid else SOFTMAX)
-    grouped = groups(keys)
+    grouped = groups(keys, GROUPS_OF_OLDER_FILES.get(keys.architecture))
     head_dim = keys.size("attention.key_length_mla", keys.size("attention.key_length"))
     rotary_dim = keys.size("rope.dimension_count")
     scaling = rope_scaling(keys)

@@ -39,6 +39,8 @@ class HubSource:
     StorageError, naming the file.
     """
 
+    notes: Sequence[str] = ()
+
     def __init__(self, listing: Listing, access: Access) -> None:
         self.repository = listing.repository
         self.revision = listing.commit

@@ -36,6 +36,10 @@ class HubGGUFSource(HubSource):
     def tensors(self) -> Mapping[str, SourceTensor]:
         return self._checkpoint.tensors
 
+    @property
+    def notes(self) -> Sequence[str]:  # type: ignore[override]  # which is known when headers are read
+        return self._checkpoint.notes
+
     def small_file(self, name: str) -> bytes | None:
         return self._checkpoint.small_files.get(name)
 

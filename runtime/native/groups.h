@@ -82,7 +82,7 @@ static inline uint64_t six_to_eight(uint64_t bits) {
     return (bits & 0x003f003f003f003f) | (bits & 0x0fc00fc00fc00fc0) << 2;
 }
 
-/* One superblock of Q4_K: its three words are 8 scales, then 8 mins. */
+/* One superblock of Q4_K or Q5_K: its three words are 8 scales, then 8 mins. */
 static inline void q4_k_groups(const uint8_t *words, float d, float dmin, float *scales, float *biases) {
     uint64_t low, high;
     uint8_t scale[8], min[8];

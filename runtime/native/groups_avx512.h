@@ -72,7 +72,7 @@ INLINE __m512 times_minus(__m512 scale, __m512i zeros) {
 struct groups {
     const struct weights *w;
     const uint8_t *scales, *biases;
-    const uint8_t *mins; /* of Q4_K, its dmin */
+    const uint8_t *mins; /* of Q4_K and Q5_K, their dmin */
 };
 
 INLINE struct groups groups_of(const struct weights *w, int64_t row) {
@@ -81,7 +81,7 @@ INLINE struct groups groups_of(const struct weights *w, int64_t row) {
                            biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
 }
 
-/* Two superblocks of Q4_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
+/* Two superblocks of Q4_K or Q5_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
  * the two bytes that hold its scale and the two that hold its min. */
 INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
 #define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
@@ -138,7 +138,7 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
         const __m512 d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, at / 16));
         *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-32.0f));
-    } else if (kind.code == CODE_4 && kind.group_size == 32 && w->encoding == SE_Q4_K) {
+    } else if ((kind.code == CODE_4 || kind.code == CODE_5) && kind.group_size == 32 && w->encoding == SE_Q4_K) {
         q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
     } else if (w->per_scale == 1) {
         *scale = load_values(from->scales + byte, mask, w->dtype);

@@ -11,7 +11,7 @@ static bool code_of(const se_matrix *m, int32_t *code, int32_t *group_size) {
     case SE_MXFP4: return *code = CODE_FP4, *group_size = 32, true;
     case SE_NVFP4_MULTIPLY:
     case SE_NVFP4_DIVIDE: return *code = CODE_FP4, *group_size = 16, true;
-    case SE_Q4_K: return *code = CODE_4, *group_size = 32, m->columns % 256 == 0;
+    case SE_Q4_K: return *code = m->bits == 5 ? CODE_5 : CODE_4, *group_size = 32, m->columns % 256 == 0;
     case SE_Q6_K: return *code = CODE_6, *group_size = 16, m->columns % 256 == 0;
     case SE_AFFINE:
     case SE_SYMMETRIC:

@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 5
+#define SE_ABI_VERSION 6
 
 enum se_status {
     SE_OK = 0,
@@ -53,7 +53,7 @@ enum se_encoding {
     SE_NVFP4_MULTIPLY = 5, /* E2M1 codes, E4M3 scales; biases: the global scale of each row, f32, which multiplies */
     SE_NVFP4_DIVIDE = 6,   /* or divides */
     SE_FP8 = 7,            /* E4M3 values, scales of `dtype` */
-    SE_Q4_K = 8,           /* codes, scales; biases: d, and dmin on the next multiple of 64 behind it */
+    SE_Q4_K = 8,           /* codes of `bits`, 4 or 5, of Q4_K or Q5_K, scales; biases: d, and dmin on the next multiple of 64 behind it */
     SE_Q6_K = 9,           /* codes, scales; biases: d */
 };
 

@@ -149,7 +149,8 @@ static inline bool put_mxfp4(const uint8_t *block, places *to) {
     return block[0] <= 0xfc; /* E8M0_MAX: twice a larger scale has no float32 */
 }
 
-static inline bool put_q4_k(const uint8_t *block, places *to) {
+/* What Q4_K and Q5_K begin with: d, dmin, and the packed scales and mins. */
+static inline bool put_scales(const uint8_t *block, places *to) {
     uint64_t scales, mins;
     six_bits(block + 4, &scales, &mins);
     scales = squeezed6(scales), mins = squeezed6(mins);
@@ -158,20 +159,18 @@ static inline bool put_q4_k(const uint8_t *block, places *to) {
     memcpy(to->second + 8, &last, sizeof last);
     memcpy(to->third, block, 2);
     memcpy(to->fourth, block + 2, 2);
-    for (int i = 0; i < 128; i += 32) to->codes = store_halves(to->codes, block + 16 + i, 32);
     to->second += 12, to->third += 2, to->fourth += 2;
     return is_finite_f16(block) && is_finite_f16(block + 2);
 }
 
+static inline bool put_q4_k(const uint8_t *block, places *to) {
+    for (int i = 0; i < 128; i += 32) to->codes = store_halves(to->codes, block + 16 + i, 32);
+    return put_scales(block, to);
+}
+
 static inline bool put_q5_k(const uint8_t *block, places *to) {
-    const float d = f16_float(load16(block)), dmin = f16_float(load16(block + 2));
     const uint8_t *qh = block + 16, *qs = block + 48;
-    uint64_t scales, mins;
-    six_bits(block + 4, &scales, &mins);
-    for (int group = 0; group < 8; group++, to->second += 4, to->third += 4) {
-        const float scale = d * (float)(scales >> 8 * group & 63), bias = -(dmin * (float)(mins >> 8 * group & 63));
-        memcpy(to->second, &scale, sizeof scale);
-        memcpy(to->third, &bias, sizeof bias);
+    for (int group = 0; group < 8; group++) {
         uint64_t codes[4];
         for (int i = 0; i < 4; i++) {
             const uint64_t low = load64(qs + 32 * (group / 2) + 8 * i) >> (group % 2 ? 4 : 0) & LOW_HALVES;
@@ -179,7 +178,7 @@ static inline bool put_q5_k(const uint8_t *block, places *to) {
         }
         to->codes = store5(to->codes, codes);
     }
-    return is_finite_f16(block) && is_finite_f16(block + 2);
+    return put_scales(block, to);
 }
 
 static inline bool put_q6_k(const uint8_t *block, places *to) {

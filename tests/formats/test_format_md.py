@@ -184,7 +184,7 @@ def test_the_reader_runs_without_our_packages(pristine: Path, tmp_path: Path) ->
     script.write_text(block("python") + "\nimport sys\nprint(len(open_index(sys.argv[1])['layers']))\n", "utf-8")
     command = [sys.executable, "-I", str(script), str(pristine)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "4\n"
+    assert done.stdout == "5\n"
 
 
 def test_the_version_is_that_of_the_code() -> None:

@@ -201,7 +201,7 @@ WRONG: list[tuple[Change, str]] = [
     (put("extensions", value=None), "extensions is missing"),
     (put("required_features", value="x"), "required_features is x, expected a list"),
     (put("checksum", value="x"), "checksum is x, expected 16 lower-case hexadecimal digits"),
-    (put("layers", value=[]), "layers has 0 entries, expected 4"),
+    (put("layers", value=[]), "layers has 0 entries, expected 5"),
     (put("layers", 0, value=7), r"layers\[0\]: is 7, expected an object|layers\[0\] is 7"),
     (swap_layers, r"layers\[2\].file is experts/layer-000.bin, expected experts/layer-002.bin"),
     (put("layers", 0, "file", value="../x"), r"layers\[0\].file is ../x, expected experts/layer-000.bin"),
@@ -268,7 +268,7 @@ WRONG: list[tuple[Change, str]] = [
     (without_bias, r"layers\[0\].parts: gate has linear_bias None, expected a dtype"),
     (put("model", "top_k", value=4), "top_k is 4, expected 1 to num_experts 3"),
     (put("model", "model_type", value="gpt2"), "model_type is gpt2, supported are"),
-    (put("model", "layer_types", value=["x"] * 4), "layer_types is .*, expected only"),
+    (put("model", "layer_types", value=["x"] * 5), "layer_types is .*, expected only"),
     (put("model", "rms_norm_eps", value=0), "rms_norm_eps is 0.0, expected a number above 0"),
     (put("model", "tie_word_embeddings", value=0), "tie_word_embeddings is 0, expected true or false"),
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.kernels import PRECISIONS
 from runtime.backends import abi, native
 from runtime.native.build_hook import FLAGS, SOURCES
@@ -40,6 +40,7 @@ ENCODINGS: tuple[Encoding, ...] = (
     MXFP4(),
     NVFP4("divide"),
     Q4K(),
+    Q5K(),
     Q6K(),
 )
 

@@ -17,13 +17,17 @@ RECORDED = {name: recorded(name) for name in CHECKPOINTS}
 
 def config_of(name: str, **changes: Any) -> Config:
     """config.json of a recorded file whose metadata are changed; None leaves one out."""
+    return config_and_notes(name, **changes)[0]
+
+
+def config_and_notes(name: str, **changes: Any) -> tuple[Config, list[str]]:
     record = RECORDED[name]
     architecture = record["metadata"]["general.architecture"]
     changed = {f"{architecture}.{key.replace('__', '.')}": value for key, value in changes.items()}
     metadata = {key: value for key, value in (record["metadata"] | changed).items() if value is not None}
     shapes = {name: shape for name, (shape, *_) in record["tensors"].items()}
     known, keys = architecture_of(metadata, shapes, None, "m.gguf")
-    return known.config(keys)
+    return known.config(keys), keys.notes
 
 
 def test_a_glm_5_that_lists_no_layers_has_indexers_where_their_tensors_are() -> None:
@@ -34,6 +38,24 @@ def test_a_glm_5_that_lists_no_layers_has_indexers_where_their_tensors_are() -> 
 def test_layers_of_deepseek_v4_without_heavy_compression_have_the_published_rate() -> None:
     config = config_of("deepseek_v4_gguf", attention__compress_ratios=[0, 4, 0, 4, 0])
     assert config["compress_rates"] == {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "groups"),
+    [("deepseek_v2_groups", 160, (8, 3)), ("deepseek_v3_gguf", 256, (8, 4)), ("deepseek_v2_groups", 64, (1, 1))],
+)
+def test_a_deepseek_of_an_older_converter_has_the_groups_of_the_published_models_and_says_so(
+    name: str, experts: int, groups: tuple[int, int]
+) -> None:
+    left_out = {"expert_group_count": None, "expert_group_used_count": None}
+    config, notes = config_and_notes(name, expert_count=experts, **left_out)
+    assert (config["n_group"], config["topk_group"]) == groups
+    assert len(notes) == (groups != (1, 1))
+    assert all(
+        f"expert_group_count is missing, as in files of older converters: taken for {groups[0]} groups" in note
+        for note in notes
+    )
+    assert config_and_notes(name)[1] == []
 
 
 def test_a_flash_next_without_n_grams_has_no_layer_of_them() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats.errors import RequestError
+from formats.errors import FormatError, RequestError
 from runtime import Engine
 from runtime.perplexity import measure, windows
 from tests.runtime.helpers import PLENTY, reference
@@ -79,6 +79,15 @@ def test_divergence_is_that_of_this_from_the_reference(demo4: Path, demo16: Path
     assert found.kl_p99 == pytest.approx(np.percentile(kl, 99), rel=1e-9)
     assert found.top1_agreement == (x.argmax(axis=1) == y.argmax(axis=1)).mean()
     assert found.reference_perplexity == pytest.approx(math.exp(expected_nll), rel=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e5, np.inf])
+def test_logits_without_a_perplexity_are_one_line(demo4: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine.open(demo4, ram_bytes=PLENTY) as engine:
+        absurd = engine.logits(IDS) * np.float32(factor)
+        monkeypatch.setattr(engine, "logits_in_chunks", lambda ids: [absurd])
+        with pytest.raises(FormatError, match=r"its logits give (\d\S+|nan) nats per token, which has no perplexity"):
+            measure(engine, IDS, window=70, stride=70)
 
 
 def test_the_reference_may_compute_in_other_chunks(demo4: Path) -> None:

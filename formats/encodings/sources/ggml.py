@@ -14,7 +14,7 @@ from formats.encodings.affine import Affine
 from formats.encodings.base import Encoding
 from formats.encodings.fp4 import MXFP4
 from formats.encodings.integer import Symmetric
-from formats.encodings.k_quants import Q4K, Q6K, pack_scales
+from formats.encodings.k_quants import Q4K, Q5K, Q6K, pack_scales
 from formats.encodings.minifloat import E2M1, E8M0_MAX
 from formats.encodings.packing import pack_codes
 from formats.encodings.sources.base import GGML_BLOCKS, Bits, Flaw, Plane
@@ -27,7 +27,7 @@ _EXACT: Mapping[str, Encoding] = {
     "Q5_1": Affine(5, 32, "f16"),
     "Q8_0": Symmetric(8, 32, "f16"),
     "Q4_K": Q4K(),
-    "Q5_K": Affine(5, 32, "f32"),  # products of its scales, which no 16 bits hold: 7 bits per weight instead of 5.5
+    "Q5_K": Q5K(),
     "Q6_K": Q6K(),
     "MXFP4": MXFP4(),
 }
@@ -76,12 +76,9 @@ class GGMLSource:
             return arrays | {"scales": flat(fields["d"]), "biases": flat(fields["m"])}
         if self.type == "Q6_K":
             return arrays | {"scales": flat(fields["scales"]).view(np.int8), "d": flat(fields["d"])}
-        if self.type == "Q4_K":
+        if self.type in ("Q4_K", "Q5_K"):
             scales = pack_scales(*_scales_and_mins(fields["scales"]))
             return arrays | {"scales": scales, "d": flat(fields["d"]), "dmin": flat(fields["dmin"])}
-        if self.type == "Q5_K":
-            scales, mins = _products(fields)
-            return arrays | {"scales": flat(scales), "biases": flat(-mins)}
         return arrays | {"scales": flat(fields["d"])}
 
     def decode(self, planes: Mapping[str, Bits]) -> Float32:
