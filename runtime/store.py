@@ -18,7 +18,8 @@ from formats.layout import BLOCK_BYTES, RESIDENT_FILE, EmbeddingLayout, Resident
 from runtime.cache import ExpertKey
 from runtime.direct import ALIGNMENT, DirectFile, aligned_bytes, proves_direct
 
-LOADERS = 4  # threads that read resident weights and touch their pages (docs/LEARNED.md 59)
+LOADERS = 4  # threads that read resident weights and touch their pages (docs/LEARNED.md 59), or a prompt's rows
+MANY_ROWS = 64  # that a prompt reads of a table at once, and for which threads are worth their start
 
 
 class ReadCounters:
@@ -178,20 +179,36 @@ class EmbeddingRows:
     def __init__(self, container: Container, layout: EmbeddingLayout) -> None:
         self.layout = layout
         self._file = DirectFile(container.data_path(layout.file))
-        self._buffer = aligned_bytes(self.layout.row_bytes + 2 * ALIGNMENT)
+        self._buffer = self._new_buffer()
         self.counters = ReadCounters()
 
     def read(self, numbers: Sequence[int]) -> AnyArray:
         """Raw rows of distinct numbers: uint8 [n, row_bytes]. Raises ChecksumError or StorageError."""
         rows = np.empty((len(numbers), self.layout.row_bytes), np.uint8)
+        if len(numbers) < MANY_ROWS:
+            self._read_into(rows, numbers, self._buffer)
+            return rows
+        share = -(-len(numbers) // LOADERS)
+
+        def load(begin: int) -> None:
+            part = slice(begin, begin + share)
+            self._read_into(rows[part], numbers[part], self._new_buffer())
+
+        with ThreadPoolExecutor(LOADERS) as threads:
+            list(threads.map(load, range(0, len(numbers), share)))
+        return rows
+
+    def _new_buffer(self) -> AnyArray:
+        return aligned_bytes(self.layout.row_bytes + 2 * ALIGNMENT)
+
+    def _read_into(self, rows: AnyArray, numbers: Sequence[int], buffer: AnyArray) -> None:
         for row, number in zip(rows, numbers, strict=True):
             place = self._place(number)
-            content = self._buffer[: place.nbytes]
+            content = buffer[: place.nbytes]
             with self.counters:
                 self._file.read_into(content, place.offset, f"row {number}")
             row[:] = content[place.skip : place.skip + self.layout.row_bytes]
             self.layout.check(number, row)
-        return rows
 
     def _place(self, number: int) -> _RowPlace:
         start = number * self.layout.row_bytes

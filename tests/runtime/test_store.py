@@ -163,6 +163,17 @@ def test_a_damaged_embedding_row_is_named(own4: Path, row: int) -> None:
         assert engine.logits([5, 6]).shape == (2, 4096)
 
 
+def test_a_damaged_row_is_named_among_many(own4: Path) -> None:
+    container = open_container(own4)
+    layout = container.index.layout.embedding
+    with (own4 / EMBEDDING_FILE).open("r+b") as file:
+        file.seek(150 * layout.row_bytes)
+        file.write(b"\xff" * 8)
+    rows = EmbeddingRows(container, layout)
+    with closing(rows) as embedding, pytest.raises(ChecksumError, match="row 150 has checksum"):
+        embedding.read(range(200))
+
+
 def test_embedding_rows_that_changed_places_are_refused(own4: Path) -> None:
     row_bytes = open_container(own4).index.layout.embedding.row_bytes
     content = (own4 / EMBEDDING_FILE).read_bytes()
