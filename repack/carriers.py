@@ -75,14 +75,16 @@ def _parts(name: str) -> list[str]:
 def _apart(tensor: SourceTensor) -> Iterable[SourceTensor]:
     """A tensor, or its parts, rows after rows."""
     names = _parts(tensor.name)
+    if len(names) == 1:
+        return (tensor,)
     rows, *rest = tensor.shape or (0,)
     if rows % len(names):
         raise FormatError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected rows of q, k and v")
     each = tensor.nbytes // len(names)
-    for nth, name in enumerate(names):
-        yield tensor._replace(
-            name=name, shape=(rows // len(names), *rest), offset=tensor.offset + nth * each, nbytes=each
-        )
+    return [
+        tensor._replace(name=name, shape=(rows // len(names), *rest), offset=tensor.offset + nth * each, nbytes=each)
+        for nth, name in enumerate(names)
+    ]
 
 
 def _of_kimi_k3(tensor: SourceTensor, heads: int) -> SourceTensor:
