@@ -5,27 +5,50 @@
 #include "groups_avx512.h"
 #include "sums_avx512.h"
 
-enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
+/* Runs of a group (kernels.h) for codes of 2 and 3 bits, of 5 and 6, and bytes behind its codes that the last vector of a
+ * block may read. A shuffle of two loads has a run of other groups to give as easily as the columns that follow. */
+#if defined(SE_VBMI)
+enum { RUNS_3 = 4, RUNS_6 = 2, OVERREAD = 0 };
+#else
+enum { RUNS_3 = 1, RUNS_6 = 1, OVERREAD = 48 };
+#endif
+#define RUNS {RUNS_3, RUNS_3, 1, RUNS_6, RUNS_6, 1, 1} /* by code */
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
     return code_width(kind.code) == 4 ? 2 : 1;
 }
 
-/* 64 codes of 2, 3, 5 or 6 bits in order. */
+/* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
+INLINE int runs_of(struct kind kind) {
+    const int width = code_width(kind.code), runs = width <= 3 ? RUNS_3 : width == 5 || width == 6 ? RUNS_6 : 1;
+    const int whole = kind.group_size / parts_of(kind) / 64;
+    return runs < whole ? whole : runs;
+}
+
+/* Vector v of codes of 2, 3, 5 or 6 bits, in the order of the shape. */
 #if defined(SE_VBMI)
 /* Eight codes, which fill whole bytes, go to each 64-bit lane, and each of its bytes takes the bits of one. */
-INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
-#define LANE(i) 0x0706050403020100 + 0x0101010101010101 * (i) * width
-    const __m512i bytes = _mm512_setr_epi64(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
+INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
+    const int width = code_width(kind.code), runs = runs_of(kind), run = kind.group_size / runs, r = v % runs;
+    const int bytes = 8 * width * runs; /* of `runs` vectors; the last 64 of them are a load of their own */
+#define COLUMN(i) (8 * (i) / run * kind.group_size + r * run + 8 * (i) % run)
+#define BYTE(i) (COLUMN(i) * width / 8 + (COLUMN(i) * width / 8 + width > 64 ? 128 - bytes : 0))
+#define LANE(i) 0x0706050403020100 + 0x0101010101010101 * BYTE(i)
+    const __m512i places = _mm512_setr_epi64(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
 #undef LANE
-    const __m512i bits = _mm512_set1_epi64(0x0706050403020100 * width);
-    const __m512i x = _mm512_permutexvar_epi8(bytes, _mm512_loadu_si512(packed));
+#undef BYTE
+#undef COLUMN
+    const __m512i bits = _mm512_set1_epi64(0x0706050403020100 * width), low = _mm512_loadu_si512(packed + v / runs * bytes);
+    const __m512i high = _mm512_loadu_si512(packed + v / runs * bytes + (bytes > 64 ? bytes - 64 : 0));
+    const __m512i x = bytes > 64 ? _mm512_permutex2var_epi8(low, places, high) : _mm512_permutexvar_epi8(places, low);
     return _mm512_and_si512(_mm512_multishift_epi64_epi8(bits, x), _mm512_set1_epi8((char)((1 << width) - 1)));
 }
 #else
 /* Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
-INLINE __m512i unpack_stream(const uint8_t *packed, int width) {
+INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
+    const int width = code_width(kind.code);
+    packed += 8 * width * v;
 #define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
     const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
 #undef LANE
@@ -68,7 +91,7 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
     if (width == 8) {
         codes[0] = _mm512_loadu_si512(packed + 64 * v);
     } else if (width != 4) {
-        codes[0] = unpack_stream(packed + 8 * width * v, width);
+        codes[0] = unpack_stream(packed, v, kind);
     } else {
         nibbles(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
     }

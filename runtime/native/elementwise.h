@@ -41,11 +41,31 @@ static inline int32_t take_digit(int32_t *X) {
     return digit;
 }
 
-/* A run of integers that already stand in the order of a plane, to place `at` of each plane of a block. They are used up. */
-static inline void write_run(const struct shape *shape, int32_t *X, int64_t n, int64_t at, int8_t *block) {
+/* The integers of a group, `group` of its block, to their places in a plane. */
+static inline void order_group(const struct shape *shape, const int32_t *integers, int64_t group, int32_t *ordered) {
+    const int64_t parts = shape->order == ORDER_PAIRS ? 2 : 1, n = shape->group_size / parts, run = n / shape->runs;
+    const int64_t vectors = 64 * shape->runs, first = group * n / vectors * vectors;
+    const int64_t at = shape->runs == 1 ? group * n : first + (group * n - first) / shape->runs;
+    const int64_t period = shape->order == ORDER_PAIRS ? 2 * n : 32; /* of it the even columns first, then the odd ones */
+    int32_t halves[MAX_GROUP];
+    for (int64_t i = 0; i < shape->group_size && shape->order != ORDER_PLAIN; i += period) {
+        for (int64_t j = 0; j < period / 2; j++) halves[i + j] = integers[i + 2 * j];
+        for (int64_t j = 0; j < period / 2; j++) halves[i + period / 2 + j] = integers[i + 2 * j + 1];
+    }
+    const int32_t *from = shape->order == ORDER_PLAIN ? integers : halves;
+    for (int64_t part = 0; part < parts; part++) {
+        int32_t *to = ordered + part * BLOCK_GROUPS * n + at;
+        for (int64_t r = 0; r < shape->runs; r++, to += 64) {
+            for (int64_t i = 0; i < run; i += 8, from += 8) memcpy(to + i, from, 8 * sizeof *to);
+        }
+    }
+}
+
+/* A block of n integers that stand in the order of a plane, as digits. They are used up. */
+static inline void write_digits(const struct shape *shape, int32_t *X, int64_t n, int8_t *block) {
     const int64_t plane = plane_bytes(shape);
     if (shape->order == ORDER_WIDE) {
-        int16_t *high = (int16_t *)(void *)block + at, *low = high + plane / 2;
+        int16_t *high = (int16_t *)(void *)block, *low = high + plane / 2;
         for (int64_t i = 0; i < n && shape->digits == 3; i++) {
             const int32_t digit2 = take_digit(&X[i]), digit1 = take_digit(&X[i]);
             low[i] = (int16_t)(256 * digit1 + digit2 + 128);
@@ -53,30 +73,8 @@ static inline void write_run(const struct shape *shape, int32_t *X, int64_t n, i
         for (int64_t i = 0; i < n; i++) high[i] = (int16_t)X[i];
     } else {
         for (int p = shape->digits - 1; p >= 0; p--) {
-            for (int64_t i = 0; i < n; i++) block[p * plane + at + i] = (int8_t)take_digit(&X[i]);
+            for (int64_t i = 0; i < n; i++) block[p * plane + i] = (int8_t)take_digit(&X[i]);
         }
-    }
-}
-
-/* One group: its scale, its sum and its digits. */
-static inline void prepare_group(const struct shape *shape, const float *x, int64_t group, float *scales, float *sums,
-                                 int8_t *digits) {
-    int32_t integers[MAX_GROUP], ordered[MAX_GROUP], total = 0;
-    const int64_t n = shape->group_size;
-    const float scale = group_integers(x, n, integer_limit(shape), integers);
-    for (int64_t i = 0; i < n; i++) total += integers[i];
-    scales[group] = scale;
-    sums[group] = scale * (float)total;
-    int8_t *block = digits + group / BLOCK_GROUPS * num_planes(shape) * plane_bytes(shape);
-    const int64_t runs = shape->order == ORDER_PAIRS ? 2 : 1, length = n / runs;
-    const int64_t period = shape->order == ORDER_PAIRS ? n : 32; /* of it the even columns first, then the odd ones */
-    for (int64_t i = 0; i < n && shape->order != ORDER_PLAIN; i += period) {
-        for (int64_t j = 0; j < period / 2; j++) ordered[i + j] = integers[i + 2 * j];
-        for (int64_t j = 0; j < period / 2; j++) ordered[i + period / 2 + j] = integers[i + 2 * j + 1];
-    }
-    for (int64_t run = 0; run < runs; run++) {
-        const int64_t at = group % BLOCK_GROUPS * length + run * (BLOCK_GROUPS / 2 * n);
-        write_run(shape, (shape->order == ORDER_PLAIN ? integers : ordered) + run * length, length, at, block);
     }
 }
 
@@ -86,12 +84,19 @@ static void prepare(const struct shape *shape, const float *x, uint8_t *operand)
         memcpy(operand, x, (size_t)(4 * shape->columns));
         return;
     }
-    int64_t groups = shape->columns / shape->group_size, padded = shape_blocks(shape) * BLOCK_GROUPS;
-    if (groups < padded) memset(operand, 0, (size_t)operand_bytes(shape));
-    float *scales = (float *)(void *)operand;
+    const int64_t n = shape->group_size, groups = shape->columns / n, padded = shape_blocks(shape) * BLOCK_GROUPS;
+    float *scales = (float *)(void *)operand, *sums = scales + padded;
     int8_t *digits = (int8_t *)(operand + 8 * padded);
-    for (int64_t group = 0; group < groups; group++) {
-        prepare_group(shape, x + group * shape->group_size, group, scales, scales + padded, digits);
+    int32_t ordered[BLOCK_GROUPS * MAX_GROUP];
+    for (int64_t group = 0; group < padded; group++) {
+        int32_t integers[MAX_GROUP] = {0}, total = 0;
+        scales[group] = group < groups ? group_integers(x + group * n, n, integer_limit(shape), integers) : 0.0f;
+        for (int64_t i = 0; i < n; i++) total += integers[i];
+        sums[group] = scales[group] * (float)total;
+        order_group(shape, integers, group % BLOCK_GROUPS, ordered);
+        if (group % BLOCK_GROUPS != BLOCK_GROUPS - 1) continue;
+        write_digits(shape, ordered, BLOCK_GROUPS * n, digits);
+        digits += num_planes(shape) * plane_bytes(shape);
     }
 }
 

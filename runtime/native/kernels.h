@@ -66,6 +66,8 @@ enum order {
 /* One token's activations for matrices of the same shape. In memory one after another:
  *     float scale[groups], float sum[groups]             groups: rounded up to whole blocks, zeros behind the end
  *     digits[blocks][planes][16 * group_size]            in order; most significant plane first
+ * Where groups are cut into runs, of every 64 * runs digits the first run of each group comes first, then the second of
+ * each: 64 digits, a vector, meet a run of several groups, and the next vector another run of the same in the same lanes.
  * sum is scale * (sum of the integers). Digits are int8_t, a plane each; or, where 8-bit codes meet ORDER_WIDE, int16_t:
  * X itself if it has two digits, of three digit0 and then Y + 128, which unlike Y never leaves 16 bits. */
 struct shape {
@@ -73,6 +75,7 @@ struct shape {
     int32_t code; /* enum code */
     int32_t group_size; /* 16, 32, 64 or 128 */
     int32_t order; /* enum order */
+    int32_t runs; /* that the digits of a group are cut into */
     int32_t digits; /* enum se_precision; 0: plain weights, the operand is float x[columns rounded up to PLAIN_LANES] */
 };
 
@@ -165,6 +168,8 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
+    /* Runs of a group, by code. */
+    int32_t runs[NUM_CODES];
     /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
     tile_fn *coded[NUM_CODES][4][SE_EXACT];
     tile_fn *plain[NUM_VALUES];
@@ -175,6 +180,8 @@ struct kernels {
     /* Reads n bytes, with or without a prefetch `ahead` of them. */
     uint64_t (*read)(const uint8_t *bytes, int64_t n, int64_t ahead);
 };
+
+#define ONE_RUN {1, 1, 1, 1, 1, 1, 1}
 
 extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;

@@ -356,6 +356,7 @@ const struct kernels kernels_avx2 = {
     .name = "avx2",
     .prepare = prepare,
     .order_8 = ORDER_WIDE,
+    .runs = ONE_RUN,
     .coded[CODE_2] = {{0}, FROM_32(2)},
     .coded[CODE_3] = {{0}, FROM_32(3)},
     .coded[CODE_4] = {{0}, FROM_32(4)},

@@ -20,50 +20,49 @@ struct block {
 
 /* Blocks of `rows` rows against planes of digits, each worth 256 times the next: the sum of every group, of which only
  * the first `groups` need to be right. Rows share each load of digits, which else would be the limit, and two sums of a
- * row go side by side, for each waits for its last addition. */
+ * row go side by side, for each waits for its last addition, unless their codes would not find registers. */
 INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t groups, const int8_t *digits, int planes,
                        struct kind kind) {
-    const int parts = parts_of(kind);
-    const int width = kind.group_size / parts / 16;              /* 128-bit lanes of a group */
-    const int joined = width == 8 ? 2 : 1;                       /* vectors of a group */
-    const int vectors = kind.group_size / 4 / parts, plane = BLOCK_GROUPS * kind.group_size;
-    const int together = width == 0 ? 2 : 4;                     /* sums that are added up together */
-    const int quarters = vectors / joined / together;            /* 1, 2 or 4 of the block */
+    const int parts = parts_of(kind), joined = runs_of(kind);    /* vectors of each part that make a sum */
+    const int vectors = parts * joined, plane = BLOCK_GROUPS * kind.group_size;
+    const int lanes = kind.group_size / vectors / 4;             /* of a group in a sum, and so many sums has the block */
+    const int together = lanes < 4 ? lanes : 4;                  /* sums that are added up together */
+    const int beside = vectors > 2 && planes > 1 ? 1 : 2;
     __m512i quads[MAX_STREAMS][4] = {0};
     UNROLL
-    for (int q = 0; q < quarters; q++) {
-        if (q > 0 && groups <= q * BLOCK_GROUPS / quarters) break;
+    for (int q = 0; q < lanes / together; q++) {
+        if (q > 0 && groups <= q * together * BLOCK_GROUPS / lanes) break;
         __m512i sum[MAX_STREAMS][4];
         UNROLL
-        for (int i = 0; i < together; i += 2) {
-            __m512i codes[MAX_STREAMS][2][4]; /* [row][sum][joined * parts] */
+        for (int i = 0; i < together; i += beside) {
+            const int first = joined * (together * q + i);
+            __m512i codes[MAX_STREAMS][2 * 4]; /* [row][sum][joined][part] */
             UNROLL
-            for (int j = 0; j < 2 * joined; j++) {
-                const int v = joined * (together * q + i) + j;
+            for (int j = 0; j < beside * joined; j++) {
                 UNROLL
                 for (int row = 0; row < rows; row++) {
-                    __m512i *to = codes[row][j / joined] + j % joined * parts;
+                    __m512i *to = codes[row] + parts * j;
                     if (b->decoded == NULL) {
-                        unpack(to, b[row].packed, v, kind);
+                        unpack(to, b[row].packed, first + j, kind);
                     } else {
-                        to[0] = b[row].decoded[parts * v];
-                        if (parts == 2) to[1] = b[row].decoded[parts * v + 1];
+                        to[0] = b[row].decoded[parts * (first + j)];
+                        if (parts == 2) to[1] = b[row].decoded[parts * (first + j) + 1];
                     }
                 }
             }
             UNROLL
-            for (int row = 0; row < rows; row++) sum[row][i] = sum[row][i + 1] = _mm512_setzero_si512();
+            for (int row = 0; row < rows; row++) sum[row][i] = sum[row][i + beside - 1] = _mm512_setzero_si512();
             UNROLL
-            for (int j = 0; j < 2 * planes * joined * parts; j++) {
-                const int n = j % 2, k = j / 2 % (joined * parts), p = j / 2 / (joined * parts);
-                const int v = joined * (together * q + i + n) + k / parts;
+            for (int j = 0; j < beside * planes * vectors; j++) {
+                const int n = j % beside, k = j / beside % vectors, p = j / beside / vectors;
+                const int v = first + joined * n + k / parts;
                 __m512i x = _mm512_loadu_si512(digits + p * plane + k % parts * plane / 2 + 64 * v);
                 if (rows > 1) x = in_register(x);
                 UNROLL
                 for (int row = 0; row < rows; row++) {
                     __m512i *to = &sum[row][i + n];
                     if (p > 0 && k == 0) *to = _mm512_slli_epi32(*to, 8);
-                    *to = dot4(*to, codes[row][n][k], x, kind.code);
+                    *to = dot4(*to, codes[row][vectors * n + k], x, kind.code);
                 }
             }
         }
@@ -74,7 +73,7 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
         }
     }
     UNROLL
-    for (int row = 0; row < rows; row++) sums[row] = order_groups(quads[row], width);
+    for (int row = 0; row < rows; row++) sums[row] = order_groups(quads[row], lanes);
 }
 
 /* lanes[row] += a block of each row, of which `groups` exist, times the same block of an operand. */
@@ -233,7 +232,7 @@ KERNELS(FP4, 16) KERNELS(FP4, 32)
 #define KERNELS_AVX512(level)                                                                                    \
     {                                                                                                            \
         .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
-        .order_8 = ORDER_PLAIN,                                                                                  \
+        .order_8 = ORDER_PLAIN, .runs = RUNS,                                                                    \
         .coded[CODE_2] = {{0}, FROM_32(2)}, .coded[CODE_3] = {{0}, FROM_32(3)},                                  \
         .coded[CODE_4] = {{0}, FROM_32(4)}, .coded[CODE_5] = {{0}, FROM_32(5)},                                  \
         .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)}, .coded[CODE_8] = {{0}, FROM_32(8)},                  \

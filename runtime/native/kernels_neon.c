@@ -336,6 +336,7 @@ const struct kernels kernels_neon = {
     .name = "neon",
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
+    .runs = ONE_RUN,
     .coded[CODE_2] = {{0}, FROM_32(2)},
     .coded[CODE_3] = {{0}, FROM_32(3)},
     .coded[CODE_4] = {{0}, FROM_32(4)},

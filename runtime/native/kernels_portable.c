@@ -90,6 +90,7 @@ const struct kernels kernels_portable = {
     .name = "portable",
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
+    .runs = ONE_RUN,
     .coded = {BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
     .plain = {plain_tile, plain_tile, plain_tile, plain_tile},
     .activate = activate,

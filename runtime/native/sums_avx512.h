@@ -59,18 +59,18 @@ INLINE __m512i halves_i(__m512i a, __m512i b) {
                             _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
 }
 
-/* Sums of 16 groups, in their order, from the quads of their vectors. A group fills `width` 128-bit lanes, 0 for half a
- * lane: then from halves_i. */
-INLINE __m512i order_groups(const __m512i *quads, int width) {
-    if (width == 0) {
+/* Sums of 16 groups, in their order, from the quads of their vectors, in which a group had 4, 8 or 16 lanes; from
+ * halves_i if it had two. */
+INLINE __m512i order_groups(const __m512i *quads, int lanes) {
+    if (lanes == 2) {
         const __m512i order = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
         return _mm512_permutexvar_epi32(order, quads[0]);
     }
-    if (width == 1) {
+    if (lanes == 4) {
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         return _mm512_permutexvar_epi32(order, quads[0]);
     }
-    if (width == 2) {
+    if (lanes == 8) {
         const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
         return _mm512_permutexvar_epi32(order, pairs_i(quads[0], quads[1]));
     }

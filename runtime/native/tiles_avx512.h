@@ -121,7 +121,9 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
  * group, by operand */
 INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *turned, const struct operand *x,
                           int operands, int64_t block, int at, int local, struct kind kind) {
-    const int runs = parts_of(kind), words = kind.group_size / runs / 4, joined = joined_digits(kind.code, kind.planes);
+    const int parts = parts_of(kind), joined = joined_digits(kind.code, kind.planes);
+    const int words = kind.group_size / parts / 4, run = words / runs_of(kind);
+    const int first = local * words / (16 * runs_of(kind)) * 16 * runs_of(kind) + local * words % (16 * runs_of(kind)) / runs_of(kind);
     const int64_t plane = BLOCK_GROUPS * kind.group_size, group = block * BLOCK_GROUPS + at;
     __m512i d[TURNED_SUMS / TURNED_VECTORS][TURNED_VECTORS]; /* [operands * planes] */
     UNROLL
@@ -131,18 +133,19 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
     }
     const int8_t *digits[TURNED_SUMS / TURNED_VECTORS];
     UNROLL
-    for (int n = 0; n < operands; n++) digits[n] = opaque(x[n].digits + block * kind.planes * plane + at * 4 * words);
+    for (int n = 0; n < operands; n++) digits[n] = opaque(x[n].digits + block * kind.planes * plane + 4 * ((at - local) * words + first));
     UNROLL
-    for (int run = 0; run < runs; run++) {
-        const __m512i *codes = turned->codes[run * slice_columns(kind) / 8 + local * words];
-        for (int i = 0; i < words; i++, codes += TURNED_VECTORS) {
+    for (int m = 0; m < parts * runs_of(kind); m++) {
+        const int part = m % parts, r = m / parts; /* of the runs */
+        const __m512i *codes = turned->codes[part * slice_columns(kind) / 8 + first + 16 * r];
+        for (int i = 0; i < run; i++, codes += TURNED_VECTORS) {
             __m512i c[TURNED_VECTORS];
             UNROLL
             for (int v = 0; v < TURNED_VECTORS; v++) c[v] = in_register(_mm512_load_si512(codes + v));
             UNROLL
             for (int n = 0; n < operands * kind.planes; n++) {
                 int32_t four;
-                memcpy(&four, digits[n / kind.planes] + n % kind.planes * plane + run * plane / 2 + 4 * i, sizeof four);
+                memcpy(&four, digits[n / kind.planes] + n % kind.planes * plane + part * plane / 2 + 64 * r + 4 * i, sizeof four);
                 const __m512i all = in_register(_mm512_set1_epi32(four));
                 UNROLL
                 for (int v = 0; v < TURNED_VECTORS; v++) d[n][v] = dot4(d[n][v], c[v], all, kind.code);
