@@ -5,14 +5,17 @@
 #include "groups_avx512.h"
 #include "sums_avx512.h"
 
-/* Runs of a group (kernels.h) for codes of 2 and 3 bits, of 5 and 6, and bytes behind its codes that the last vector of a
- * block may read. A shuffle of two loads has a run of other groups to give as easily as the columns that follow. */
+enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
+
+/* Runs of a group (kernels.h) for codes of 2 and 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
+ * groups to give as easily as the columns that follow. Six bits in fast are slower with runs (docs/LEARNED.md 77). */
 #if defined(SE_VBMI)
-enum { RUNS_3 = 4, RUNS_6 = 2, OVERREAD = 0 };
+enum { RUNS_3 = 4, RUNS_6 = 2 };
 #else
-enum { RUNS_3 = 1, RUNS_6 = 1, OVERREAD = 48 };
+enum { RUNS_3 = 1, RUNS_6 = 1 };
 #endif
-#define RUNS {RUNS_3, RUNS_3, 1, RUNS_6, RUNS_6, 1, 1} /* by code */
+#define RUNS \
+    {{RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1}, {1, 1, 1}}
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
@@ -21,7 +24,8 @@ INLINE int parts_of(struct kind kind) {
 
 /* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
 INLINE int runs_of(struct kind kind) {
-    const int width = code_width(kind.code), runs = width <= 3 ? RUNS_3 : width == 5 || width == 6 ? RUNS_6 : 1;
+    static const int by_code[NUM_CODES][SE_EXACT] = RUNS;
+    const int runs = by_code[kind.code][kind.planes - 1];
     const int whole = kind.group_size / parts_of(kind) / 64;
     return runs < whole ? whole : runs;
 }

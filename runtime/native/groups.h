@@ -98,14 +98,16 @@ static inline void q4_k_groups(const uint8_t *words, float d, float dmin, float 
     }
 }
 
-/* Groups of one row of NVFP4: its global scale, and half of it, for codes are twice the value. */
+/* What a 256th of an NVFP4 scale is multiplied with, or divided by: the row's global scale, so that half of their product
+ * comes out, for codes are twice the value. */
+static inline float nvfp4_global(int32_t encoding, const uint8_t *global) {
+    return dtype_float(SE_F32, global, 0) * (encoding == SE_NVFP4_DIVIDE ? 0x1p-7f : 0x1p7f);
+}
+
+/* Groups of one row of NVFP4, of whose scales a 256th is given. */
 static inline void nvfp4_groups(int32_t encoding, const uint8_t *global, int64_t n, float *scales, float *biases) {
-    const float by = dtype_float(SE_F32, global, 0);
-    if (encoding == SE_NVFP4_DIVIDE) {
-        for (int64_t i = 0; i < n; i++) scales[i] = scales[i] / by * 0.5f;
-    } else {
-        for (int64_t i = 0; i < n; i++) scales[i] = scales[i] * by * 0.5f;
-    }
+    const float by = nvfp4_global(encoding, global);
+    for (int64_t i = 0; i < n; i++) scales[i] = encoding == SE_NVFP4_DIVIDE ? scales[i] / by : scales[i] * by;
     for (int64_t i = 0; i < n; i++) biases[i] = -12.0f * scales[i];
 }
 
@@ -138,7 +140,7 @@ __attribute__((noinline, unused)) static void load_groups(const struct weights *
         break;
     case SE_NVFP4_MULTIPLY:
     case SE_NVFP4_DIVIDE:
-        for (int64_t i = 0; i < n; i++) scales[i] = e4m3_float(s[first + i]);
+        for (int64_t i = 0; i < n; i++) scales[i] = e4m3_float(s[first + i]) * 0x1p-8f;
         for (int64_t i = 0; i < n; i += row_groups, b += sizeof(float)) {
             nvfp4_groups(w->encoding, b, n - i < row_groups ? n - i : row_groups, scales + i, biases + i);
         }

@@ -79,10 +79,9 @@ INLINE void eight_groups(__m256 *scale, __m256 *bias, const struct groups *from,
         if (kind.group_size == 32) {
             *scale = e8m0_vector(from->scales + at);
         } else {
-            const __m256 global = _mm256_broadcast_ss((const float *)(const void *)from->biases);
-            *scale = _mm256_mul_ps(load_values(from->scales + at, VALUE_FP8), _mm256_set1_ps(256.0f));
-            *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm256_div_ps(*scale, global) : _mm256_mul_ps(*scale, global);
-            *scale = _mm256_mul_ps(*scale, _mm256_set1_ps(0.5f));
+            const __m256 by = _mm256_set1_ps(nvfp4_global(w->encoding, from->biases));
+            *scale = load_values(from->scales + at, VALUE_FP8);
+            *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm256_div_ps(*scale, by) : _mm256_mul_ps(*scale, by);
         }
         *bias = _mm256_mul_ps(*scale, _mm256_set1_ps(-12.0f));
     } else {

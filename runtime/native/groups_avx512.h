@@ -127,11 +127,10 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
         if (kind.group_size == 32) {
             *scale = e8m0_vector(bytes);
         } else {
-            const __m512 global = _mm512_set1_ps(dtype_float(SE_F32, from->biases, 0));
+            const __m512 by = _mm512_set1_ps(nvfp4_global(w->encoding, from->biases));
             *scale = _mm512_cvtph_ps(fp8_halves(bytes));
-            *scale = _mm512_mul_ps(*scale, _mm512_set1_ps(256.0f));
-            *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm512_div_ps(*scale, global) : _mm512_mul_ps(*scale, global);
-            *scale = _mm512_maskz_mul_ps(mask, *scale, _mm512_set1_ps(0.5f));
+            *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm512_maskz_div_ps(mask, *scale, by)
+                                                    : _mm512_maskz_mul_ps(mask, *scale, by);
         }
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
     } else if (kind.group_size == 16) { /* Q6_K */

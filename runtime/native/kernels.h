@@ -168,8 +168,8 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
-    /* Runs of a group, by code. */
-    int32_t runs[NUM_CODES];
+    /* Runs of a group, by code and digits less one. */
+    int32_t runs[NUM_CODES][SE_EXACT];
     /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
     tile_fn *coded[NUM_CODES][4][SE_EXACT];
     tile_fn *plain[NUM_VALUES];
@@ -181,7 +181,7 @@ struct kernels {
     uint64_t (*read)(const uint8_t *bytes, int64_t n, int64_t ahead);
 };
 
-#define ONE_RUN {1, 1, 1, 1, 1, 1, 1}
+#define ONE_RUN {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}}
 
 extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;

@@ -48,7 +48,7 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     w->per_scale = m->encoding == SE_SYMMETRIC || m->encoding == SE_ZERO_POINT ? m->group_size / group_size : 1;
     set_strides(w, m, m->columns / group_size);
     const int32_t order = code == CODE_8 ? kernels->order_8 : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
-    w->shape = (struct shape){m->columns, code, group_size, order, kernels->runs[code], precision};
+    w->shape = (struct shape){m->columns, code, group_size, order, kernels->runs[code][precision - 1], precision};
     p->tile = kernels->coded[code][group_index(group_size)][precision - 1];
     return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }

@@ -122,8 +122,9 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
 INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *turned, const struct operand *x,
                           int operands, int64_t block, int at, int local, struct kind kind) {
     const int parts = parts_of(kind), joined = joined_digits(kind.code, kind.planes);
-    const int words = kind.group_size / parts / 4, run = words / runs_of(kind);
-    const int first = local * words / (16 * runs_of(kind)) * 16 * runs_of(kind) + local * words % (16 * runs_of(kind)) / runs_of(kind);
+    const int runs = runs_of(kind), words = kind.group_size / parts / 4, run = words / runs;
+    const int before = local * words / (16 * runs) * 16 * runs; /* words of the groups whose vectors lie before this one's */
+    const int first = before + (local * words - before) / runs;
     const int64_t plane = BLOCK_GROUPS * kind.group_size, group = block * BLOCK_GROUPS + at;
     __m512i d[TURNED_SUMS / TURNED_VECTORS][TURNED_VECTORS]; /* [operands * planes] */
     UNROLL
@@ -133,9 +134,11 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
     }
     const int8_t *digits[TURNED_SUMS / TURNED_VECTORS];
     UNROLL
-    for (int n = 0; n < operands; n++) digits[n] = opaque(x[n].digits + block * kind.planes * plane + 4 * ((at - local) * words + first));
+    for (int n = 0; n < operands; n++) {
+        digits[n] = opaque(x[n].digits + block * kind.planes * plane + 4 * ((at - local) * words + first));
+    }
     UNROLL
-    for (int m = 0; m < parts * runs_of(kind); m++) {
+    for (int m = 0; m < parts * runs; m++) {
         const int part = m % parts, r = m / parts; /* of the runs */
         const __m512i *codes = turned->codes[part * slice_columns(kind) / 8 + first + 16 * r];
         for (int i = 0; i < run; i++, codes += TURNED_VECTORS) {
