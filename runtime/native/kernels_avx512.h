@@ -142,7 +142,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
 
 enum { TILE_TOKENS = 8 }; /* their digits of one block stay in the first-level cache while the rows pass by */
 
-/* A few operands, or one plane: each block of a row is unpacked once for all of them. lanes [TILE_TOKENS][TILE_ROWS][16] */
+/* A few operands, or codes that are not turned: each block of a row is unpacked once for all of them. lanes [TILE_TOKENS][TILE_ROWS][16] */
 INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
                          int64_t tokens, float *lanes, struct kind kind) {
     const struct weights *w = tile->weights[stream];

@@ -27,9 +27,10 @@ struct turned {
     __m512 bias[BLOCK_GROUPS][TURNED_VECTORS];
 };
 
-/* With one plane of digits there is too little to do for each code that was turned. */
+/* With one plane of digits, codes that are neither nibbles nor bytes take longer to turn than that saves (LEARNED 76). */
 INLINE bool is_turned(int64_t tokens, struct kind kind) {
-    return kind.planes > 1 && tokens >= LEAST_TURNED;
+    const int width = code_width(kind.code);
+    return tokens >= LEAST_TURNED && (kind.planes > 1 || width == 4 || width == 8);
 }
 
 INLINE int slice_columns(struct kind kind) {
