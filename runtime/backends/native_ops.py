@@ -81,6 +81,7 @@ class NativeOps(NativeLayerOps):
         self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
         self._told = Told(abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, False))
         self._fetched: tuple[AnyArray, ByExpert] | None = None
+        self._outputs = np.empty(0, np.float32)
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
         self._tools = Tools(self._told, self._base, self._context.precision, shared_memory())
@@ -142,7 +143,7 @@ class NativeOps(NativeLayerOps):
         assert reader is not None
         x = np.ascontiguousarray(x, np.float32)
         weights = np.ascontiguousarray(routing_weights, np.float32)
-        outputs = np.empty((expert_ids.size, x.shape[1]), np.float32)  # [T * k, D]
+        outputs = self._outputs_of(expert_ids.size, x.shape[1])
         y = np.empty_like(x)
         places, pairs = self._chosen(layer, expert_ids)
         left = len(places)
@@ -158,6 +159,15 @@ class NativeOps(NativeLayerOps):
                         reader.check(key, slot)
                     raise
         return y
+
+    def _outputs_of(self, pairs: int, columns: int) -> Float32:
+        """Room for what experts give each pair: [T * k, D], the same for all layers.
+
+        New memory in each would be cleared by the kernel, 32 MiB at a time (docs/LEARNED.md 76).
+        """
+        if self._outputs.size < pairs * columns:
+            self._outputs = np.empty(pairs * columns, np.float32)
+        return self._outputs[: pairs * columns].reshape(pairs, columns)
 
     # ---- attention
 
