@@ -3,9 +3,10 @@
 A GGUF file of Qwen3-30B-A3B's widths with made-up Q4_0 (or Q4_K) weights is written; llama-bench reads it, and
 `repack convert` keeps its blocks to the bit. Runs take turns, in memory and in memory groups of shares of the file,
 page cache counted and emptied before. Both programs make a warm-up run before they measure; in memory both decode
-behind a prompt. llama.cpp multiplies with activations of 8 bits, as our `fast` does; in memory every precision of ours
-is shown and has its bars, within a limit the default. By hand only: it takes ten minutes, 2 x 4.3 GB of disk and a
-llama-bench built with GGML_NATIVE. The last line is one JSON object.
+behind a prompt. A prompt has the 512 tokens of llama-bench's own default, one chunk for either. llama.cpp multiplies
+with activations of 8 bits, as our `fast` does; in memory every precision of ours is shown and has its bars, within a
+limit the default and `fast`. By hand only: it takes ten minutes, 2 x 4.3 GB of disk and a llama-bench built with
+GGML_NATIVE. The last line is one JSON object.
 """
 
 import argparse
@@ -37,9 +38,12 @@ BLOCKS = {  # of weights whose rows keep the size of what they multiply
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, np.dtype([("d", "<f2"), ("qs", "u1", 16)])),
     "q4_k": (gguf.GGMLQuantizationType.Q4_K, np.dtype([("d", "<f2", 2), ("scales", "u1", 12), ("qs", "u1", 128)])),
 }
-PROMPT, NEW = 256, 24
+PROMPT, NEW = 512, 24
 LEAST = 4  # new tokens where a token takes the opponent seconds
 TIMEOUT_S = 90  # for a run within a limit
+
+
+WITHIN = (DEFAULT_PRECISION, "fast")  # precisions within a limit
 
 
 class Limit(NamedTuple):
@@ -234,17 +238,21 @@ def in_memory(contest: Contest, runs: int) -> Iterator[str | Bar]:
 
 
 def within(contest: Contest, limit: Limit, runs: int) -> Iterator[str | Bar]:
-    """In a memory group, in turns: ours at its default precision."""
-    ours, theirs = [], []
+    """In a memory group, in turns."""
+    ours: dict[str, list[Speed]] = {precision: [] for precision in WITHIN}
+    theirs = []
     for _ in range(runs):
-        ours.append(contest.ours(limit))
+        for precision in WITHIN:
+            ours[precision].append(contest.ours(limit, precision))
         theirs.append(contest.llama(limit, "-lm", "mmap", "--repack", "0"))
     at = f"at {limit.share:.2f} ({human(contest.nbytes(limit))})"
-    yield row(f"{at}: ours, {DEFAULT_PRECISION}", ours)
+    yield from (row(f"{at}: ours, {precision}", found) for precision, found in ours.items())
     yield row(f"{at}: llama.cpp, mmap", theirs)
-    yield bar(f"{at}: decode / mmap", ratios(ours, theirs, "decode", limit.new_tokens), limit.decode)
-    if limit.prefill is not None:
-        yield bar(f"{at}: prefill / mmap", ratios(ours, theirs, "prefill"), limit.prefill)
+    for precision, found in ours.items():
+        name = f"{at}, {precision}"
+        yield bar(f"{name}: decode / mmap", ratios(found, theirs, "decode", limit.new_tokens), limit.decode)
+        if limit.prefill is not None:
+            yield bar(f"{name}: prefill / mmap", ratios(found, theirs, "prefill"), limit.prefill)
 
 
 def main() -> None:
