@@ -131,8 +131,8 @@ def test_one_expert_is_described_array_by_array(mixed: Path, layer: int, expert:
 @pytest.mark.parametrize(
     ("layer", "expert", "message"),
     [
-        (4, 0, "--layer is 4, expected 0 to 3"),
-        (-1, 0, "--layer is -1, expected 0 to 3"),
+        (5, 0, "--layer is 5, expected 0 to 4"),
+        (-1, 0, "--layer is -1, expected 0 to 4"),
         (2, 0, "--layer is 2, which is dense and has no experts"),
         (0, 3, "--expert is 3, expected 0 to 2"),
         (0, -1, "--expert is -1, expected 0 to 2"),
