@@ -208,7 +208,7 @@ class Engine:
         self.steps.check_ids(session, token_ids)
         *chunks, last = self._chunks(token_ids)
         for chunk in chunks:
-            self.steps.advance(session, chunk)
+            self.steps.advance(session, chunk, last=True)
         (logits,) = self.step([(session, last)])
         self._stats.prompt_tokens += len(token_ids)
         self._stats.prompt_s += time.perf_counter() - began

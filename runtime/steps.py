@@ -39,16 +39,15 @@ class Steps:
         they were. Raises RequestError for an id outside the vocabulary, no ids, more than ctx_size tokens in a
         session or a session that stands twice in the batch, FormatError for logits that are no numbers.
         """
-        hidden, sequences = self._forward(batch)
-        last = [hidden[sequence.rows.stop - 1 : sequence.rows.stop] for sequence in sequences]
-        logits = self.logits(self.model.ops.concatenate(last))
+        hidden, sequences = self._forward(batch, last=True)
+        logits = self.logits(hidden)
         _keep(batch, sequences)
         return list(logits)
 
-    def advance(self, session: Session, token_ids: Sequence[int]) -> Float32:
-        """As `step` for one session, but the last hidden states of all new tokens: [tokens, hidden_size]."""
+    def advance(self, session: Session, token_ids: Sequence[int], *, last: bool = False) -> Float32:
+        """As `step` for one session, but the last hidden states of all new tokens, or the last: [.., hidden_size]."""
         batch = [(session, token_ids)]
-        hidden, sequences = self._forward(batch)
+        hidden, sequences = self._forward(batch, last)
         _keep(batch, sequences)
         return hidden
 
@@ -76,8 +75,13 @@ class Steps:
         """End the thread of steps."""
         self._thread.shutdown()
 
-    def _forward(self, batch: Sequence[tuple[Session, Sequence[int]]]) -> tuple[Float32, list[StepSequence]]:
-        """Last hidden states of all new tokens, session after session, and the states that the sessions would have."""
+    def _forward(
+        self, batch: Sequence[tuple[Session, Sequence[int]]], last: bool
+    ) -> tuple[Float32, list[StepSequence]]:
+        """Last hidden states of all new tokens, session after session, or of each session's last one alone.
+
+        And the states that the sessions would have.
+        """
         if len({id(session) for session, _ in batch}) != len(batch):
             raise RequestError("a session stands twice in a step, expected distinct ones")
         sequences: list[StepSequence] = []
@@ -88,7 +92,9 @@ class Steps:
             sequences.append(StepSequence(rows, len(session.token_ids), list(session.states)))
             token_ids.extend(ids)
         began, before = time.perf_counter(), self._experts.bytes_read
-        hidden = self._whole(lambda: self.model.forward(token_ids, sequences))
+        ends = [s.rows.stop for s in sequences]
+        wanted = [slice(end - 1, end) for end in ends] if last and len(token_ids) > len(batch) else None
+        hidden = self._whole(lambda: self.model.forward(token_ids, sequences, wanted))
         seconds, nbytes_read = time.perf_counter() - began, self._experts.bytes_read - before
         self._experts.lookahead.ended(len(token_ids), seconds, nbytes_read)
         return hidden, sequences

@@ -22,6 +22,7 @@ from runtime.backends.facts import (
     Shared,
     State,
     Turn,
+    Wanted,
     Weight,
 )
 
@@ -104,6 +105,9 @@ class Ops(Protocol):
 
     def concatenate(self, arrays: Sequence[Array], axis: int = 0) -> Array:
         """Join along an axis."""
+
+    def rows(self, x: Array, wanted: Wanted) -> Array:
+        """The rows of x [T, ...] that are wanted, one slice after the other."""
 
     def rope(self, x: Array, position: int, rope: Rope) -> Array:
         """Rotary embedding of x [T, H, d] at position, position + 1, ...: the first rope.dim values are turned.
@@ -283,9 +287,12 @@ class Ops(Protocol):
     def route_input(self, x: Array, router: Router) -> Routed:
         """What a router, and whatever else has its input, makes of x [T, D]."""
 
-    def mix_and_route(self, h: Array, y: Array, own: Block, parts: Sequence[Part]) -> tuple[Array, Routed, list[State]]:
+    def mix_and_route(
+        self, h: Array, y: Array, own: Block, parts: Sequence[Part], wanted: Wanted = None
+    ) -> tuple[Array, Routed, list[State]]:
         """Adds y to the stream h, then its mixer, each behind a norm, and routes: (stream, input of experts, states).
 
+        Stream and input are of the rows that are wanted, the states of all tokens.
         All of it is one call where a backend can: what stands between kernels is cold (docs/LEARNED.md 72).
         """
 
@@ -302,6 +309,7 @@ class Ops(Protocol):
         """Tell how to guess which experts a later layer will want: route() gives ids [T, k].
 
         Called between the layer's own `fetch`, if there is one, and `experts`; a layer without experts is no error.
+        Several tokens are not guessed for the last layer, where few of them may be wanted.
         """
 
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:

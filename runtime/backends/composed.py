@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from formats.config import SIGMOID
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, Shared, State, Turn
+from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, Shared, State, Turn, Wanted
 
 
 class ComposedOps:
@@ -57,14 +57,18 @@ class ComposedOps:
         logits, *further = self.linears(x, router.matrices, router.biases)
         return Routed(x, *self.route(logits, router.routing, router.correction), further)
 
+    def rows(self: Ops, x: Array, wanted: Wanted) -> Array:
+        return x if wanted is None else self.concatenate([x[part] for part in wanted])
+
     def mix_and_route(
-        self: Ops, h: Array, y: Array, own: Block, parts: Sequence[Part]
+        self: Ops, h: Array, y: Array, own: Block, parts: Sequence[Part], wanted: Wanted = None
     ) -> tuple[Array, Routed, list[State]]:
         h, x = self.add_norm(h, y, own.input_norm, own.eps, offset=own.offset, multiplier=own.multiplier)
         if isinstance(own.mixer, Attention):
             y, states = self.self_attention(x, own.mixer, parts)
         else:
             y, states = self.delta_net(x, own.mixer, parts)
+        h, y = self.rows(h, wanted), self.rows(y, wanted)
         h, x = self.add_norm(h, y, own.post_norm, own.eps, offset=own.offset, multiplier=own.multiplier)
         return h, self.route_input(x, own.router), states
 

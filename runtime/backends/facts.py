@@ -8,6 +8,7 @@ from formats.config import SOFTMAX, Rope
 Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
 State: TypeAlias = Any  # of the backend: a KV cache, or an Array
 Weight: TypeAlias = Any  # of the backend: a resident tensor in its encoding
+Wanted: TypeAlias = Sequence[slice] | None  # rows of which results are asked for; None: all
 
 
 class Routing(NamedTuple):

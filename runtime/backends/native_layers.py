@@ -17,7 +17,7 @@ import numpy as np
 from formats.config import SIGMOID, SILU
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi, native
-from runtime.backends.facts import Attention, Block, DeltaNet, Part, Routed, Shared, State
+from runtime.backends.facts import Attention, Block, DeltaNet, Part, Routed, Shared, State, Wanted
 from runtime.backends.native_compressed import NativeCompressedOps
 from runtime.backends.native_pairs import ByExpert, pairs_of_one
 from runtime.backends.native_rows import MAPS, NativeRowOps, placed_tables
@@ -271,10 +271,10 @@ class NativeLayerOps(NativeRowOps, NativeCompressedOps, NumpyOps):
         return super().add_norm(h, self._settled(y), weight, eps, offset=offset, multiplier=multiplier)
 
     def mix_and_route(
-        self, h: Float32, y: Float32 | Promise, own: Block, parts: Sequence[Part]
+        self, h: Float32, y: Float32 | Promise, own: Block, parts: Sequence[Part], wanted: Wanted = None
     ) -> tuple[Float32, Routed, list[State]]:
         if len(h) != 1 or not is_usual(own):
-            return super().mix_and_route(h, self._settled(y), own, parts)
+            return super().mix_and_route(h, self._settled(y), own, parts, wanted)
         (part,) = parts
         run = self._blocks.get(own.input_norm)
         if run is None:

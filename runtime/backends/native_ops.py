@@ -130,6 +130,8 @@ class NativeOps(NativeLayerOps):
         lookahead = self._experts.lookahead
         layout = self._layout.layers[layer] if layer < len(self._layout.layers) else None
         assert self._fetched is not None
+        if layer == len(self._layout.layers) - 1 and len(self._fetched[0]) > 1:
+            return  # of several tokens few may be wanted there
         if layout is None or not lookahead.asks(len(self._fetched[0])):
             return
         expert_ids = route()

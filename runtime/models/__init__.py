@@ -15,7 +15,7 @@ from formats.config import (
     Qwen4ExpConfig,
 )
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, State
+from runtime.backends.facts import Array, State, Wanted
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
@@ -41,8 +41,11 @@ class Model(Protocol):
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun."""
 
-    def forward(self, token_ids: Sequence[int], sequences: Sequence[StepSequence]) -> Array:
-        """Tokens of one step -> last hidden states [T, D]; replaces the states in sequences."""
+    def forward(self, token_ids: Sequence[int], sequences: Sequence[StepSequence], wanted: Wanted = None) -> Array:
+        """Tokens of one step -> last hidden states [T, D]; replaces the states in sequences.
+
+        Only those of the rows that are wanted come back: what the last layer does behind its attention is for them.
+        """
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""

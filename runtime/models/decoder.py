@@ -13,7 +13,20 @@ from typing import NamedTuple
 
 from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, Part, Routed, Router, Routing, Shared, State, Turn, Weight
+from runtime.backends.facts import (
+    Array,
+    Attention,
+    Block,
+    Part,
+    Routed,
+    Router,
+    Routing,
+    Shared,
+    State,
+    Turn,
+    Wanted,
+    Weight,
+)
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
@@ -43,26 +56,27 @@ class Decoder:
         c = self.config
         return self.ops.new_kv_cache(c.key_heads(layer), c.head_dim, c.window(layer), c.chunk(layer), c.value_dim)
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c = self.config
         h = self.ops.embed(token_ids) * c.embedding_multiplier  # [T, D]
         y = h * 0.0
         for layer in range(c.num_hidden_layers):
-            h, y = self._layer(layer, h, y, sequences)
+            h, y = self._layer(layer, h, y, sequences, wanted if layer + 1 == c.num_hidden_layers else None)
         return self._add_norm(h, y, "norm")[1]
 
-    def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence]) -> tuple[Array, Array]:
-        """Of the stream and what the layer before adds to it: the stream, and what this one adds to it."""
+    def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence], wanted: Wanted) -> tuple[Array, Array]:
+        """Of the stream and what the layer before adds to it: the stream, and what this one adds, as far as wanted."""
         own, name = self._layers[layer], f"layers.{layer}"
         if own.block is not None:
             parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
-            h, routed, states = self.ops.mix_and_route(h, y, own.block, parts)
+            h, routed, states = self.ops.mix_and_route(h, y, own.block, parts, wanted)
             for s, state in zip(sequences, states, strict=True):
                 s.states[layer] = state
             return h, self._experts(layer, routed)
         h, x = self._add_norm(h, y, f"{name}.input_layernorm")
-        h, x = self._add_norm(h, self._attention(layer, x, sequences), f"{name}.post_attention_layernorm")
+        h, y = (self.ops.rows(part, wanted) for part in (h, self._attention(layer, x, sequences)))
+        h, x = self._add_norm(h, y, f"{name}.post_attention_layernorm")
         if own.router is None:
             return h, self._mlp(f"{name}.mlp", x)
         return h, self._experts(layer, self.ops.route_input(x, own.router))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from formats.config import INDEXED_ATTENTION, SIGMOID, DeepseekV3Config
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Routing, State, Weight
+from runtime.backends.facts import Array, Routing, State, Wanted, Weight
 from runtime.session import Sequence
 
 INDEX_NORM_EPS = 1e-6
@@ -38,16 +38,17 @@ class DeepseekV3:
             return None
         return self.ops.new_index_cache(indexer.index_head_dim)
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
         selections: list[Array | None] = [None for _ in sequences]  # of the last indexer, which layers may share
         x = self._norm(h, "layers.0.input_layernorm")
         for layer in range(self.config.num_hidden_layers):
+            last = layer + 1 == self.config.num_hidden_layers
             y = self._attention(layer, x, sequences, selections)
+            h, y = (self.ops.rows(part, wanted if last else None) for part in (h, y))
             h, x = self._add_norm(h, y, f"layers.{layer}.post_attention_layernorm")
             y = self._moe(layer, x) if self.config.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
-            last = layer + 1 == self.config.num_hidden_layers
             h, x = self._add_norm(h, y, "norm" if last else f"layers.{layer + 1}.input_layernorm")
         return x
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Beside, Routing, State, Weight
+from runtime.backends.facts import Array, Beside, Routing, State, Wanted, Weight
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
@@ -50,7 +50,7 @@ class DeepseekV4:
             ops.new_open_window(rate, 2 * c.index_head_dim, True),
         )
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         ops = self.ops
         embedded = ops.embed(token_ids)[:, None]  # [T, 1, D]
@@ -59,6 +59,8 @@ class DeepseekV4:
             x, post, comb = self._collapse(h, f"layers.{layer}.attn_hc")
             y = self._attention(layer, self._norm(x, f"layers.{layer}.input_layernorm"), sequences)
             h = ops.expand_streams(h, y, post, comb)
+            if layer + 1 == self.config.num_hidden_layers:
+                h, token_ids = ops.rows(h, wanted), ops.rows(token_ids, wanted)
             x, post, comb = self._collapse(h, f"layers.{layer}.ffn_hc")
             y = self._moe(layer, self._norm(x, f"layers.{layer}.post_attention_layernorm"), token_ids)
             h = ops.expand_streams(h, y, post, comb)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from formats.config import Gemma4Config
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Routing, State, Turn
+from runtime.backends.facts import Array, Routing, State, Turn, Wanted
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
@@ -23,17 +23,18 @@ class Gemma4:
         c = self.config
         return [self.ops.new_kv_cache(*c.key_heads(layer), c.window(layer)) for layer in range(c.num_hidden_layers)]
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c, ops = self.config, self.ops
         h = ops.embed(token_ids) * c.hidden_size**0.5  # [T, D]
         x = self._norm(h, "layers.0.input_layernorm")
         for layer in range(c.num_hidden_layers):
             name = f"layers.{layer}"
-            y = self._norm(self._attention(layer, x, sequences), f"{name}.post_attention_layernorm")
+            last = layer + 1 == c.num_hidden_layers
+            h, y = (ops.rows(part, wanted if last else None) for part in (h, self._attention(layer, x, sequences)))
+            y = self._norm(y, f"{name}.post_attention_layernorm")
             h, x = ops.add_norm(h, y, ops.weight(f"{name}.pre_feedforward_layernorm"), c.rms_norm_eps)
             h = ops.scale(h + self._feed_forward(layer, h, x), ops.weight(f"{name}.layer_scalar"))
-            last = layer + 1 == c.num_hidden_layers
             x = self._norm(h, "norm" if last else f"layers.{layer + 1}.input_layernorm")
         return x
 

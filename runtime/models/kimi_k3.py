@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import KimiK3Config
-from runtime.backends.facts import Array
+from runtime.backends.facts import Array, Wanted
 from runtime.models.kimi_linear import KimiLinear, Weights
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
@@ -20,7 +20,7 @@ class KimiK3(KimiLinear):
 
     gate_projection = "g"
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c, ops = self.config, self.ops
         h: Array = ops.embed(token_ids)  # [T, D]: the sum since the last block began, None where one begins
@@ -34,6 +34,8 @@ class KimiK3(KimiLinear):
                 h = None
             y = self._attention(layer, self._norm(x, f"{name}.input_layernorm"), sequences, selections)
             h = y if h is None else h + y
+            if layer + 1 == c.num_hidden_layers:
+                h, *begun = (ops.rows(part, wanted) for part in (h, *begun))
             x = self._norm(self._mixed(begun, h, f"{name}.mlp_res"), f"{name}.post_attention_layernorm")
             h = h + (self._moe(layer, x) if c.has_experts(layer) else self._mlp(f"{name}.mlp", x))
         return self._norm(self._mixed(begun, h, "output_attn_res"), "norm")

@@ -21,6 +21,7 @@ from runtime.backends.facts import (
     Routing,
     Shared,
     State,
+    Wanted,
     Weight,
 )
 from runtime.session import Sequence
@@ -38,13 +39,14 @@ class Qwen3_5Moe:
             for layer_type in self.config.layer_types
         ]
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
         y = h * 0.0
+        last = self.config.num_hidden_layers - 1
         for layer, own in enumerate(self._blocks):
             parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
-            h, routed, states = self.ops.mix_and_route(h, y, own, parts)
+            h, routed, states = self.ops.mix_and_route(h, y, own, parts, wanted if layer == last else None)
             for s, state in zip(sequences, states, strict=True):
                 s.states[layer] = state
             self._fetch(layer, routed)

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from formats.config import LINEAR_ATTENTION, SIGMOID, Qwen4ExpConfig
-from runtime.backends.facts import Array, Attention, DeltaNet, Part, State, Turn
+from runtime.backends.facts import Array, Attention, DeltaNet, Part, State, Turn, Wanted
 from runtime.models.ngrams import ngram_rows
 from runtime.models.norms import unit_norm
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
@@ -26,7 +26,7 @@ class Qwen4Exp(Qwen3_5Moe):
         layers = [self._new_delta_state() if kind == LINEAR_ATTENTION else self._new_indexed_state() for kind in kinds]
         return [*layers, self._new_ngram_state()]
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence]) -> Array:
+    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         c, ops = self.config, self.ops
         h = ops.concatenate([ops.embed(token_ids)] * c.hc_count, axis=1)  # [T, S * D]
@@ -36,6 +36,8 @@ class Qwen4Exp(Qwen3_5Moe):
                 h = h + self._ngrams(f"layers.{layer}.ple", h, token_ids, sequences)
             x, normed = self._mixed(h, f"layers.{layer}.attn_hyper_connection")
             h = self._injected(h, mixer(layer, x, sequences), normed, f"layers.{layer}.attn_hyper_connection")
+            if layer + 1 == c.num_hidden_layers:
+                h = ops.rows(h, wanted)
             x, normed = self._mixed(h, f"layers.{layer}.mlp_hyper_connection")
             h = self._injected(h, self._moe(layer, x), normed, f"layers.{layer}.mlp_hyper_connection")
         return self._mixed(h, "hyper_connection_mixer")[0]

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,27 @@ def test_logits_are_float32_of_every_position(demo4: Path) -> None:
         found = engine.logits(PROMPT)
     assert found.shape == (len(PROMPT), VOCAB_SIZE)
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_the_last_layer_chooses_experts_for_the_last_token_of_each_chunk_alone(
+    demo4: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    with open_demo(demo4, backend=backend, chunk_size=len(PROMPT) - 4, lookahead="off") as engine:
+        ops, layers = engine.ops, engine.config.num_hidden_layers
+        route = ops.route
+
+        def watched(logits: Float32, *args: Any) -> Any:
+            asked.append(len(logits))
+            return route(logits, *args)
+
+        monkeypatch.setattr(ops, "route", watched)
+        engine.prefill(engine.new_session(), PROMPT)
+        assert asked == [len(PROMPT) - 4] * (layers - 1) + [1] + [4] * (layers - 1) + [1]
+        asked.clear()
+        engine.logits(PROMPT)
+        assert asked == [len(PROMPT) - 4] * layers + [4] * layers
 
 
 def test_token_ids_may_be_an_array(demo4: Path) -> None:
