@@ -146,7 +146,7 @@ def _read_gptq(fields: Fields) -> Quantization:
     layout = _only(fields, "checkpoint_format", ("gptq", "gptq_v2"), "gptq")
     symmetric = fields.boolean("sym", True)
     all_bits, sizes = {bits}, {size}
-    for rule, change in fields.raw("dynamic", {}).items() if "dynamic" in fields else ():
+    for rule, change in fields.mapping("dynamic").items() if "dynamic" in fields else ():
         if not rule.startswith("-:"):  # which leaves modules unquantized, as their tensors tell
             override = Fields(change, fields.name(f"dynamic.{shown(rule)}"))
             _only(override, "sym", (symmetric,), symmetric)

@@ -3,7 +3,7 @@
 No byte moves: a tensor of several, one after another, becomes a view of each, and axes of a matrix are counted as one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from formats.config import DeepseekV3Config, KimiK3Config, ModelConfig
@@ -16,6 +16,7 @@ from repack.sources.base import SourceTensor
 Tensors = Mapping[str, SourceTensor]
 SPLIT_KV_B = ".self_attn.embed_q.weight"
 FUSED_RESIDUAL = "output_attn_res_score.weight"
+FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused")
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 STACKED_QKV = (".self_attn.qkv_proj", ".self_attn.qkv_conv")
 
@@ -32,9 +33,14 @@ def in_one_form(tensors: Tensors, config: ModelConfig) -> tuple[dict[str, Source
         tensors = without_head_axes(tensors)
     if isinstance(config, KimiK3Config):
         config = replace(config, attn_res_fused=any(name.endswith(FUSED_RESIDUAL) for name in tensors))
-        apart = (part for tensor in tensors.values() for part in _apart(tensor))
-        tensors = {tensor.name: _of_kimi_k3(tensor, config.linear_num_heads) for tensor in apart}
+        tensors = as_published_k3(tensors, config.linear_num_heads)
     return dict(tensors), config
+
+
+def with_facts_of_tensors(config: ModelConfig, model: ModelConfig) -> ModelConfig:
+    """The facts of a config.json, with those of a container's model that only its tensors told."""
+    told = [key for key in FACTS_OF_TENSORS if hasattr(config, key) and hasattr(model, key)]
+    return replace(config, **{key: getattr(model, key) for key in told})
 
 
 def without_added_ones(tensors: Tensors) -> dict[str, SourceTensor]:
@@ -72,11 +78,9 @@ def _parts(name: str) -> list[str]:
     return [name.replace(stacked, stacked.replace("qkv", part)) for part in "qkv"]
 
 
-def _apart(tensor: SourceTensor) -> Iterable[SourceTensor]:
-    """A tensor, or its parts, rows after rows."""
+def _apart(tensor: SourceTensor) -> list[SourceTensor]:
+    """The parts of a stack, rows after rows."""
     names = _parts(tensor.name)
-    if len(names) == 1:
-        return (tensor,)
     rows, *rest = tensor.shape or (0,)
     if rows % len(names):
         raise FormatError(f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected rows of q, k and v")
@@ -87,13 +91,19 @@ def _apart(tensor: SourceTensor) -> Iterable[SourceTensor]:
     ]
 
 
-def _of_kimi_k3(tensor: SourceTensor, heads: int) -> SourceTensor:
-    """A_log cut to [heads], as MLX's and GGUF files have it: published are zeros up to the width of a head.
+def as_published_k3(tensors: Tensors, heads: int) -> dict[str, SourceTensor]:
+    """Stacks apart; A_log cut to [heads], as MLX's and GGUF files have it: published are zeros up to a head's width.
 
     And scores of attention residuals, vectors in GGUF files, as matrices of one row.
     """
-    if tensor.name.endswith("_res_score.weight") and len(tensor.shape) == 1:
-        return tensor._replace(shape=(1, *tensor.shape))
-    if tensor.name.endswith(".self_attn.A_log") and len(tensor.shape) == 1 and tensor.shape[0] > heads:
-        return tensor._replace(shape=(heads,), nbytes=tensor.nbytes // tensor.shape[0] * heads)
-    return tensor
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        vector = len(tensor.shape) == 1
+        if any(module in name for module in STACKED_QKV):
+            del result[name]
+            result |= {part.name: part for part in _apart(tensor)}
+        elif name.endswith("_res_score.weight") and vector:
+            result[name] = tensor._replace(shape=(1, *tensor.shape))
+        elif name.endswith(".self_attn.A_log") and vector and tensor.shape[0] > heads:
+            result[name] = tensor._replace(shape=(heads,), nbytes=tensor.nbytes // tensor.shape[0] * heads)
+    return result

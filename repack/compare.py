@@ -18,6 +18,7 @@ from formats.fields import shown
 from formats.layout import RESIDENT_FILE, EmbeddingLayout, LayerLayout, Layout
 from formats.quantization import CONFIG_FILE, MODELOPT_FILE, Quantization, read_quantization
 from formats.record import LINEAR_BIAS, PlacedArray
+from repack.carriers import in_one_form
 from repack.findings import Comparison, Damage, Findings
 from repack.plan import Options, Plan, SourceMatrix, Unit
 from repack.planner import make_plan
@@ -138,7 +139,7 @@ def _check_config(source: Source, model: ModelConfig) -> None:
     raw = source.small_file("config.json")
     if raw is None:
         raise FormatError("config.json is missing from the source")
-    config = read_config(raw, "the source's config.json")
+    _, config = in_one_form(source.tensors, read_config(raw, "the source's config.json"))
     for key, value in vars(config).items():
         if getattr(model, key) != value:
             raise FormatError(f"the source's {key} is {value}, but the container's is {getattr(model, key)}")

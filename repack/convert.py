@@ -75,7 +75,7 @@ class Conversion:
         checksums = sum(layer.num_experts for _, layer in layout.moe_layers()) + layout.resident_bytes // BLOCK_BYTES
         described = len(layout.resident) + len(layout.layers)
         small = sum(map(len, self.small_files.values()))
-        data = sum(file.nbytes for file in self.files)
+        data = layout.total_bytes - sum(layer.nbytes for _, layer in layout.moe_layers() if layer.file in self.links)
         return data + small + _BYTES_PER_CHECKSUM * checksums + _BYTES_PER_TENSOR * (described + 1)
 
     @property

@@ -88,6 +88,26 @@ def take_module(module: Module, tensors: MutableMapping[str, SourceTensor], quan
     return Found(encoding, planes)
 
 
+def take_alike(module: Module, found: Found, of: Module, tensors: MutableMapping[str, SourceTensor]) -> Found | None:
+    """The module in the encoding of another that was found, if it has just such tensors; they leave the table then.
+
+    None where it has not: take_module says why. What it has besides stays in the table.
+    """
+    planes = []
+    for spec, tensor in found.planes:
+        other = tensors.get(module.base + tensor.name[len(of.base) :])
+        if other is None or _kept(other) != _kept(tensor):
+            return None
+        planes.append((spec, other))
+    for _, other in planes:
+        del tensors[other.name]
+    return Found(found.encoding, tuple(planes))
+
+
+def _kept(tensor: SourceTensor) -> tuple[str, tuple[int, ...], str]:
+    return tensor.dtype, tensor.shape, tensor.adjustment
+
+
 def _kind(module: Module, tensor: SourceTensor) -> str:
     """Which of _LOOKS tells the encoding, from a tell-tale name and its dtype."""
     if module.num_experts:

@@ -5,7 +5,7 @@ All sizes are bytes; repack/tables.py makes text of it.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from formats.layout import Layout
 from formats.memory import default_ram_bytes
 from formats.origins import read_origins
 from formats.predict import HIT_RATES, Machine, outlook, tokens_per_s
-from repack.convert import Conversion, prepare
-from repack.plan import Options
+from repack.convert import Conversion
+from repack.planner import with_resident_bits
 from repack.report import TOKENIZER_FILE, describe_layout
 
 RESIDENT_BITS = (16, 8, 4)
@@ -80,9 +80,8 @@ def _terms(layout: Layout, tokenizer_bytes: int | None, threads: int) -> MemoryT
 
 def _resident_choice(conversion: Conversion, bits: int, tokenizer_bytes: int | None, threads: int) -> dict[str, Any]:
     """Sizes with other --resident-bits; `error` instead where they do not fit the model."""
-    options: Options = replace(conversion.plan.options, resident_bits=bits)
     try:
-        layout = prepare(conversion.source, options).plan.layout
+        layout = with_resident_bits(conversion.plan, bits).layout
     except RequestError as error:
         return {"resident_bits": bits, "error": str(error)}
     return {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from formats.encodings import Encoding, Plain
@@ -83,6 +84,11 @@ class SourceMatrix(NamedTuple):
     @property
     def file(self) -> str:
         return self.planes[0].file
+
+    def files(self) -> set[str]:
+        """The shards that hold it."""
+        files = {plane.file for plane in self.planes}
+        return files if self.linear_bias is None else files | self.linear_bias.files()
 
     @property
     def row_bytes(self) -> int:
@@ -246,14 +252,14 @@ class Plan:
     @property
     def source_bytes(self) -> int:
         """Bytes of the source that the plan reads."""
-        experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
-        return sum(map(_with_bias, (*experts, *self.resident, self.embedding, *self.ngrams)))
+        experts = sum(len(layer) * sum(map(_with_bias, layer[0])) for layer in self.experts.values())  # all alike
+        return experts + sum(map(_with_bias, (*self.resident, self.embedding, *self.ngrams)))
 
     def source_files(self) -> list[str]:
         """The shards that the plan reads, sorted."""
         experts = (matrix for layer in self.experts.values() for expert in layer for matrix in expert)
-        every = (*experts, *self.resident, self.embedding, *self.ngrams)
-        return sorted({file for matrix in every for file, _, _ in matrix.ranges()})
+        every = chain(experts, self.resident, (self.embedding,), self.ngrams)
+        return sorted({file for matrix in every for file in matrix.files()})
 
     def _records(self, i: int, layer: LayerLayout) -> Iterator[RecordUnit]:
         nbytes = layer.record.record_bytes

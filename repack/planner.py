@@ -1,7 +1,8 @@
 """Makes the plan, pure: headers, config and options -> the place and the origin of every byte."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from formats.config import ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
@@ -13,6 +14,7 @@ from formats.families import FAMILIES
 from formats.family import LM_HEAD, NGRAM_SCALE, Experts, Tensor, head_prefix
 from formats.fields import shown
 from formats.layout import (
+    EMBEDDING_FILE,
     NGRAM_FILE,
     EmbeddingLayout,
     LayerLayout,
@@ -25,7 +27,7 @@ from formats.layout import (
 from formats.quantization import MLX, Quantization
 from formats.record import PART_NAMES, PartSpec, lay_out_record
 from repack.carriers import in_one_form, said_of_parts
-from repack.detect import Found, Module, activation_scales, is_there, take_module
+from repack.detect import Found, Module, activation_scales, is_there, take_alike, take_module
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
 from repack.sources.base import SourceTensor
 
@@ -44,14 +46,32 @@ def make_plan(
     contradicts, UnsupportedError for an encoding, RequestError for an option that does not fit; each names the tensor,
     found and expected.
     """
-    if options.requantize and (options.bits == 16 or options.resident_bits == 16):
-        raise RequestError("--requantize rounds to fewer bits, expected --bits and --resident-bits of 4 or 8")
+    _check_options(options)
     if quantization is not None and quantization.method == MLX and not FAMILIES[config.model_type].mlx:
         raise UnsupportedError(
             f"{quantization.where}: {config.model_type} as MLX quantizes it is not implemented, expected a checkpoint "
             "in its publisher's names, or GGUF"
         )
     return _Planner(tensors, config, options, quantization).plan()
+
+
+def with_resident_bits(plan: Plan, bits: int) -> Plan:
+    """The same plan with other --resident-bits. Raises RequestError where the model's widths forbid them."""
+    options = replace(plan.options, resident_bits=bits)
+    _check_options(options)
+    tables = {table.file: _lay_out_table(table.file, sources, options) for table, sources in plan.embeddings()}
+    layout = replace(
+        plan.layout,
+        resident=_lay_out_resident(plan.layout.model, plan.resident, options),
+        embedding=tables[EMBEDDING_FILE],
+        ngrams=tables.get(NGRAM_FILE),
+    )
+    return replace(plan, layout=layout, options=options)
+
+
+def _check_options(options: Options) -> None:
+    if options.requantize and (options.bits == 16 or options.resident_bits == 16):
+        raise RequestError("--requantize rounds to fewer bits, expected --bits and --resident-bits of 4 or 8")
 
 
 class _Planner:
@@ -72,44 +92,37 @@ class _Planner:
             (prefix for prefix in self.family.prefixes if prefix + self.family.embedding.published in tensors),
             self.family.prefixes[0],
         )
-        self.resident: list[ResidentTensor] = []
-        self.matrices: list[SourceMatrix] = []
         self.quantized = 0  # matrices that arrived so
-        self.end = 0  # of the resident file
 
     def plan(self) -> Plan:
+        config, options = self.config, self.options
         embedding = self.take(self.prefix, self.family.embedding)
-        for at, tensor in self.family.resident(self.config):
-            self.add_resident(at + tensor.name, tensor, self.take(self.prefix + at, tensor))
-        layers: list[LayerLayout | None] = [None] * self.config.num_hidden_layers
+        resident = [self.take(self.prefix + at, tensor) for at, tensor in self.family.resident(config)]
+        layers: list[LayerLayout | None] = [None] * config.num_hidden_layers
         experts = {}
-        for i in filter(self.config.has_experts, range(len(layers))):
+        for i in filter(config.has_experts, range(len(layers))):
             layers[i], experts[i] = self.expert_layer(i)
-        tied = self.config.tie_word_embeddings
-        head = embedding if tied else self.take(head_prefix(self.prefix), self.family.head)
-        self.add_resident(LM_HEAD.name, LM_HEAD, head)
-        encoding = self.resident_encoding(embedding)
-        layout = lay_out_embedding(embedding.rows, embedding.columns, encoding)
-        ngram_layout, ngrams = self.ngrams()
+        tied = config.tie_word_embeddings
+        resident.append(embedding if tied else self.take(head_prefix(self.prefix), self.family.head))
+        ngrams = self.ngrams()
         skipped = tuple(self.skip(tied))
         if self.quantization is not None and not self.quantized:
             raise FormatError(
                 f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
             )
-        return Plan(
-            Layout(self.config, tuple(layers), tuple(self.resident), layout, ngram_layout),
-            self.options,
-            experts,
-            tuple(self.matrices),
-            embedding,
-            skipped,
-            ngrams,
+        layout = Layout(
+            config,
+            tuple(layers),
+            _lay_out_resident(config, resident, options),
+            _lay_out_table(EMBEDDING_FILE, (embedding,), options),
+            _lay_out_table(NGRAM_FILE, ngrams, options) if ngrams else None,
         )
+        return Plan(layout, options, experts, tuple(resident), embedding, skipped, ngrams)
 
-    def ngrams(self) -> tuple[EmbeddingLayout | None, tuple[SourceMatrix, ...]]:
-        """The file of an embedding of n-grams, and the parts that it comes in; of a model without one, none."""
+    def ngrams(self) -> tuple[SourceMatrix, ...]:
+        """The parts that an embedding of n-grams comes in; of a model without one, none."""
         if self.config.ngram_table is None:
-            return None, ()
+            return ()
         at = f"{self.prefix}layers.{self.config.ngram_layer}."
         if (scale := self.left.pop(at + NGRAM_SCALE, None)) is not None:
             for part in self.family.ngram_shards(self.config):
@@ -122,7 +135,7 @@ class _Planner:
                     f"{shard.file}: {shard.tensor} is {shard.encoding.label}, expected {shards[0].encoding.label} as "
                     f"{shards[0].tensor} is"
                 )
-        return lay_out_embedding(*self.config.ngram_table, self.resident_encoding(shards[0]), NGRAM_FILE), shards
+        return shards
 
     def shape(self, tensor: Tensor | Experts) -> tuple[int, ...]:
         return self.family.shape(tensor.shape, self.config)
@@ -146,59 +159,12 @@ class _Planner:
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:
         """The matrix of a module, or of one expert of a stacked one."""
         self.quantized += found.encoding.quantized
-        planes = []
-        for spec, tensor in found.planes:
-            plane = SourcePlane(spec, tensor.name, tensor.file, tensor.dtype, tensor.offset)
-            planes.append(plane._replace(offset=plane.offset + expert * plane.nbytes))
-        return SourceMatrix(found.encoding, tuple(planes), module.rows, module.rows, module.columns)
-
-    # ---- encodings
-
-    def add_resident(self, name: str, tensor: Tensor, matrix: SourceMatrix) -> None:
-        """Place a resident tensor at the end of the file."""
-        shape = self.family.stored_shape(tensor, self.config)
-        encoding = self.resident_encoding(matrix, keep=tensor.keep or len(shape) == 1)
-        placed = place_resident(name, shape, encoding, self.end)
-        self.end += placed.nbytes
-        self.resident.append(placed)
-        self.matrices.append(matrix)
-
-    def resident_encoding(self, matrix: SourceMatrix, keep: bool = False) -> Encoding:
-        """`keep`: small and sensitive, so never rounded, and plain floats when all is done."""
-        if keep:
-            return Plain("f32") if matrix.encoding.quantized else _exact(matrix)
-        bits = self.options.resident_bits
-        if not self.is_rounded(matrix, bits):
-            return _exact(matrix)
-        fitting = [size for size in RESIDENT_GROUP_SIZES if matrix.columns % size == 0]
-        if not fitting:
-            raise RequestError(
-                f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
-                f"{' or '.join(map(str, RESIDENT_GROUP_SIZES))}; keep it as it is with --resident-bits 16"
-            )
-        return _affine(matrix, bits, fitting[0])
-
-    def expert_encoding(self, matrix: SourceMatrix) -> Encoding:
-        bits, group_size = self.options.bits, self.options.group_size
-        if not self.is_rounded(matrix, bits):
-            return _exact(matrix)
-        if matrix.columns % group_size:
-            fitting = [str(size) for size in GROUP_SIZES if matrix.columns % size == 0]
-            hint = f"--group-size {' or '.join(fitting)}" if fitting else "--bits 16, as no group size fits"
-            raise RequestError(
-                f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
-                f"--group-size {group_size}, expected {hint}"
-            )
-        return _affine(matrix, bits, group_size)
-
-    def is_rounded(self, matrix: SourceMatrix, bits: int) -> bool:
-        """Whether a matrix is rounded to affine of so many bits: floats and FP8 to fewer, others only on request."""
-        source = matrix.encoding
-        if source.rounded_by_default:
-            return bits < min(16, source.bits)  # 16 bits are as they arrive
-        return self.options.requantize and bits <= source.bits
-
-    # ---- experts
+        each = module.stacked or 1  # matrices in a tensor
+        planes = tuple(
+            SourcePlane(spec, tensor.name, tensor.file, tensor.dtype, tensor.offset + expert * (tensor.nbytes // each))
+            for spec, tensor in found.planes
+        )
+        return SourceMatrix(found.encoding, planes, module.rows, module.rows, module.columns)
 
     def expert_layer(self, i: int) -> tuple[LayerLayout, tuple[tuple[SourceMatrix, ...], ...]]:
         """A layer's file, and the source of each part of each expert."""
@@ -217,7 +183,7 @@ class _Planner:
                         f"as {first.tensor} is"
                     )
             bias = first.linear_bias and first.linear_bias.encoding.exact(1).id
-            specs.append(PartSpec(name, first.rows, first.columns, self.expert_encoding(first), bias))
+            specs.append(PartSpec(name, first.rows, first.columns, _expert_encoding(first, self.options), bias))
         layer = LayerLayout(layer_file(i), num_experts, lay_out_record(specs))
         return layer, tuple(zip(*(by_part[name] for name in PART_NAMES), strict=True))
 
@@ -234,31 +200,44 @@ class _Planner:
     def expert_module(self, i: int, rule: Experts, expert: int) -> Module:
         """Where the matrix of an expert is, or of all where they are stacked."""
         rows, columns = self.shape(rule)
-        base = f"{self.prefix}layers.{i}.{rule.name.format(expert=expert)}"
         stacked = 0 if "{expert}" in rule.name else self.config.num_experts
         plain = (columns, rows) if rule.transposed else (rows, columns)
         shape = (stacked, *plain) if stacked else plain
-        return Module(base, rule.suffix, rows, columns, shape, stacked, rule.transposed)
+        return Module(self.expert_base(i, rule, expert), rule.suffix, rows, columns, shape, stacked, rule.transposed)
+
+    def expert_base(self, i: int, rule: Experts, expert: int) -> str:
+        return f"{self.prefix}layers.{i}.{rule.name.format(expert=expert)}"
 
     def expert_matrices(self, i: int, rule: Experts) -> Iterator[tuple[str, list[SourceMatrix]]]:
         """(part, its matrix of every expert) for each part that a module of this rule holds."""
-        wholes = []
-        found: Found | None = None
-        for expert in range(self.config.num_experts):
-            module = self.expert_module(i, rule, expert)
-            if found is None or not module.stacked:
-                found, bias = take_module(module, self.left, self.quantization), self.bias_of(module, rule)
-            whole = self.matrix(module, found, expert if module.stacked else 0)
-            if bias is not None:
-                at = expert if module.stacked else 0
-                whole = whole._replace(linear_bias=self.matrix(module._replace(columns=1), bias, at))
-            wholes.append(whole)
+        wholes = list(self.whole_matrices(i, rule))
+        if len(rule.parts) == 1:
+            yield rule.parts[0], wholes
+            return
         rows = wholes[0].rows // len(rule.parts)
         for nth, part in enumerate(rule.parts):
             if rule.interleaved:
                 yield part, [whole.every(len(rule.parts), nth) for whole in wholes]
             else:
                 yield part, [whole.slice(nth * rows, rows) for whole in wholes]
+
+    def whole_matrices(self, i: int, rule: Experts) -> Iterator[SourceMatrix]:
+        """What a rule's module holds of every expert; the first says how they are kept, as a rule all alike."""
+        first = module = self.expert_module(i, rule, 0)
+        first_found = found = take_module(first, self.left, self.quantization)
+        bias = self.bias_of(first, rule)
+        said_by_module = self.quantization is not None and self.quantization.overrides
+        for expert in range(self.config.num_experts):
+            at = expert if first.stacked else 0
+            if expert > 0 and not first.stacked:
+                module = first._replace(base=self.expert_base(i, rule, expert))
+                alike = None if said_by_module else take_alike(module, first_found, first, self.left)
+                found = alike or take_module(module, self.left, self.quantization)
+                bias = self.bias_of(module, rule)
+            whole = self.matrix(module, found, at)
+            if bias is not None:
+                whole = whole._replace(linear_bias=self.matrix(module._replace(columns=1), bias, at))
+            yield whole
 
     def bias_of(self, module: Module, rule: Experts) -> Found | None:
         """The bias of a projection, as a matrix of one column."""
@@ -289,6 +268,68 @@ class _Planner:
             reasons.setdefault(known, []).append(tensor)
         for what, tensors in sorted(reasons.items()):
             yield Skipped(what, len(tensors), sum(tensor.nbytes for tensor in tensors))
+
+
+# ---- encodings
+
+
+def _lay_out_resident(
+    config: ModelConfig, matrices: Sequence[SourceMatrix], options: Options
+) -> tuple[ResidentTensor, ...]:
+    """The resident tensors, one after another; their matrices are in the family's order, the head last."""
+    family, end = FAMILIES[config.model_type], 0
+    tensors = [*((at + tensor.name, tensor) for at, tensor in family.resident(config)), (LM_HEAD.name, LM_HEAD)]
+    placed = []
+    for (name, tensor), matrix in zip(tensors, matrices, strict=True):
+        shape = family.stored_shape(tensor, config)
+        encoding = _resident_encoding(matrix, options, keep=tensor.keep or len(shape) == 1)
+        placed.append(place_resident(name, shape, encoding, end))
+        end += placed[-1].nbytes
+    return tuple(placed)
+
+
+def _lay_out_table(file: str, parts: Sequence[SourceMatrix], options: Options) -> EmbeddingLayout:
+    """A file of rows that come in parts of the same width and encoding, one after another."""
+    rows = sum(part.rows for part in parts)
+    return lay_out_embedding(rows, parts[0].columns, _resident_encoding(parts[0], options), file)
+
+
+def _resident_encoding(matrix: SourceMatrix, options: Options, keep: bool = False) -> Encoding:
+    """`keep`: small and sensitive, so never rounded, and plain floats when all is done."""
+    if keep:
+        return Plain("f32") if matrix.encoding.quantized else _exact(matrix)
+    bits = options.resident_bits
+    if not _is_rounded(matrix, bits, options):
+        return _exact(matrix)
+    fitting = [size for size in RESIDENT_GROUP_SIZES if matrix.columns % size == 0]
+    if not fitting:
+        raise RequestError(
+            f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
+            f"{' or '.join(map(str, RESIDENT_GROUP_SIZES))}; keep it as it is with --resident-bits 16"
+        )
+    return _affine(matrix, bits, fitting[0])
+
+
+def _expert_encoding(matrix: SourceMatrix, options: Options) -> Encoding:
+    bits, group_size = options.bits, options.group_size
+    if not _is_rounded(matrix, bits, options):
+        return _exact(matrix)
+    if matrix.columns % group_size:
+        fitting = [str(size) for size in GROUP_SIZES if matrix.columns % size == 0]
+        hint = f"--group-size {' or '.join(fitting)}" if fitting else "--bits 16, as no group size fits"
+        raise RequestError(
+            f"{matrix.tensor}: input width {matrix.columns} is not a multiple of "
+            f"--group-size {group_size}, expected {hint}"
+        )
+    return _affine(matrix, bits, group_size)
+
+
+def _is_rounded(matrix: SourceMatrix, bits: int, options: Options) -> bool:
+    """Whether a matrix is rounded to affine of so many bits: floats and FP8 to fewer, others only on request."""
+    source = matrix.encoding
+    if source.rounded_by_default:
+        return bits < min(16, source.bits)  # 16 bits are as they arrive
+    return options.requantize and bits <= source.bits
 
 
 def _exact(matrix: SourceMatrix) -> Encoding:

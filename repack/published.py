@@ -1,8 +1,10 @@
 """The tensors of a published checkpoint from config.json alone: as its quantization_config says, else in bf16."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cache
 from typing import Any, NamedTuple
 
 from formats.config import ModelConfig
@@ -10,8 +12,9 @@ from formats.encodings.sources import AWQSource, FP8Source, GPTQSource, MXFP4Sou
 from formats.encodings.sources.base import SourceEncoding, stored
 from formats.encodings.sources.fp4 import BLOCKS, BYTES
 from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
-from formats.errors import UnsupportedError
+from formats.errors import FormatError, UnsupportedError
 from formats.families import FAMILIES
+from formats.fields import shown
 from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MODELOPT, MXFP4, Quantization
 from repack.sources.base import SourceTensor
 
@@ -34,19 +37,20 @@ _BESIDE = {"codes": "{weight}_packed", "scales": "{weight}_scale"}
 def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterator[SourceTensor]:
     """Every tensor of a whole checkpoint, without a file: in bf16, or as quantization_config says.
 
-    Raises UnsupportedError for a method whose tensors only headers tell, such as MLX.
+    Raises UnsupportedError for a method whose tensors only headers tell, such as MLX, FormatError for a pattern of
+    modules that is none.
     """
     family = FAMILIES[config.model_type]
-    keep = None if said is None else _keeper(said)
+    keep = None if said is None else cache(_keeper(said))
     fp4_experts = said is not None and said.expert_dtype == "fp4"
-    left_out = (*family.never_quantized, *(() if said is None else said.left_out))
+    left_out = _Modules(family.never_quantized if said is None else (*family.never_quantized, *said.left_out), said)
+    only_experts = said is not None and said.method == MXFP4
     transposed = any(rule.transposed for rule in family.expert_layouts[0])
     for name, shape, dtype in family.checkpoint(config):
         base, suffix = (name.removesuffix(".weight"), ".weight") if name.endswith(".weight") else (name, "")
         experts = ".experts." in name
-        only_experts = said is not None and said.method == MXFP4
-        chosen = dtype == "BF16" and _is_chosen(name, base, shape, left_out)
-        if keep is None or not chosen or (only_experts and not experts):
+        may_be = keep is not None and dtype == "BF16" and (experts or not only_experts)
+        if keep is None or not (may_be and _is_chosen(name, base, shape, left_out)):
             yield _tensor(name, dtype, shape)
             continue
         rows, columns = reversed(shape[-2:]) if transposed and experts else shape[-2:]
@@ -61,27 +65,49 @@ def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterato
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> SourceTensor:
+    return SourceTensor(name, "made up", dtype, shape, 0, _nbytes(dtype, shape))
+
+
+@cache
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     storage, held = stored(dtype, shape)
-    nbytes = storage.itemsize
-    for length in held:
-        nbytes *= length
-    return SourceTensor(name, "made up", dtype, shape, 0, nbytes)
+    return math.prod(held) * storage.itemsize
 
 
-def _is_chosen(name: str, base: str, shape: Sequence[int], left_out: Iterable[str]) -> bool:
+def _is_chosen(name: str, base: str, shape: Sequence[int], left_out: "_Modules") -> bool:
     """Whether a tensor is a matrix of a linear layer that the config does not leave out."""
-    if len(shape) < 2 or name.endswith("bias") or any(word in name for word in _NEVER):
+    if len(shape) < 2 or name.endswith("bias"):
         return False
-    return not any(_means(pattern, base) for pattern in left_out)
+    if ".experts." not in name and any(word in name for word in _NEVER):
+        return False
+    return base not in left_out
 
 
-def _means(pattern: str, module: str) -> bool:
-    """Whether an entry of `ignore` or `modules_to_not_convert` means a module: a name, part of one, glob or re:."""
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
-    if "*" in pattern:
-        return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
-    return module == pattern or module.startswith(f"{pattern}.") or module.endswith(f".{pattern}")
+class _Modules:
+    """Those that entries of `ignore` or `modules_to_not_convert` mean: names, their first or last parts, globs or re:.
+
+    Raises FormatError for a re: that is no regular expression.
+    """
+
+    def __init__(self, entries: Iterable[str], said: Quantization | None) -> None:
+        names, self._matches = [], []
+        for entry in entries:
+            if not entry.startswith("re:") and "*" not in entry:
+                names.append(entry)
+                continue
+            pattern = entry[3:] if entry.startswith("re:") else f"{translate(entry)}|{translate(f'{entry}.*')}"
+            try:
+                self._matches.append(re.compile(pattern).match)
+            except re.error as error:
+                where = said.where if said is not None else "config.json"
+                raise FormatError(f"{where}: leaves out {shown(entry)}, no regular expression: {error}") from None
+
+        self._first = tuple(f"{name}." for name in names)
+        self._last = tuple(f".{name}" for name in names)
+
+    def __contains__(self, module: str) -> bool:
+        named = f"{module}.".startswith(self._first) or f".{module}".endswith(self._last)
+        return named or any(match(module) for match in self._matches)
 
 
 def _keeper(said: Quantization) -> Keeper:

@@ -28,6 +28,7 @@ from repack.convert import prepare
 from repack.forecast import forecast
 from repack.known_models import known_geometry
 from repack.plan import Options
+from repack.planner import with_resident_bits
 from repack.report import describe_layout
 from repack.sources.folder import FolderSource
 
@@ -88,6 +89,21 @@ def test_the_plan_of_a_folder_holds_what_its_container_will() -> None:
     assert choices[16]["resident_bytes"] > choices[8]["resident_bytes"] > choices[4]["resident_bytes"]
     assert choices[8]["floor_bytes"] == report["memory"]["floor_bytes"]
     assert not report["refusals"]
+
+
+@pytest.mark.parametrize("name", [BIG, "Qwen/Qwen3.8-Flash-Next"])  # which has n-grams
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_plan_with_other_resident_bits_is_the_plan_of_these_options(name: str, bits: int) -> None:
+    source = known_geometry(name)
+    assert (
+        with_resident_bits(prepare(source, Options()).plan, bits) == prepare(source, Options(resident_bits=bits)).plan
+    )
+
+
+def test_resident_bits_that_do_not_go_with_requantize_are_no_choice() -> None:
+    conversion = prepare(FolderSource(FIXTURES / "fused"), Options(requantize=True))
+    choices = forecast(conversion, Path(), 8 << 30, None, threads=2)["resident_choices"]
+    assert ["error" in choice for choice in choices] == [True, False, False]
 
 
 def test_speed_grows_with_hits_until_the_kernels_are_what_limits() -> None:

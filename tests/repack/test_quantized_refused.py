@@ -1,5 +1,6 @@
 """Quantized checkpoints that are refused: planes that are missing or wrong, and configs that say something else."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from formats.encodings import Plain
 from formats.encodings.sources import STORAGE
 from formats.errors import FormatError, UnsupportedError
+from formats.quantization import read_quantization
 from repack.convert import prepare
 from repack.plan import Options
 from repack.sources.folder import FolderSource
@@ -261,6 +263,46 @@ def test_a_weight_that_stands_in_two_encodings_is_refused(tmp_path: Path) -> Non
     source = checkpoint(tmp_path / "source", "int4", changes=plain)
     with pytest.raises(FormatError, match=re.escape(f"{EXPERT0}.weight stands twice, as {EXPERT0}.weight_packed")):
         prepare(FolderSource(source), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("plane", "change", "line"),
+    [
+        ("weight_packed", reshaped(32, 8), "experts.2.gate_proj.weight_packed has shape [32, 8]"),
+        ("weight_scale", retyped("I32"), "experts.2.gate_proj.weight_scale has dtype I32"),
+        ("weight_scale", retyped("F16"), "experts.2.gate_proj.weight_packed is int4, f16 scales"),
+        ("weight_shape", gone, "experts.2.gate_proj.weight_shape is missing"),
+    ],
+)
+def test_an_expert_that_is_not_kept_as_the_first_is_refused(
+    plane: str, change: Callable[[Any], Any], line: str, tmp_path: Path
+) -> None:
+    tensors: Tensors = in_kind(shapes(SMALL, fused=False), "int4", is_expert, np.random.default_rng(1))
+    name = f"{EXPERT0.replace('experts.0', 'experts.2')}.{plane}"
+    source = checkpoint(tmp_path / "source", "int4", changes={name: change(tensors[name])})
+    with pytest.raises((FormatError, UnsupportedError), match=re.escape(line)):
+        prepare(FolderSource(source), DEFAULT)
+
+
+def test_an_expert_that_stands_in_two_encodings_is_refused(tmp_path: Path) -> None:
+    name = f"{EXPERT0.replace('experts.0', 'experts.2')}.weight"
+    plain = in_kind({name: ("BF16", (64, 64))}, "bf16", is_expert, np.random.default_rng(1))
+    source = checkpoint(tmp_path / "source", "int4", changes=plain)
+    with pytest.raises(FormatError, match=re.escape(f"{name} has no place in qwen3_5_moe")):
+        prepare(FolderSource(source), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"dynamic": ["-:.*"]}, "config.json: quantization_config.dynamic is ['-:.*'], expected an object"),
+        ({"dynamic": {"+:x": 4}}, "quantization_config.dynamic.+:x: is 4, expected an object"),
+    ],
+)
+def test_what_gptq_says_of_modules_must_be_an_object(changes: dict[str, Any], line: str) -> None:
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, **changes}}
+    with pytest.raises(FormatError, match=re.escape(line)):
+        read_quantization(json.dumps(config).encode())
 
 
 def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from formats.index import REHEARSAL
 from repack.convert import convert, prepare
 from repack.known_models import KNOWN_MODELS, known_geometry
 from repack.plan import Options
-from repack.rehearse import prepare_rehearsal, read_geometry
+from repack.rehearse import geometry, prepare_rehearsal, read_geometry
 from repack.report import inspect
 from repack.sources import demo_folder, open_local
 from repack.sources.folder import FolderSource
@@ -231,3 +231,24 @@ def test_what_only_headers_tell_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization": CONFIGS["mlx4"]}))
     with pytest.raises(UnsupportedError, match="mlx checkpoints differ in what only their headers tell"):
         read_geometry(tmp_path)
+
+
+def test_a_pattern_of_modules_that_is_no_regular_expression_is_refused() -> None:
+    said = {"quant_method": "fp8", "modules_to_not_convert": ["re:("]}
+    config = json.loads((FIXTURES / "qwen3_moe" / "config.json").read_text()) | {"quantization_config": said}
+    with pytest.raises(
+        FormatError, match=r"x: quantization_config: leaves out re:\(, no regular expression: missing \)"
+    ):
+        geometry({"config.json": json.dumps(config).encode()}, "x")
+
+
+def test_modules_are_left_out_by_name_by_their_ends_and_by_patterns() -> None:
+    left_out = ["model.layers.0.mlp", "o_proj", "model.layers.2.*q_proj", "re:.*layers.3.*k_proj"]
+    said = {"quant_method": "fp8", "modules_to_not_convert": left_out}
+    config = json.loads((FIXTURES / "qwen3_moe" / "config.json").read_text()) | {"quantization_config": said}
+    config |= {"num_hidden_layers": 4}
+    tensors = geometry({"config.json": json.dumps(config).encode()}, "x").tensors.values()
+    plain = {t.name.removeprefix("model.layers.").removesuffix(".weight") for t in tensors if t.dtype == "BF16"}
+    chosen = {name for name in plain if name.endswith(("q_proj", "k_proj", "o_proj", "experts.1.up_proj"))}
+    outputs = {f"{i}.self_attn.o_proj" for i in range(4)}
+    assert chosen == outputs | {"0.mlp.experts.1.up_proj", "2.self_attn.q_proj", "3.self_attn.k_proj"}

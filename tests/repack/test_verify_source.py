@@ -17,6 +17,8 @@ from repack.plan import Options
 from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.verify import verify_bytes, verify_container
+from tests.fixtures.deepseek_tiny import CASES
+from tests.fixtures.recipe import write_checkpoint
 from tests.repack.checkpoints import SMALL, shapes, write_random
 from tests.repack.damage import convert_mixed, flipped, write_at
 
@@ -45,6 +47,14 @@ def test_with_a_source_the_part_and_the_row_are_known(out: Path, source: Source)
             found = result.damage[1]
             assert (found.layer, found.expert, found.part, found.array, found.row) == (1, 2, part.name, array.name, 5)
             assert "of the source gives in affine bits 4" in found.message
+
+
+def test_a_checkpoint_of_mlx_in_other_parts_is_its_containers_source(tmp_path: Path) -> None:
+    case = CASES["deepseek_v3_mlx"]
+    write_checkpoint(tmp_path / "source", case.tensors(), case.config)
+    source = FolderSource(tmp_path / "source")
+    convert(prepare(source, Options(4, 32, 8)), tmp_path / "out")
+    assert verify_container(tmp_path / "out", source).sound
 
 
 def test_wrong_weights_with_right_checksums_are_found(out: Path, source: Source) -> None:
