@@ -133,7 +133,7 @@ def _faults(raise_others: bool = False) -> Iterator[None]:
             raise
         waits = error.response.headers.get("Retry-After", "")
         raise FaultError(
-            str(status), f"{constants.ENDPOINT} answers {status}", float(waits) if waits.isdigit() else None
+            str(status), f"{constants.ENDPOINT} answers {status}", float(waits) if waits.isdecimal() else None
         ) from None
     except (_TRANSPORT_ERROR, OSError) as error:
         if raise_others:

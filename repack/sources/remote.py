@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from formats.errors import StorageError
+from formats.fields import shown
 from repack.sources.connection import Connection
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 60.0  # between attempts: doubled each time, and at random down to a half
@@ -226,7 +227,7 @@ class Remote:
         """Whether the answer is these bytes of this file; else FaultError or StorageError."""
         status, host = response.status, urlsplit(location.url).netloc
         if status in REDIRECTS:
-            url = urljoin(location.url, response.headers.get("Location", ""))
+            url = self._sent_to(file, location, response.headers.get("Location", ""))
             headers = location.headers if urlsplit(url)[:2] == urlsplit(location.url)[:2] else {}
             self._relocate(file, location, Location(url, headers))
             raise FaultError("redirect", f"{host} sends elsewhere again and again", wait_s=0.0, tries=5)
@@ -253,11 +254,28 @@ class Remote:
             found = f"{said}, {response.length} bytes"
             raise FaultError("wrong length", f"{host} answers {found}, expected {expected}, {nbytes} bytes", tries=5)
 
+    def _sent_to(self, file: RemoteFile, location: Location, there: str) -> str:
+        """Where a redirection leads. Raises StorageError for what is no address."""
+        try:
+            url = urljoin(location.url, there)
+            parts = urlsplit(url)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise StorageError(
+                f"{self.repository}/{file.name}: {urlsplit(location.url).netloc} sends to {shown(there)}, expected an "
+                "address of http or https"
+            )
+        return url
+
     def _check_identity(self, file: RemoteFile, where: str, host: str, response: http.client.HTTPResponse) -> None:
         """The bytes must come from the same file as all before. Raises StorageError."""
         total = (response.headers.get("Content-Range") or "").rpartition("/")[2]
-        if total.isdigit() and int(total) != file.nbytes:
-            raise StorageError(f"{where}: is {total} bytes long, expected {file.nbytes}: it changed during the run")
+        if total.isdecimal() and total != str(file.nbytes):
+            raise StorageError(
+                f"{where}: is {shown(total)} bytes long, expected {file.nbytes}: it changed during the run"
+            )
         etag = response.headers.get("ETag")
         if etag is None:
             return
@@ -302,9 +320,9 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds that a server asks to wait: it gives a number or a date."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

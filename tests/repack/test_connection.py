@@ -2,13 +2,14 @@
 
 import http.client
 import os
+import re
 import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from socket import create_connection, socket
 from socketserver import BaseRequestHandler, ThreadingTCPServer
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import trustme
@@ -202,3 +203,47 @@ def test_after_patience_the_line_says_that_nothing_is_lost(
     with pytest.raises(StorageError, match="Network is unreachable; what is finished is kept, the same command goes"):
         fetch(folder, clock, 7200.0, [])
     assert 7200 <= clock.now - 1000 < 7300
+
+
+# ---- answers that no server should give
+
+
+class Here(NamedTuple):
+    """A hub whose files are all at one address."""
+
+    endpoint: str
+
+    def locate(self, file: RemoteFile) -> Location:
+        return Location(f"{self.endpoint}/{file.name}", {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ("429 Slow\r\nRetry-After: \u00b2", "answers 429 Slow"),
+        ("429 Slow\r\nRetry-After: Mon, 01 Jan 99999999999999999999 00:00:00", "answers 429 Slow"),
+        (
+            "302 Found\r\nLocation: ftp://elsewhere/x",
+            "sends to ftp://elsewhere/x, expected an address of http",
+        ),
+        ("302 Found\r\nLocation: http://elsewhere:99999/", "sends to http://elsewhere:99999/, expected an address"),
+        ("302 Found\r\nLocation: http://[elsewhere/", "sends to http://[elsewhere/, expected an address"),
+        ("206 Part\r\nContent-Range: bytes 0-3/\u00b2", "answers bytes 0-3/\u00b2, 0 bytes, expected bytes 0-3/4"),
+        (f"206 Part\r\nContent-Range: bytes 0-3/{'9' * 5000}", "... bytes long, expected 4: it changed during the run"),
+    ],
+)
+def test_an_answer_that_means_nothing_is_one_line(answer: str, line: str) -> None:
+    class Answer(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
+
+    with ThreadingTCPServer(("localhost", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            hub = Here(f"http://localhost:{server.server_address[1]}")
+            found = Remote(hub, "org/tiny", {FILE: RemoteFile(FILE, 4, None)}, patience_s=0.0)
+            with pytest.raises(StorageError, match=re.escape(line)):
+                found.read(FILE, 0, 4)
+        finally:
+            server.shutdown()
