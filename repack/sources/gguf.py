@@ -1,6 +1,7 @@
 """GGUF files as a source, split ones included: tensors under their publisher's names, small files from the metadata."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from repack.sources.base import Shard, SourceTensor
 from repack.sources.folder import FolderReader, Stamp, check_stamp, open_file
 from repack.sources.gguf_keys import Metadata
 from repack.sources.gguf_models import architecture_of, published_name
-from repack.vocabulary.gguf import stop_ids, tokenizer_files
+from repack.vocabulary.gguf import listed, stop_ids, tokenizer_files
 
 SUFFIX = ".gguf"
 STORED = (*FLOATS, *GGML_BLOCKS, *INTEGERS)  # types of ggml that an encoding reads
@@ -24,10 +25,12 @@ _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def split_names(name: str) -> list[str]:
-    """All files of the split that a file of this name belongs to, or the name alone."""
+    """All files of the split that a file of this name belongs to, or the name alone. Raises FormatError."""
     match = _SPLIT.fullmatch(name)
     if match is None:
         return [name]
+    if not 1 <= int(match[2]) <= int(match[3]):
+        raise FormatError(f"{name}: is no part of a split of its name, expected one from 00001 to {match[3]}")
     return [f"{match[1]}-{nth:05}-of-{match[3]}{SUFFIX}" for nth in range(1, int(match[3]) + 1)]
 
 
@@ -111,7 +114,11 @@ class GGUFCheckpoint:
         embedding = self.tensors.get(architecture.outside["token_embd.weight"])
         if embedding is None:
             raise FormatError(f"{where}: token_embd.weight is missing")
-        tokens = metadata.get("tokenizer.ggml.tokens", [])
+        if len(embedding.shape) != 2:
+            raise FormatError(
+                f"{where}: token_embd.weight has shape {list(embedding.shape)}, expected rows and columns"
+            )
+        tokens = listed(metadata, "tokens", "strings", where)
         if len(tokens) > embedding.shape[0]:
             raise FormatError(
                 f"{where}: tokenizer.ggml.tokens holds {len(tokens)}, expected at most the {embedding.shape[0]} rows "
@@ -123,7 +130,7 @@ class GGUFCheckpoint:
         }
         self.small_files = {
             "config.json": _json(config),
-            "generation_config.json": _json(_generation_config(metadata)),
+            "generation_config.json": _json(_generation_config(metadata, where)),
             **(tokenizer_files(metadata, where) if "tokenizer.ggml.model" in metadata else {}),
         }
 
@@ -141,16 +148,19 @@ def check_split(headers: Mapping[str, GGUFHeader], where: str) -> None:
         raise FormatError(f"{where}: split.tensors.count is {shown(total)}, but the parts hold {found_total} tensors")
 
 
-def _generation_config(metadata: Metadata) -> dict[str, Any]:
-    """Stop tokens, and the sampling that the publisher recommends, where the file has it."""
+def _generation_config(metadata: Metadata, where: str) -> dict[str, Any]:
+    """Stop tokens, and the sampling that the publisher recommends, where the file has it. Raises FormatError."""
     config: dict[str, Any] = {}
-    if ids := stop_ids(metadata):
+    if ids := stop_ids(metadata, where):
         config["eos_token_id"] = ids
     if isinstance(bos := metadata.get("tokenizer.ggml.bos_token_id"), int):
         config["bos_token_id"] = bos
     for key, name in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
         value = metadata.get(f"general.sampling.{key}")
         if value is not None:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                found = shown(value)
+                raise FormatError(f"{where}: general.sampling.{key} is {found}, expected a finite number")
             config[name] = round(value, 6) if isinstance(value, float) else value
             config["do_sample"] = True
     return config

@@ -39,10 +39,21 @@ STOP_TOKENS = (
 )
 
 
-def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids of all tokens that end a generation: those that the file names, then those known to that are no words."""
+def listed(metadata: Mapping[str, Any], key: str, expected: str, where: str) -> list[Any]:
+    """The list of tokenizer.ggml.KEY, empty without. Raises FormatError."""
+    value = metadata.get(f"tokenizer.ggml.{key}", [])
+    if not isinstance(value, list):
+        raise FormatError(f"{where}: tokenizer.ggml.{key} is {shown(value)}, expected a list of {expected}")
+    return value
+
+
+def stop_ids(metadata: Mapping[str, Any], where: str) -> list[int]:
+    """Ids of all tokens that end a generation: those that the file names, then those known to that are no words.
+
+    Raises FormatError for tokens or types that are no lists.
+    """
     named = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
-    tokens, types = (metadata.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "token_type"))
+    tokens, types = listed(metadata, "tokens", "strings", where), listed(metadata, "token_type", "numbers", where)
     known = (
         i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
@@ -92,7 +103,7 @@ class _Vocabulary:
     def items(self, key: str, kind: type, expected: str, length: int | None = None) -> list[Any]:
         """The list of tokenizer.ggml.KEY, of that length."""
         values: list[Any] = self.value(key, list, f"a list of {expected}")
-        if not all(type(value) is kind for value in values) or len(values) != (length or len(values)):
+        if not all(type(value) is kind for value in values) or length not in (None, len(values)):
             count = "" if length is None else f"{length} "
             raise FormatError(f"{self.where}: tokenizer.ggml.{key} is not a list of {count}{expected}")
         return values

@@ -14,11 +14,14 @@ from gguf.quants import quant_shape_to_byte_shape
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
+from formats.gguf import GGUFHeader, GGUFTensor
 from formats.layout import matrix_shape
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
+from repack.sources.gguf import GGUFCheckpoint
 from repack.verify import verify_container
+from repack.vocabulary.gguf import tokenizer_files
 from runtime import Engine
 from tests.gguf_files import CHECKPOINTS, recorded, write_gguf
 from tests.llama_cpp import checkpoint_values, converted
@@ -304,6 +307,45 @@ def test_more_tokens_than_the_embedding_has_rows_are_refused(tensors: Tensors, t
             continue
         with pytest.raises(FormatError, match=f"tokenizer.ggml.tokens holds {count}, expected at most the {rows} rows"):
             open_local(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("tokenizer.ggml.tokens", 7, "tokenizer.ggml.tokens is 7, expected a list of strings"),
+        ("tokenizer.ggml.token_type", 7, "tokenizer.ggml.token_type is 7, expected a list of numbers"),
+        ("general.sampling.temp", float("nan"), "general.sampling.temp is nan, expected a finite number"),
+        ("general.sampling.top_k", "many", "general.sampling.top_k is many, expected a finite number"),
+    ],
+)
+def test_metadata_of_another_kind_is_one_line(
+    key: str, value: Any, line: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    vocabulary = {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.token_type": [1, 1]}
+    metadata = recorded("qwen3_moe")["metadata"] | vocabulary | {key: value}
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors("qwen3_moe"))
+    with pytest.raises(FormatError, match=re.escape(line)):
+        open_local(str(path))
+
+
+def test_a_vocabulary_without_tokens_has_no_types(tmp_path: Path) -> None:
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [], "tokenizer.ggml.token_type": [1]}
+    with pytest.raises(FormatError, match="token_type is not a list of 0 numbers"):
+        tokenizer_files(metadata, "m.gguf")
+
+
+def test_an_embedding_without_rows_is_one_line() -> None:
+    shapes = {name: shape for name, (shape, _) in recorded("qwen3_moe")["tensors"].items()} | {"token_embd.weight": ()}
+    tensors = {name: GGUFTensor(name, "F32", tuple(shape), 0, 4) for name, shape in shapes.items()}
+    with pytest.raises(FormatError, match=r"token_embd.weight has shape \[\], expected rows and columns"):
+        GGUFCheckpoint({"m.gguf": GGUFHeader(recorded("qwen3_moe")["metadata"], tensors)}, "m.gguf")
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00003-of-00002.gguf"])
+def test_a_name_that_no_part_of_a_split_has_is_refused(name: str, tensors: Tensors, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / name, recorded("qwen3_moe")["metadata"], tensors("qwen3_moe"))
+    with pytest.raises(FormatError, match=f"{name}: is no part of a split of its name"):
+        open_local(str(path))
 
 
 def test_stop_tokens_and_recommended_sampling_become_the_generation_config(tensors: Tensors, tmp_path: Path) -> None:

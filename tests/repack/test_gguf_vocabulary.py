@@ -69,7 +69,7 @@ def test_gemma_begins_with_bos_whatever_the_file_says_and_ends_with_its_turn() -
     metadata = {**GEMMA["metadata"], f"{KEY}add_bos_token": False}
     tokenizer = fast(tokenizer_files(metadata, "x.gguf"))
     assert tokenizer.encode("a").tokens[0] == "<bos>"
-    ends = {metadata[f"{KEY}tokens"][i] for i in stop_ids(metadata)}
+    ends = {metadata[f"{KEY}tokens"][i] for i in stop_ids(metadata, "x")}
     assert ends == {"<eos>", "<turn|>", "<|tool_response>"}
 
 
@@ -109,10 +109,10 @@ def test_all_tokens_that_end_a_turn_are_stop_tokens() -> None:
     """A file names one, publishers have several; a word that only looks like one is none."""
     metadata = byte_level()
     end, text = (metadata[f"{KEY}tokens"].index(token) for token in ("<|im_end|>", "<|endoftext|>"))
-    assert stop_ids(metadata) == [end, text]
+    assert stop_ids(metadata, "x") == [end, text]
     metadata[f"{KEY}token_type"] = [NORMAL] * len(metadata[f"{KEY}tokens"])
-    assert stop_ids(metadata | {f"{KEY}eot_token_id": 5}) == [end, 5]
-    assert stop_ids({}) == []
+    assert stop_ids(metadata | {f"{KEY}eot_token_id": 5}, "x") == [end, 5]
+    assert stop_ids({}, "x") == []
 
 
 CUTS = {
