@@ -25,16 +25,21 @@ _NOT_FINITE, _TOO_LARGE = 4, 5
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The shared library; None when there is none. Raises UnsupportedError for a library of another version."""
+    """The shared library; None when there is none. Raises UnsupportedError for one of another version or machine."""
     folder = Path(__file__).resolve().parent.parent / "runtime" / "native"
     path = next((folder / name for name in LIBRARY_NAMES if (folder / name).is_file()), None)
     if path is None:
         return None
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UnsupportedError(f"{path}: cannot be loaded ({error}); build it again") from None
+    declare(library, {"se_abi_version": (c_int32, ())})
+    if (found := library.se_abi_version()) != ABI_VERSION:
+        raise UnsupportedError(f"{path}: ABI version is {found}, expected {ABI_VERSION}; build it again")
     declare(
         library,
         {
-            "se_abi_version": (c_int32, ()),
             "se_encode_level": (c_char_p, (c_int32,)),
             "se_encode_affine": (
                 c_int32,
@@ -42,8 +47,6 @@ def load_library() -> ctypes.CDLL | None:
             ),
         },
     )
-    if (found := library.se_abi_version()) != ABI_VERSION:
-        raise UnsupportedError(f"{path}: ABI version is {found}, expected {ABI_VERSION}; build it again")
     return library
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from formats.errors import FormatError
-from formats.fields import Fields, parse_json
+from formats.fields import Fields, parse_json, shown
 
 TEMPLATE, LEGACY, CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
 TOOL_USE = "additional_chat_templates/tool_use.jinja"
@@ -18,10 +18,12 @@ TOOL_USE = "additional_chat_templates/tool_use.jinja"
 def with_templates(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """A checkpoint's small files, all templates where the runtime looks for them.
 
-    Raises FormatError for a chat_template.json or a template that is none.
+    Raises FormatError for a chat_template.json, a tokenizer_config.json or a template that is none.
     """
     result = {name: raw for name, raw in files.items() if name not in (LEGACY, TOOL_USE)}
     config: dict[str, Any] = parse_json(files[CONFIG], CONFIG) if CONFIG in files else {}
+    if not isinstance(config, dict):
+        raise FormatError(f"{CONFIG}: is {shown(config)}, expected an object")
     if LEGACY in files and TEMPLATE not in files and config.get("chat_template") is None:
         result[TEMPLATE] = Fields(parse_json(files[LEGACY], LEGACY), LEGACY).string("chat_template").encode()
     if TOOL_USE in files:
@@ -38,9 +40,10 @@ def with_templates(files: Mapping[str, bytes]) -> dict[str, bytes]:
 def _by_name(named: Any) -> dict[str, str]:
     if named is None:
         return {}
-    if not isinstance(named, list) or not all(isinstance(entry, dict) for entry in named):
+    if not isinstance(named, list):
         raise FormatError(f"{CONFIG}: chat_template is no string and no list of name and template")
-    return {str(entry.get("name")): entry.get("template") for entry in named}
+    entries = [Fields(entry, f"{CONFIG}: chat_template") for entry in named]
+    return {entry.string("name"): entry.string("template") for entry in entries}
 
 
 def _text(raw: bytes, where: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from formats import native
 from formats.dtypes import FLOAT_DTYPES, AnyArray, storage_dtype, to_float32
 from formats.encodings import Affine
+from formats.errors import UnsupportedError
 from repack.convert import convert, prepare
 from repack.encode import encoder_name
 from repack.plan import Options
@@ -105,3 +106,12 @@ def test_a_conversion_has_the_same_bytes_without_the_library(tmp_path: Path, mon
     assert encoder_name() == "NumPy"
     convert(prepare(FolderSource(source), Options()), tmp_path / "numpy")
     assert read_tree(tmp_path / "native") == read_tree(tmp_path / "numpy")
+
+
+def test_a_library_of_another_machine_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "runtime" / "native"
+    folder.mkdir(parents=True)
+    (folder / native.LIBRARY_NAMES[0]).write_bytes(b"no library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "formats" / "native.py"))
+    with pytest.raises(UnsupportedError, match=r"libse_native.so: cannot be loaded \(.*\); build it again"):
+        native.load_library.__wrapped__()

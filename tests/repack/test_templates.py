@@ -53,6 +53,12 @@ def test_files_without_any_are_left_as_they_are() -> None:
         ({LEGACY: b'{"chat_template": 3}'}, "chat_template.json: chat_template is 3"),
         ({TOOL_USE: b"\xff"}, "tool_use.jinja: is not UTF-8"),
         ({TOOL_USE: b"", **config(chat_template=3)}, "chat_template is no string and no list"),
+        (
+            {TOOL_USE: b"", **config(chat_template=["x"])},
+            "chat_template: is x, expected an object",
+        ),
+        ({TOOL_USE: b"", **config(chat_template=[{"name": "x", "template": 3}])}, "chat_template.template is 3"),
+        ({LEGACY: b'{"chat_template": "x"}', CONFIG: b"[]"}, r"tokenizer_config.json: is \[\], expected an object"),
     ],
 )
 def test_what_is_no_template_is_refused(files: dict[str, bytes], message: str) -> None:
