@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -30,8 +30,8 @@ import numpy as np
 from formats.bars import Bar, bar, report
 from formats.container import open_container
 from formats.dtypes import AnyArray
-from runtime.backends import native
-from runtime.backends.facts import Routed, Shared
+from runtime.backends import abi, native
+from runtime.backends.facts import Routing, Stack, Wanted
 from runtime.backends.native_ops import NativeOps
 from runtime.bench_kernels import seconds
 from runtime.cache import ExpertKey, Held
@@ -39,6 +39,7 @@ from runtime.engine import READERS, Engine
 from runtime.experts import Experts
 from runtime.native_reader import NativeReader
 from runtime.sampling import SamplingOptions
+from runtime.session import Sequence as StepSequence
 from runtime.simulate import engine_policy, hit_rates, replay
 from runtime.store import ExpertStore
 from runtime.trace import Trace, read_trace, skewed_trace
@@ -166,15 +167,14 @@ class Scripted:
         self._ops = ops
         methods = inspect.getmembers(ops, inspect.ismethod)  # called as an engine's model calls them
         vars(self).update({name: method for name, method in methods if not hasattr(Scripted, name)})
+        ops._told.routing = partial(_given, ops._told.routing)
         self._experts = experts
         self._num_experts = num_experts
         self._rng = np.random.default_rng(0)
         self.cached_share = 0.5
         self.without_experts = False
         self.script_s = 0.0  # that no engine spends
-        self.layer = 0  # that asks for its experts next
         self.layers_rest_s = 0.0  # from the first layer's beginning to the last one's end, neither read nor kernel
-        self._rest_began = 0.0
 
     def __getattr__(self, name: str) -> Any:  # of what is no method
         return getattr(self._ops, name)
@@ -188,30 +188,32 @@ class Scripted:
     def _rest_s(self) -> float:
         return time.perf_counter() - self.kernel_s - self._experts.wait_s - self.script_s
 
-    def add_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Of the last layer: all others are in `mix_and_route`."""
-        normed = self._ops.add_norm(*args, **kwargs)
-        self.layers_rest_s += self._rest_s() - self._rest_began
-        return normed
-
-    def mix_and_route(self, *args: Any) -> tuple[Any, Routed, Any]:
-        if self.layer == 0:
-            self._rest_began = self._rest_s()
-        h, routed, states = self._ops.mix_and_route(*args)
+    def layers(
+        self, h: Any, y: Any, stack: Stack, sequences: Sequence[StepSequence], wanted: Wanted = None
+    ) -> tuple[Any, Any]:
+        """Experts are chosen before the first layer: one that leaves for another one's sake is one more to be read."""
         began = time.perf_counter()
-        k = routed.expert_ids.shape[1]
-        hits = round(self.cached_share * k)
-        told = self.split(self.layer, hits, k - hits)[None]
+        run = self._ops.written(stack, sequences[0].states)
+        for layer, routed in enumerate(run.routed, stack.first):
+            k = routed.expert_ids.shape[1]
+            hits = round(self.cached_share * k)
+            routed.expert_ids[0] = self.split(layer, hits, k - hits)
         self.script_s += time.perf_counter() - began
-        return h, routed._replace(expert_ids=told), states
+        rest_began = self._rest_s()
+        if self.without_experts:
+            run.tell(h, y, sequences[0])
+            for begin, end in zip(run.begins, run.finds, strict=True):
+                run.make(begin, end)
+            h, y = run.h, run.y
+        else:
+            h, y = self._ops.layers(h, y, stack, sequences, wanted)
+        self.layers_rest_s += self._rest_s() - rest_began
+        return h, y
 
-    def fetch(self, layer: int, expert_ids: AnyArray) -> None:
-        if not self.without_experts:
-            self._ops.fetch(layer, expert_ids)
 
-    def routed_experts(self, layer: int, routed: Routed, shared: Shared | None = None) -> Any:
-        self.layer = layer + 1
-        return np.zeros_like(routed.x) if self.without_experts else self._ops.routed_experts(layer, routed, shared)
+def _given(routing: Callable[..., abi.Routing], num_experts: int, how: Routing, _: bool) -> abi.Routing:
+    """As it is told to kernels, but that experts are chosen before."""
+    return routing(num_experts, how, True)
 
 
 class Step(NamedTuple):
@@ -263,7 +265,7 @@ class Decoding:
         """Seconds of a decode step, without what the script takes."""
         if len(self._session.token_ids) > 256:
             self._session = self.engine.new_session()
-        self.ops.cached_share, self.ops.without_experts, self.ops.layer = cached_share, without_experts, 0
+        self.ops.cached_share, self.ops.without_experts = cached_share, without_experts
         token, script_s = int(self._rng.integers(self.engine.config.vocab_size)), self.ops.script_s
         took = seconds(lambda: self.engine.step([(self._session, [token])]))
         return took - (self.ops.script_s - script_s)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from formats.dtypes import Float64
+from formats.dtypes import AnyArray, Float64
 
 MOST_WEIGHT = 2.0**500
 HALF_LIFE_STEPS = 40  # of a use, in steps of the model
@@ -215,8 +215,12 @@ def default_policy(num_slots: int, num_experts: Mapping[int, int]) -> RecentFreq
 class ExpertCache:
     """Slots 0..num_slots-1 and the experts in them. A slot in use (leased) is never given to another expert."""
 
-    def __init__(self, num_slots: int, policy: Policy | None = None) -> None:
-        """The policy is LeastRecentlyUsed unless another is given."""
+    def __init__(self, num_slots: int, policy: Policy | None = None, slots_of: AnyArray | None = None) -> None:
+        """The policy is LeastRecentlyUsed unless another is given.
+
+        slots_of, int64 [layers, experts]: is kept up for those who cannot ask, a slot or -1.
+        """
+        self._slots_of: Any = slots_of.data if slots_of is not None else None
         self._policy = policy or LeastRecentlyUsed()
         self._free = list(range(num_slots - 1, -1, -1))
         self._held: dict[tuple[int, int], Held] = {}  # by key
@@ -244,6 +248,11 @@ class ExpertCache:
         self.misses += len(experts) - hits
         return found, missing
 
+    def used(self, layer: int, experts: Sequence[int]) -> None:
+        """Distinct experts of a layer were used in their slots, none of them leased: as `lease` and `release`."""
+        self._policy.used(layer, experts)
+        self.hits += len(experts)
+
     def reserve(self, key: ExpertKey) -> int | None:
         """A slot for key to be read into, leased; another expert leaves if it must. None when all are leased."""
         if self._free:
@@ -254,7 +263,9 @@ class ExpertCache:
                 return None
             slot = self._held.pop(victim).slot
             self._policy.removed(victim)
+            self._note(victim, -1)
         self._held[key] = Held(key, slot)
+        self._note(key, slot)
         self._policy.added(key)
         self._leased.add(key)
         return slot
@@ -268,6 +279,11 @@ class ExpertCache:
         self._leased.remove(key)
         self._policy.removed(key)
         self._free.append(self._held.pop(key).slot)
+        self._note(key, -1)
+
+    def _note(self, key: ExpertKey, slot: int) -> None:
+        if self._slots_of is not None:
+            self._slots_of[key] = slot
 
     def holds(self, key: ExpertKey) -> bool:
         """Whether key has a slot; counts nothing."""

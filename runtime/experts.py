@@ -31,7 +31,8 @@ class Experts:
         """readers: how many reads may be under way at once. Raises UnsupportedError for native without the library."""
         self.lookahead = Lookahead(lookahead if native else "off")  # threads of Python do not know how to wait a turn
         self.store = store
-        self.cache = ExpertCache(num_slots, policy)
+        self.slots_of = store.new_table() if native else None  # that kernels read
+        self.cache = ExpertCache(num_slots, policy, self.slots_of)
         self.stopping = threading.Event()
         self.early_reads = self.early_used = 0
         self._trace = trace
@@ -101,6 +102,18 @@ class Experts:
         following = next(self._begun[2], None)  # asking for it ends the leases
         assert following is None
         self._begun = None
+
+    @property
+    def guessed(self) -> bool:
+        """Whether what was read on a guess may still be on its way: then each layer must `begin`."""
+        return bool(self._early)
+
+    def passed(self, first: int, expert_ids: Sequence[Sequence[int]]) -> None:
+        """Note that layers from `first` on were computed on slots of `slots_of`: as `begin`, `whole` and `finish`."""
+        for layer, distinct in enumerate(expert_ids, first):
+            if self._trace is not None:
+                self._trace.add(layer, distinct)
+            self.cache.used(layer, distinct)
 
     def get(self, layer: int, expert_ids: Sequence[int]) -> Generator[tuple[int, AnyArray], None, None]:
         """Yield (expert, its record as uint8 [record_bytes]) for distinct expert_ids, in any order.

@@ -94,6 +94,11 @@ class ExpertStore:
         record = largest_record_bytes(self._layout)
         return aligned_bytes(num_slots * record, touched=True).reshape(num_slots, record)
 
+    def new_table(self) -> AnyArray:
+        """int64 [layers, experts], -1 everywhere: the slot of each."""
+        experts = max((layer.num_experts for _, layer in self._layout.moe_layers()), default=0)
+        return np.full((len(self._layout.layers), experts), -1, np.int64)
+
     def read(self, key: ExpertKey, slot: AnyArray) -> None:
         """Read one expert into the start of slot: one read, checked the first time.
 

@@ -8,7 +8,7 @@ from formats import native
 from formats.kernels import Matrix
 
 READ_LOOPS = 4  # enum se_read_loop
-READ_FAILED, STOPPED = 6, 7  # enum se_status
+READ_FAILED, STOPPED, MISSED = 6, 7, 8  # enum se_status
 
 
 class Activation(ctypes.Structure):
@@ -106,7 +106,7 @@ class Routing(ctypes.Structure):
 
 FUNCTIONS = (  # enum se_function
     "se_linear", "se_experts", "se_rms_norm", "se_add_norm", "se_l2_norm", "se_map", "se_gate", "se_decay", "se_route",
-    "se_attention", "se_causal_conv1d", "se_delta_rule", "se_experts_streamed", "copy", "add_scaled",
+    "se_attention", "se_causal_conv1d", "se_delta_rule", "se_experts_streamed", "copy", "add_scaled", "find",
 )  # fmt: skip
 CALL_WORDS = 16  # int64 of se_call: which function, then its arguments
 LANES = 16  # keys, and columns of a state, that lie side by side
@@ -199,7 +199,7 @@ def declare(library: ctypes.CDLL) -> None:
                 c_int64, floats, floats, floats,
             ),
         ),
-        "se_run": (c_int32, (context, c_void_p, c_int64)),
+        "se_run": (c_int32, (context, c_void_p, c_int64, POINTER(c_int64))),
         "se_read": (c_int32, (context, c_int32, POINTER(c_void_p), c_int64, c_int64)),
     }  # fmt: skip
     native.declare(library, signatures)

@@ -20,11 +20,13 @@ from runtime.backends.facts import (
     Router,
     Routing,
     Shared,
+    Stack,
     State,
     Turn,
     Wanted,
     Weight,
 )
+from runtime.session import Sequence as StepSequence
 
 
 class Ops(Protocol):
@@ -287,19 +289,28 @@ class Ops(Protocol):
     def route_input(self, x: Array, router: Router) -> Routed:
         """What a router, and whatever else has its input, makes of x [T, D]."""
 
+    def layers(
+        self, h: Array, y: Array, stack: Stack, sequences: Sequence[StepSequence], wanted: Wanted = None
+    ) -> tuple[Array, Array]:
+        """Layers one after another, and reads of what they want: of the stream h and what is to be added to it [T, D],
+        the same after them, of the rows that are wanted. Replaces the states.
+
+        What comes back is valid until the next layer.
+        All of it is one call where a backend can: what stands between kernels is cold (docs/LEARNED.md 72, 80).
+        """
+
     def mix_and_route(
         self, h: Array, y: Array, own: Block, parts: Sequence[Part], wanted: Wanted = None
     ) -> tuple[Array, Routed, list[State]]:
         """Adds y to the stream h, then its mixer, each behind a norm, and routes: (stream, input of experts, states).
 
         Stream and input are of the rows that are wanted, the states of all tokens.
-        All of it is one call where a backend can: what stands between kernels is cold (docs/LEARNED.md 72).
         """
 
     def routed_experts(self, layer: int, routed: Routed, shared: Shared | None = None) -> Array:
         """`experts`, and the shared one: [T, D]. It is weighed by the sigmoid of routed.further, if there is any.
 
-        What comes back is for `add_norm` or `mix_and_route` alone: a backend may compute it only then.
+        What comes back is valid until the next layer.
         """
 
     def fetch(self, layer: int, expert_ids: Array) -> None:

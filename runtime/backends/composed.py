@@ -1,6 +1,6 @@
-"""A layer up to its experts as what it is made of: the definition, for every backend and any number of sequences.
+"""Layers as what they are made of: the definition, for every backend and any number of sequences.
 
-The native backend does it at once for one token (native_layers.py), which gives the same bits.
+The native backend does them at once for one token (native_layers.py), which gives the same bits.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,39 @@ from itertools import pairwise
 
 from formats.config import SIGMOID
 from runtime.backends.base import Ops
-from runtime.backends.facts import Array, Attention, Block, DeltaNet, Part, Routed, Router, Shared, State, Turn, Wanted
+from runtime.backends.facts import (
+    Array,
+    Attention,
+    Block,
+    DeltaNet,
+    Part,
+    Routed,
+    RoutedLayer,
+    Router,
+    Shared,
+    Stack,
+    State,
+    Turn,
+    Wanted,
+)
+from runtime.session import Sequence as StepSequence
 
 
 class ComposedOps:
     """A part of NumpyOps."""
+
+    def layers(
+        self: Ops, h: Array, y: Array, stack: Stack, sequences: Sequence[StepSequence], wanted: Wanted = None
+    ) -> tuple[Array, Array]:
+        last = stack.layers[-1]
+        for layer, own in enumerate(stack.layers, stack.first):
+            parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
+            h, routed, states = self.mix_and_route(h, y, own.block, parts, wanted if own is last else None)
+            for s, state in zip(sequences, states, strict=True):
+                s.states[layer] = state
+            ask_for_experts(self, layer, own, routed)
+            y = self.routed_experts(layer, routed, own.shared)
+        return h, y
 
     def self_attention(self: Ops, x: Array, own: Attention, parts: Sequence[Part]) -> tuple[Array, list[State]]:
         q, k, v = self.linears(x, own.projections, own.biases)
@@ -80,6 +108,14 @@ class ComposedOps:
         if further:
             y = self.sigmoid(further[0]) * y  # [T, 1], [T, D]
         return self.experts(layer, x, expert_ids, routing_weights) + y
+
+
+def ask_for_experts(ops: Ops, layer: int, own: RoutedLayer, routed: Routed) -> None:
+    """Of a layer, and on a guess of the one after it, whose router may have the same input."""
+    ops.fetch(layer, routed.expert_ids)
+    following = own.following
+    if following is not None:
+        ops.look_ahead(layer + 1, lambda: ops.route_input(routed.x, following).expert_ids)
 
 
 def ungroup_qkvz(ops: Ops, own: DeltaNet, qkvz: Array) -> tuple[Array, Array]:

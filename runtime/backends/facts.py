@@ -125,6 +125,21 @@ class Block(NamedTuple):
     multiplier: float = 1.0  # of what is added to the stream
 
 
+class RoutedLayer(NamedTuple):
+    """A layer with experts."""
+
+    block: Block
+    shared: Shared | None
+    following: Router | None  # of the layer after it, which guesses are made by
+
+
+class Stack(NamedTuple):
+    """Layers that follow each other."""
+
+    first: int
+    layers: tuple[RoutedLayer, ...]
+
+
 class Routed(NamedTuple):
     """What experts are asked for."""
 

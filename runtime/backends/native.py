@@ -4,7 +4,7 @@ import array
 import ctypes
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from ctypes import c_void_p
+from ctypes import byref, c_int64, c_void_p
 from itertools import accumulate, chain
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from formats.dtypes import AnyArray, Float32
 from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS, Matrix, matrix
 from formats.record import Part, RecordLayout
-from runtime.backends.abi import READ_FAILED, STOPPED, Activation, Expert, ExpertLayout, load_library
+from runtime.backends.abi import MISSED, READ_FAILED, STOPPED, Activation, Expert, ExpertLayout, load_library
 
 SPIN_US = 50  # an idle thread stays awake this long: the next call of a step often follows sooner
 
@@ -104,13 +104,17 @@ class Context:
         """A function of se_native.h that is no product; arrays as `address`."""
         _check(getattr(self._library, name)(self._handle, *arguments))
 
-    def run(self, *lists: tuple[int, int]) -> None:
-        """Calls that were written down (native_run.py): where each list of them lies, and how many they are.
+    def run(self, calls: int, count: int) -> int:
+        """Calls that were written down (native_run.py), from that address on; how many were made.
 
-        Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
+        Fewer than asked where an expert has no slot. Raises ReadFailedError when a slot holds no record,
+        CancelledError when the reader was stopped.
         """
-        told = array.array("q", chain.from_iterable(lists))
-        _check(self._library.se_run(self._handle, told.buffer_info()[0], len(lists)))
+        done = c_int64()
+        status = self._library.se_run(self._handle, calls, count, byref(done))
+        if status != MISSED:
+            _check(status)
+        return done.value
 
     def linear(self, matrix: Matrix, base: int, x: Float32) -> Float32:
         """As `linears` with one matrix."""

@@ -85,7 +85,7 @@ class NativeOps(NativeLayerOps):
         self._context = native.Context(threads, precision, level)
         self._call = self._context.call
         self._tools = Tools(self._told, self._base, self._context.precision, shared_memory())
-        self._blocks, self._layers = {}, {}
+        self._stacks = {}
         self.level = self._context.level
         self.threads = threads
         self.precision = precision

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from formats.dtypes import AnyArray
 from runtime.backends.abi import CALL_WORDS, FUNCTIONS
 
 
 class Run:
-    """se_calls in order. `words` may be changed in place, for what is different from token to token."""
+    """A list of se_call. `words` may be changed in place, for what is different from token to token."""
 
     def __init__(self) -> None:
         self.words = array.array("q")
@@ -39,8 +40,15 @@ class Run:
         self._kept.append(argument)
         return int(argument.ctypes.data) if isinstance(argument, np.ndarray) else ctypes.addressof(argument)
 
-    @property
-    def calls(self) -> tuple[int, int]:
-        """Where they lie, and how many they are."""
-        address, length = self.words.buffer_info()
-        return address, length // CALL_WORDS
+    def __len__(self) -> int:
+        """How many calls."""
+        return len(self.words) // CALL_WORDS
+
+    def call(self, place: int) -> int:
+        """The address of one of them, now that all are written down."""
+        return self.words.buffer_info()[0] + place * CALL_WORDS * self.words.itemsize
+
+    def keep(self, values: AnyArray) -> AnyArray:
+        """What a call points to by way of something else."""
+        self._kept.append(values)
+        return values

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -51,7 +52,7 @@ class Told:
         """dense_activation: that of layers without experts, and of shared experts."""
         self.factors = cache(_factors)
         self.feed_forward = cache(partial(_feed_forward, dense_activation))
-        self.routing = cache(_routing)
+        self.routing: Callable[[int, Routing, bool], abi.Routing] = cache(_routing)
         self.vector = vector = cache(_vector)
         self.place = cache(lambda *which: _place(vector(*which)))  # `vector` keeps what lies there
         self.repeated = cache(_repeated)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
@@ -17,11 +18,11 @@ from runtime.backends.facts import (
     Array,
     Attention,
     Block,
-    Part,
-    Routed,
+    RoutedLayer,
     Router,
     Routing,
     Shared,
+    Stack,
     State,
     Turn,
     Wanted,
@@ -61,25 +62,27 @@ class Decoder:
         c = self.config
         h = self.ops.embed(token_ids) * c.embedding_multiplier  # [T, D]
         y = h * 0.0
-        for layer in range(c.num_hidden_layers):
-            h, y = self._layer(layer, h, y, sequences, wanted if layer + 1 == c.num_hidden_layers else None)
+        last = self._parts_of_model[-1]
+        for part in self._parts_of_model:
+            wanted_here = wanted if part is last else None
+            if isinstance(part, Stack):
+                h, y = self.ops.layers(h, y, part, sequences, wanted_here)
+            else:
+                h, y = self._layer(part, h, y, sequences, wanted_here)
         return self._add_norm(h, y, "norm")[1]
 
     def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence], wanted: Wanted) -> tuple[Array, Array]:
         """Of the stream and what the layer before adds to it: the stream, and what this one adds, as far as wanted."""
         own, name = self._layers[layer], f"layers.{layer}"
-        if own.block is not None:
-            parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
-            h, routed, states = self.ops.mix_and_route(h, y, own.block, parts, wanted)
-            for s, state in zip(sequences, states, strict=True):
-                s.states[layer] = state
-            return h, self._experts(layer, routed)
         h, x = self._add_norm(h, y, f"{name}.input_layernorm")
         h, y = (self.ops.rows(part, wanted) for part in (h, self._attention(layer, x, sequences)))
         h, x = self._add_norm(h, y, f"{name}.post_attention_layernorm")
         if own.router is None:
             return h, self._mlp(f"{name}.mlp", x)
-        return h, self._experts(layer, self.ops.route_input(x, own.router))
+        routed = self.ops.route_input(x, own.router)
+        self.ops.fetch(layer, routed.expert_ids)
+        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
+        return h, self.ops.routed_experts(layer, routed, own.shared)
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
@@ -94,6 +97,20 @@ class Decoder:
     @cached_property
     def _layers(self) -> list[Layer]:
         return [self._layer_of(layer) for layer in range(self.config.num_hidden_layers)]
+
+    @cached_property
+    def _parts_of_model(self) -> list[Stack | int]:
+        """Layers of a block that follow each other together, all others alone."""
+        parts: list[Stack | int] = []
+        for stacked, group in groupby(enumerate(self._layers), lambda layer: layer[1].block is not None):
+            numbers = [layer for layer, _ in group]
+            parts += [Stack(numbers[0], tuple(map(self._routed_layer, numbers)))] if stacked else numbers
+        return parts
+
+    def _routed_layer(self, layer: int) -> RoutedLayer:
+        own, *following = self._layers[layer : layer + 2]
+        assert own.block is not None
+        return RoutedLayer(own.block, own.shared, following[0].router if following else None)
 
     def _layer_of(self, layer: int) -> Layer:
         c, name = self.config, f"layers.{layer}"
@@ -198,11 +215,6 @@ class Decoder:
         return y.reshape(y.shape[0], heads, -1)
 
     # ---- feed forward
-
-    def _experts(self, layer: int, routed: Routed) -> Array:
-        self.ops.fetch(layer, routed.expert_ids)
-        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
-        return self.ops.routed_experts(layer, routed, self._layers[layer].shared)
 
     def _guess(self, layer: int, x: Array) -> Array:
         """The experts that a later layer's router chooses for the input of this one: [T, k]."""

@@ -15,11 +15,12 @@ from runtime.backends.facts import (
     Attention,
     Block,
     DeltaNet,
-    Part,
     Routed,
+    RoutedLayer,
     Router,
     Routing,
     Shared,
+    Stack,
     State,
     Wanted,
     Weight,
@@ -43,14 +44,7 @@ class Qwen3_5Moe:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         h = self.ops.embed(token_ids)  # [T, D]
         y = h * 0.0
-        last = self.config.num_hidden_layers - 1
-        for layer, own in enumerate(self._blocks):
-            parts = [Part(s.rows, s.position, s.states[layer]) for s in sequences]
-            h, routed, states = self.ops.mix_and_route(h, y, own, parts, wanted if layer == last else None)
-            for s, state in zip(sequences, states, strict=True):
-                s.states[layer] = state
-            self._fetch(layer, routed)
-            y = self.ops.routed_experts(layer, routed, self._shared[layer])
+        h, y = self.ops.layers(h, y, self._stack, sequences, wanted)
         return self.ops.add_norm(h, y, self.ops.weight("norm"), self.config.rms_norm_eps, offset=1.0)[1]
 
     def logits(self, hidden: Array) -> Array:
@@ -58,17 +52,19 @@ class Qwen3_5Moe:
         return self.ops.linear(hidden, self.ops.weight("lm_head"))
 
     @cached_property
-    def _blocks(self) -> list[Block]:
-        """Every layer up to its experts; norms are stored around zero."""
+    def _stack(self) -> Stack:
+        """All layers; norms are stored around zero."""
         weight, eps = self.ops.weight, self.config.rms_norm_eps
         names = [
             (f"layers.{i}.input_layernorm", f"layers.{i}.post_attention_layernorm") for i in range(len(self._mixers))
         ]
         norms = [(weight(first), weight(second)) for first, second in names]
-        return [
+        blocks = [
             Block(first, mixer, second, router, eps, offset=1.0)
             for (first, second), mixer, router in zip(norms, self._mixers, self._routers, strict=True)
         ]
+        following = [*self._routers[1:], None]
+        return Stack(0, tuple(map(RoutedLayer, blocks, self._shared, following)))
 
     @cached_property
     def _mixers(self) -> list[Attention | DeltaNet]:

@@ -14,6 +14,16 @@ static void copy(const float *x, int64_t rows, int64_t columns, int64_t stride, 
     for (int64_t r = 0; r < rows; r++) memcpy(y + r * columns, x + r * stride, (size_t)columns * sizeof *y);
 }
 
+/* Where experts of one token lie, each chosen once. */
+static int32_t find(const int64_t *slots, int64_t num_experts, const int64_t *ids, int64_t k, se_arriving *arriving) {
+    for (int64_t i = 0; i < k; i++) {
+        if (ids[i] < 0 || ids[i] >= num_experts) return SE_UNSUPPORTED;
+        if (slots[ids[i]] < 0) return SE_MISSED;
+        arriving[i] = (se_arriving){slots[ids[i]], i, 1};
+    }
+    return SE_OK;
+}
+
 static int32_t call(se_context *context, const se_call *call) {
     const int64_t *a = call->arguments;
 #define P(i) pointer(a[i])
@@ -39,6 +49,7 @@ static int32_t call(se_context *context, const se_call *call) {
         return se_experts_streamed(context, P(0), I(1), P(2), P(3), P(4), a[5], P(6), P(7), a[8], a[9], P(10), P(11));
     case SE_RUN_COPY: return copy(P(0), a[1], a[2], a[3], P(4)), SE_OK;
     case SE_RUN_ADD_SCALED: return context->kernels->add_scaled(P(3), P(0), *(const float *)P(1), a[2]), SE_OK;
+    case SE_RUN_FIND: return find(P(0), a[1], P(2), a[3], P(4));
     default: return SE_UNSUPPORTED;
     }
 #undef P
@@ -46,10 +57,10 @@ static int32_t call(se_context *context, const se_call *call) {
 #undef I
 }
 
-int32_t se_run(se_context *context, const se_calls *lists, int64_t count) {
-    int32_t status = SE_OK;
-    for (int64_t l = 0; l < count; l++) {
-        for (int64_t i = 0; i < lists[l].count && status == SE_OK; i++) status = call(context, &lists[l].calls[i]);
+int32_t se_run(se_context *context, const se_call *calls, int64_t count, int64_t *done) {
+    for (*done = 0; *done < count; ++*done) {
+        const int32_t status = call(context, &calls[*done]);
+        if (status != SE_OK) return status;
     }
-    return status;
+    return SE_OK;
 }

@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 6
+#define SE_ABI_VERSION 7
 
 enum se_status {
     SE_OK = 0,
@@ -31,6 +31,7 @@ enum se_status {
     SE_TOO_LARGE = 5,   /* a scale or bias is too large for its dtype */
     SE_READ_FAILED = 6, /* a slot holds no record: its state tells why (reader.h) */
     SE_STOPPED = 7,     /* se_reader_stop ended it */
+    SE_MISSED = 8,      /* an expert has no slot (SE_RUN_FIND) */
 };
 
 /* How many 8-bit digits the integers have that stand for the activations of a group, where they meet quantized weights.
@@ -372,6 +373,7 @@ enum se_function {
     SE_RUN_EXPERTS_STREAMED = 12, /* reader.h */
     SE_RUN_COPY = 13,       /* rows of `columns` values, `stride` apart, side by side: x, rows, columns, stride, y */
     SE_RUN_ADD_SCALED = 14, /* y [n] += weight [1] * x [n]: x, weight, n, y */
+    SE_RUN_FIND = 15, /* arriving[i].slot = slots[ids[i]]: slots [E], E, ids [k], k, arriving [k]; SE_MISSED below zero */
 };
 
 /* A call of the function of that name: what it takes after the context, in its order. Integers and addresses as they
@@ -382,15 +384,9 @@ typedef struct {
 } se_call;
 static_assert(sizeof(se_call) == 128, "mirrored in runtime/backends/abi.py");
 
-typedef struct {
-    const se_call *calls;
-    int64_t count;
-} se_calls;
-static_assert(sizeof(se_calls) == 16, "mirrored in runtime/backends/abi.py");
-
-/* One call after another of one list after another, until one of them is not SE_OK. What the calls of a layer are stays
- * the same from token to token: they are written down once, and between them nothing but C runs (docs/LEARNED.md 72). */
-SE_API int32_t se_run(se_context *context, const se_calls *lists, int64_t count);
+/* One call after another, until one of them is not SE_OK; done: how many were. What the calls of a layer are stays the
+ * same from token to token: they are written down once, and between them nothing but C runs (docs/LEARNED.md 72, 80). */
+SE_API int32_t se_run(se_context *context, const se_call *calls, int64_t count, int64_t *done);
 
 /* ---- ceilings */
 
