@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf.quants import quant_shape_to_byte_shape
 
+from formats.config import Qwen3_5MoeConfig
 from formats.container import open_container
 from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
@@ -226,6 +227,22 @@ def test_files_of_older_converters_give_the_same_logits(name: str, tensors: Tens
     with Engine.open(tmp_path / "out", ram_bytes=PLENTY) as engine:
         logits = engine.logits(expected["prompt_ids"].tolist())
     assert np.abs(logits - expected["logits"]).max() < 5e-4
+
+
+@pytest.mark.parametrize(("name", "tiled"), [("qwen3_next", False), ("qwen3_5_moe", True)])
+def test_heads_as_ggml_orders_them_give_a_token_alone_the_same_bits(
+    name: str, tiled: bool, tensors: Tensors, tmp_path: Path
+) -> None:
+    """The native backend takes one token another way than many."""
+    container = container_of(tmp_path, name, tensors)
+    ids = reference(CHECKPOINTS[name].reference)["prompt_ids"].tolist()
+    found = []
+    for chunk_size in (1, 64):
+        with Engine.open(container, ram_bytes=PLENTY, chunk_size=chunk_size) as engine:
+            assert isinstance(engine.config, Qwen3_5MoeConfig)
+            assert engine.config.linear_value_heads_tiled == tiled
+            found.append(engine.logits(ids))
+    assert np.array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe", "minimax_m2", "qwen3_5_moe", "deepseek_v3_gguf"])
