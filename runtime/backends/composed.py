@@ -44,6 +44,8 @@ class ComposedOps:
 
     def self_attention(self: Ops, x: Array, own: Attention, parts: Sequence[Part]) -> tuple[Array, list[State]]:
         q, k, v = self.linears(x, own.projections, own.biases)
+        if own.whole_norms is not None:
+            q, k = (self.rms_norm(y, norm, own.eps) for y, norm in zip((q, k), own.whole_norms, strict=True))
         q = q.reshape(q.shape[0], own.heads, -1)  # [T, heads, d]
         k, v = (y.reshape(y.shape[0], own.key_heads, -1) for y in (k, v))
         gate = None

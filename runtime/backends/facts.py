@@ -60,6 +60,7 @@ class Attention(NamedTuple):
     rope: Rope | None  # None where positions are not known
     q_norm: Weight | None = None  # by heads
     k_norm: Weight | None = None
+    whole_norms: tuple[Weight, Weight] | None = None  # of all queries together, and of all keys
     eps: float = 0.0
     offset: float = 0.0
     window: int | None = None

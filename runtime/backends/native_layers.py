@@ -59,6 +59,8 @@ class AttentionCalls:
         q, k, v = np.split(projected, (heads * of_query, heads * of_query + key_heads * d))
         o = tools.between("output", heads * e)
         tools.linear(run, x, projected, own.projections, own.biases)
+        for values, norm in zip((q, k), own.whole_norms or (), strict=False):
+            run.add("se_rms_norm", values, 1, len(values), told.place(norm, len(values)), own.eps, values)
         if own.gated:  # per head: query, then gate
             queries, gate = tools.between("queries", heads * d), tools.between("gate", heads * d)
             run.add("copy", q, heads, d, of_query, queries)

@@ -36,7 +36,6 @@ class Layer(NamedTuple):
     """Attention of one layer, and what some models do beside it."""
 
     attention: Attention
-    whole_norms: tuple[Weight | None, Weight | None]  # of queries and of keys, all heads together
     chunk: int | None
     uniform: bool  # neither chunks nor scales that depend on the position
     router: Router | None  # None where the layer is dense
@@ -114,9 +113,9 @@ class Decoder:
 
     def _layer_of(self, layer: int) -> Layer:
         c, name = self.config, f"layers.{layer}"
-        attention, whole_norms = self._attention_of(layer), self._qk_norms_of(layer, WHOLE_NORM)
+        attention = self._attention_of(layer)
         router = self._router_of(layer) if c.has_experts(layer) else None
-        plain = c.is_uniform(layer) and c.qk_norm not in (WHOLE_NORM, UNIT_NORM) and c.clip_qkv is None
+        plain = c.is_uniform(layer) and c.qk_norm != UNIT_NORM and c.clip_qkv is None
         block = None
         if router is not None and plain and c.attention_value_scale == 1:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
@@ -126,12 +125,12 @@ class Decoder:
             shared = Shared(
                 *(self.ops.weight(f"{name}.mlp.shared_expert.{part}_proj") for part in ("gate", "up", "down"))
             )
-        return Layer(attention, whole_norms, c.chunk(layer), c.is_uniform(layer), router, shared, block)
+        return Layer(attention, c.chunk(layer), c.is_uniform(layer), router, shared, block)
 
     def _attention_of(self, layer: int) -> Attention:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         names = [f"{name}.{part}_proj" for part in "qkv"]
-        q_norm, k_norm = self._qk_norms_of(layer, HEAD_NORM)
+        q_norm, k_norm = self._qk_norms_of(layer, HEAD_NORM) or (None, None)
         return Attention(
             projections=tuple(ops.weight(proj) for proj in names),
             biases=tuple(ops.weight(f"{proj}.bias") for proj in names) if c.attention_bias else None,
@@ -143,14 +142,15 @@ class Decoder:
             rope=c.rope_of(layer) if c.turns(layer) else None,
             q_norm=q_norm,
             k_norm=k_norm,
+            whole_norms=self._qk_norms_of(layer, WHOLE_NORM),
             eps=c.rms_norm_eps,
             window=c.window(layer),
             sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
         )
 
-    def _qk_norms_of(self, layer: int, kind: str) -> tuple[Weight | None, Weight | None]:
+    def _qk_norms_of(self, layer: int, kind: str) -> tuple[Weight, Weight] | None:
         if self.config.qk_norm != kind:
-            return None, None
+            return None
         q_norm, k_norm = (self.ops.weight(f"layers.{layer}.self_attn.{part}_norm") for part in "qk")
         return q_norm, k_norm
 
@@ -168,10 +168,11 @@ class Decoder:
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         """As `Ops.self_attention`, and what some models do between the projections and attention."""
-        c, ops, (own, whole_norms, chunk, *_) = self.config, self.ops, self._layers[layer]
+        c, ops, (own, chunk, *_) = self.config, self.ops, self._layers[layer]
         q, k, v = ops.linears(x, own.projections, own.biases)
-        q = self._heads(q, whole_norms[0], own.heads)  # [T, heads, d]
-        k = self._heads(k, whole_norms[1], own.key_heads)
+        q_norm, k_norm = own.whole_norms or (None, None)
+        q = self._heads(q, q_norm, own.heads)  # [T, heads, d]
+        k = self._heads(k, k_norm, own.key_heads)
         v = self._heads(v, None, own.key_heads)  # [T, key heads, value_dim]
         if c.attention_value_scale != 1:
             v = v * c.attention_value_scale
