@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, parse_json, shown
@@ -19,8 +19,7 @@ _ITEM_BYTES = {
 }
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """A tensor in a safetensors file: dtype as the file names it, shape, and absolute byte range."""
 
     name: str

@@ -18,13 +18,17 @@ def read_weight_map(raw: bytes, where: str, exists: Callable[[str], bool]) -> di
     listing = Fields(parse_json(raw, where), where).raw("weight_map")
     if not isinstance(listing, dict) or not listing:
         raise FormatError(f"{where}: weight_map is {shown(listing)}, expected shards by tensor")
+    sound: set[str] = set()  # names, each looked for once: tensors are many more
     for tensor, name in listing.items():
+        if isinstance(name, str) and name in sound:
+            continue
         if not is_shard_name(name):
             raise FormatError(
                 f"{where}: weight_map puts {shown(tensor)} into {shown(name)}, expected a file in this folder"
             )
         if not exists(name):
             raise FormatError(f"{where}: weight_map names {shown(name)}, which is missing")
+        sound.add(name)
     return listing
 
 
