@@ -118,7 +118,7 @@ def convert_command(
             )
         if rates is not None:
             fetched = rates.facts(conversion.plan.source_bytes - outcome.resumed_bytes)
-    _print_outcome(conversion, outcome, fetched, out, time.monotonic() - started, as_json)
+    _print_outcome(conversion, outcome, fetched, source, out, time.monotonic() - started, as_json)
 
 
 @contextmanager
@@ -180,6 +180,7 @@ def _print_outcome(
     conversion: Conversion,
     outcome: Outcome,
     fetched: dict[str, Any] | None,
+    source: str,
     out: Path,
     seconds: float,
     as_json: bool,
@@ -215,8 +216,8 @@ def _print_outcome(
         return
     if outcome.already_there:
         click.echo(f"{out} is already there, converted with these options from files of these names and sizes")
-        source = f"{outcome.index.source.repository} --sample 100" if outcome.index.source.repository else "FOLDER"
-        click.echo(f"compare the weights: repack verify {shlex.quote(str(out))} --source {source}")
+        sample = " --sample 100" if outcome.index.source.repository else ""
+        click.echo(f"compare the weights: repack verify {shlex.quote(str(out))} --source {shlex.quote(source)}{sample}")
     else:
         click.echo(
             f"{out}: {human(layout.total_bytes)}: experts {human(layout.expert_bytes)}, resident "
@@ -230,7 +231,8 @@ def _print_outcome(
         )
         if fetched is not None:
             click.echo(tables.fetched_text(fetched))
-    click.echo(f"run it: stream-run {shlex.quote(str(out))}")
+    next_step = "run it: stream-run" if report.TOKENIZER_FILE in outcome.index.files else "measure it: stream-run bench"
+    click.echo(f"{next_step} {shlex.quote(str(out))}")
 
 
 @cli.command("inspect")
@@ -262,7 +264,8 @@ def verify_command(
     if sample is not None and source is None:
         raise click.UsageError("--sample is for --source, which is what experts are compared with")
     index = read_container_index(out).index
-    revision = index.source.revision if source is not None and index.source.repository == source else None
+    same = source is not None and index.source.repository == split_choice(source)[0]
+    revision = index.source.revision if same else None
     opened = open_source(source, revision, connections, patience) if source is not None else None
     chosen = choose_experts(index.layout, sample) if sample is not None else None
     with Bar(verify_bytes(out, opened, chosen)) as bar:

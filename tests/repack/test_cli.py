@@ -279,3 +279,11 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 def test_the_command_to_run_next_can_be_pasted(repack: Run, tmp_path: Path) -> None:
     out = tmp_path / "a folder; with marks"
     assert repack("convert", "demo", out).out.splitlines()[-1] == f"run it: stream-run '{out}'"
+
+
+def test_what_takes_no_text_is_measured_next(repack: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):  # made, then already there
+        told = repack("convert", FIXTURES / "fused", out).out.splitlines()
+        assert told[-1] == f"measure it: stream-run bench {out}"
+    assert told[-2] == f"compare the weights: repack verify {out} --source {FIXTURES / 'fused'}"
