@@ -157,6 +157,7 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
             __asm__ volatile("" ::: "memory"); /* or a compiler loads the codes of all words at once and spills the sums */
         }
     }
+    const __mmask16 begun = block == 0 ? 0 : 0xffff;
     UNROLL
     for (int o = 0; o < operands; o++) {
         const __m512 scale = _mm512_set1_ps(x[o].scale[group]), sum = _mm512_set1_ps(x[o].sum[group]);
@@ -169,7 +170,7 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
             for (int p = joined + 1; p < kind.planes; p++) low = _mm512_add_epi32(_mm512_slli_epi32(low, 8), d[o * kind.planes + p][v]);
             __m512 value = _mm512_cvtepi32_ps(high);
             if (joined < kind.planes) value = _mm512_fmadd_ps(value, _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
-            __m512 lane = lanes[o][v];
+            __m512 lane = _mm512_maskz_load_ps(begun, lanes[o] + v);
             lane = _mm512_fmadd_ps(_mm512_mul_ps(turned->scale[at][v], scale), value, lane);
             lanes[o][v] = _mm512_fmadd_ps(turned->bias[at][v], sum, lane);
         }
@@ -186,7 +187,7 @@ INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_
     __m512 lanes[BLOCK_GROUPS][TURNED_TOKENS][TURNED_VECTORS]; /* tokens side by side: 4 KiB apart they evict each other */
     struct operand x[TURNED_TOKENS];
     for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
-    for (int i = 0; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
+    for (int64_t i = groups; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
     for (int64_t block = 0; block * BLOCK_GROUPS < groups; block++) {
         const int64_t left = groups - block * BLOCK_GROUPS;
         for (int slice = 0; slice < slices && slice * in_slice < left; slice++) {
