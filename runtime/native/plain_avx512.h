@@ -117,15 +117,25 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     }
 }
 
+/* Rows first..first + rows of all streams times all tokens, four at a time. */
+INLINE void plain_rows_by_all(const struct tile *tile, int64_t first, int64_t rows, int streams, int value) {
+    int64_t token = 0;
+    for (; token + 4 <= tile->tokens; token += 4) {
+        for (int64_t row = first; row < first + rows; row++) plain_rows(tile, row, token, streams, 4, value);
+    }
+    for (; token < tile->tokens; token++) {
+        for (int64_t row = first; row < first + rows; row++) plain_rows(tile, row, token, streams, 1, value);
+    }
+}
+
+/* A few rows stay in the second-level cache while all tokens pass by. */
 INLINE void plain_tile(const struct tile *tile, int value) {
-    for (int64_t row = 0; row < tile->rows; row++) {
-        int64_t token = 0;
+    for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
+        const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
         if (tile->streams == 2) {
-            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 2, 4, value);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, value);
+            plain_rows_by_all(tile, first, rows, 2, value);
         } else {
-            for (; token + 4 <= tile->tokens; token += 4) plain_rows(tile, row, token, 1, 4, value);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, value);
+            plain_rows_by_all(tile, first, rows, 1, value);
         }
     }
 }
