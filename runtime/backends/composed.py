@@ -60,7 +60,7 @@ class ComposedOps:
             )
             outputs.append(output)  # [tokens, heads, e]
             caches.append(after)
-        o = self.concatenate(outputs)
+        o = outputs[0] if len(outputs) == 1 else self.concatenate(outputs)
         if gate is not None:
             o = self.gate(o, gate, SIGMOID)
         return self.linear(o.reshape(o.shape[0], -1), own.output, own.output_bias), caches
