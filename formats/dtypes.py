@@ -3,7 +3,7 @@
 NumPy has no bfloat16: its bits are kept in uint16. All storage is little-endian.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -14,25 +14,14 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[np.generic]
 
-
-class DType(NamedTuple):
-    """A dtype's name in the container, the NumPy type that holds its bits, and its safetensors name."""
-
-    name: str
-    storage: np.dtype[np.generic]
-    safetensors_name: str
-
-
-DTYPES = {
-    dtype.name: dtype
-    for dtype in (
-        DType("bf16", np.dtype("<u2"), "BF16"),
-        DType("f16", np.dtype("<f2"), "F16"),
-        DType("f32", np.dtype("<f4"), "F32"),
-        DType("u32", np.dtype("<u4"), "U32"),
-        DType("u8", np.dtype("u1"), "U8"),
-        DType("i8", np.dtype("i1"), "I8"),
-    )
+# A dtype's name in the container -> the NumPy type that holds its bits.
+DTYPES: Mapping[str, np.dtype[np.generic]] = {
+    "bf16": np.dtype("<u2"),
+    "f16": np.dtype("<f2"),
+    "f32": np.dtype("<f4"),
+    "u32": np.dtype("<u4"),
+    "u8": np.dtype("u1"),
+    "i8": np.dtype("i1"),
 }
 FLOAT_DTYPES = ("bf16", "f16", "f32")
 
@@ -41,7 +30,7 @@ def storage_dtype(name: str) -> np.dtype[np.generic]:
     """The NumPy dtype that holds the bits of dtype `name`. Raises UnsupportedError for an unknown name."""
     if name not in DTYPES:
         raise UnsupportedError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
-    return DTYPES[name].storage
+    return DTYPES[name]
 
 
 def to_float32(array: AnyArray, dtype: str) -> Float32:
@@ -62,5 +51,5 @@ def from_float32(values: Float32, dtype: str) -> AnyArray:
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
         return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
     if dtype in FLOAT_DTYPES:
-        return values.astype(DTYPES[dtype].storage)
+        return values.astype(DTYPES[dtype])
     raise UnsupportedError(f"dtype is {dtype!r}, expected one of {', '.join(FLOAT_DTYPES)}")

@@ -31,10 +31,6 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         return 2 * key_dim + self.linear_num_value_heads * self.linear_value_head_dim
 
     @property
-    def value_heads_per_key_head(self) -> int:
-        return self.linear_num_value_heads // self.linear_num_key_heads
-
-    @property
     def known_layer_types(self) -> tuple[str, ...]:
         return LINEAR_ATTENTION, FULL_ATTENTION
 

@@ -81,7 +81,7 @@ def test_shapes_are_kept(dtype: str, shape: tuple[int, ...]) -> None:
 def test_all_storage_is_little_endian() -> None:
     one = {"bf16": "803f", "f16": "003c", "f32": "0000803f"}
     assert {dtype: from_float32(float32(1.0), dtype).tobytes().hex() for dtype in one} == one
-    assert all(dtype.storage.newbyteorder("<") == dtype.storage for dtype in DTYPES.values())
+    assert all(dtype.newbyteorder("<") == dtype for dtype in DTYPES.values())
 
 
 def test_an_unknown_dtype_is_refused_by_name() -> None:
