@@ -9,7 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.dtypes import storage_dtype
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q6K,
+    Affine,
+    Encoding,
+    Levels,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+)
 from formats.errors import UnsupportedError
 from formats.native import DTYPES, declare, load_library
 from formats.record import LINEAR_BIAS, place
@@ -96,8 +111,17 @@ def _parameters(encoding: Encoding) -> Parameters:
             return Parameters(7, dtype, 8, group_size, ("codes", "scales", ""))
         case Q4K():  # and Q5K
             return Parameters(8, "f16", encoding.bits, 32, ("codes", "scales", "d"))
+        case Q2K():
+            return Parameters(10, "f16", 2, 16, ("codes", "scales", "d"))
+        case Q3K():
+            return Parameters(11, "f16", 3, 16, ("codes", "scales", "d"))
         case Q6K():
             return Parameters(9, "f16", 6, 16, ("codes", "scales", "d"))
+        case IQ4NL():
+            return Parameters(12, "f16", 4, 32, ("codes", "scales", ""))
+        case Levels(name):
+            kind = 13 + ("iq4_xs", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs", "iq1_s", "iq1_m").index(name)
+            return Parameters(kind, "f16", encoding.bits, encoding.group_size, ("codes", "scales", "d"))
     raise UnsupportedError(f"encoding {encoding.id} has no native kernel")
 
 

@@ -13,9 +13,13 @@ import numpy as np
 from formats.dtypes import storage_dtype
 from formats.encodings.sources import AWQSource, GGMLSource, SourceEncoding
 from formats.encodings.sources.base import GGML_BLOCKS, Bits
+from formats.encodings.sources.grids import GRIDS
 from formats.native import declare, load_library
 
-BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")  # numbers of se_block_type
+BLOCK_TYPES = (  # numbers of se_block_type
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS",
+    "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M",
+)  # fmt: skip
 MOST_ARRAYS = 4
 _OK, _NOT_FINITE = 0, 4
 
@@ -27,7 +31,7 @@ def _library() -> Any:
         declare(
             library,
             {
-                "se_transcode_blocks": (c_int32, (c_int32, c_int64, c_void_p, c_void_p * MOST_ARRAYS)),
+                "se_transcode_blocks": (c_int32, (c_int32, c_int64, c_void_p, c_void_p, c_void_p * MOST_ARRAYS)),
                 "se_transcode_awq": (c_int32, (c_void_p, c_int64, c_int64, c_int64, c_void_p)),
             },
         )
@@ -56,8 +60,9 @@ def _blocks(encoding: GGMLSource, blocks: Bits) -> dict[str, Bits] | None:
     specs = encoding.exact(columns).arrays(rows, columns)
     arrays = {spec.name: np.empty(spec.shape, storage_dtype(spec.dtype)) for spec in specs}
     places = (c_void_p * MOST_ARRAYS)(*(array.ctypes.data for array in arrays.values()))
+    grid = GRIDS[encoding.type].ctypes.data if encoding.type in GRIDS else None
     status = _library().se_transcode_blocks(
-        BLOCK_TYPES.index(encoding.type), blocks.nbytes // nbytes, blocks.ctypes.data, places
+        BLOCK_TYPES.index(encoding.type), blocks.nbytes // nbytes, blocks.ctypes.data, grid, places
     )
     assert status in (_OK, _NOT_FINITE)
     return arrays if status == _OK else None

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from formats.encodings import Encoding, Plain
-from formats.encodings.sources import Plane, SourceEncoding, stored
+from formats.encodings.sources import GGMLSource, Plane, SourceEncoding, stored
 from formats.encodings.sources.base import EACH_ROW, PACKED_ROWS
 from formats.layout import (
     BLOCK_BYTES,
@@ -234,6 +234,19 @@ class Plan:
             },
             self.ngrams[0].origin(layout.ngrams.encoding) if layout.ngrams is not None else None,
         )
+
+    def grown(self) -> list[GGMLSource]:
+        """The ggml types that are kept to the bit in more bits than they were published in."""
+        kept = [(self.embedding, self.layout.embedding.encoding)]
+        kept += [(m, t.encoding) for t, m in zip(self.layout.resident, self.resident, strict=True)]
+        for i, layer in self.layout.moe_layers():
+            kept += [(m, p.encoding) for p, m in zip(layer.record.parts, self.experts[i][0], strict=True)]
+        types = {
+            matrix.encoding
+            for matrix, encoding in kept
+            if isinstance(matrix.encoding, GGMLSource) and encoding == matrix.encoding.exact(matrix.columns)
+        }
+        return sorted((t for t in types if t.kept_bits > t.published_bits), key=lambda t: t.type)
 
     def files(self) -> Iterator[FilePlan]:
         """The files to write, each independent of the others; the long single ones first."""

@@ -80,9 +80,9 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("NVFP4", "ModelOpt, compressed-tensors", "nvfp4, exact"),
     SourceEncoding("affine, 2 to 8 bits", "MLX", "affine, exact"),
     SourceEncoding(
-        "Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4",
+        "Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ1, IQ2, IQ3, IQ4, MXFP4",
         "GGUF of " + ", ".join(row.model_type for row in SUPPORTED if "GGUF" in row.encodings),
-        "symmetric, affine, q4_k, q5_k, q6_k or mxfp4, exact",
+        "symmetric, affine, q2_k to q6_k, iq1_s to iq4_xs or mxfp4, exact",
     ),
     SourceEncoding("GPTQ without act-order, AWQ", "GPTQModel, AutoAWQ", "zero_point or symmetric, exact"),
 )

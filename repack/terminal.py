@@ -59,5 +59,9 @@ def warn_of_checkpoint(name: str, conversion: Conversion) -> None:
     """
     for note in conversion.source.notes:
         say(f"warning: {name}: {note}")
+    if grown := [
+        f"{source.type} {source.published_bits:.3g} -> {source.kept_bits:.3g}" for source in conversion.plan.grown()
+    ]:
+        say(f"note: {name}: kept to the bit, but in more bits a weight than published: {', '.join(grown)}")
     if not has_tokenizer(conversion.small_files) and conversion.source.shards:
         say(f"warning: {name}: holds no tokenizer.json: the container takes and gives token ids, no text")

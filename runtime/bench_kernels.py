@@ -20,13 +20,17 @@ from formats.bars import Bar, bar, report
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import (
     FP8,
+    IQ4NL,
     MXFP4,
     NVFP4,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
     Affine,
     Encoding,
+    Levels,
     Plain,
     Symmetric,
     ZeroPoint,
@@ -41,6 +45,7 @@ SHAPES = {"Qwen3.5-397B": (4096, 1024), "Kimi K2.5": (7168, 2048)}  # hidden_siz
 OTHER_ENCODINGS: tuple[Encoding, ...] = (
     Affine(3, 64, "bf16"), Affine(6, 64, "bf16"), Affine(8, 64, "bf16"), Plain("bf16"), Symmetric(4, 32, "bf16"),
     ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "f32"), Q4K(), Q5K(), Q6K(),
+    Q2K(), Q3K(), IQ4NL(), Levels("iq4_xs"), Levels("iq3_xxs"), Levels("iq2_xxs"), Levels("iq2_xs"), Levels("iq1_s"),
 )  # fmt: skip
 EXPERTS_PER_CALL = 8
 PREFILL_TOKENS = 64

@@ -3,8 +3,26 @@
 import numpy as np
 
 from formats.dtypes import FLOAT_DTYPES, AnyArray, from_float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, ArraySpec, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    ArraySpec,
+    Encoding,
+    Levels,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+)
 from formats.encodings.k_quants import pack_scales
+from formats.encodings.levels import KINDS
 
 # One of each id, and every way in which they differ.
 EVERY_ENCODING: tuple[Encoding, ...] = (
@@ -28,6 +46,10 @@ EVERY_ENCODING: tuple[Encoding, ...] = (
     Q4K(),
     Q5K(),
     Q6K(),
+    Q2K(),
+    Q3K(),
+    IQ4NL(),
+    *map(Levels, KINDS),
 )
 
 
@@ -48,7 +70,12 @@ def _random(encoding: Encoding, spec: ArraySpec, rng: np.random.Generator) -> An
     if spec.dtype == "i8":
         return rng.integers(-128, 128, shape, np.int8)
     if spec.dtype == "u8":
-        low, high = {MXFP4: (122, 128), NVFP4: (0x30, 0x3F), ZeroPoint: (0, 1 << encoding.bits)}[type(encoding)]
+        low, high = {
+            MXFP4: (122, 128),
+            NVFP4: (0x30, 0x3F),
+            Q2K: (0, 256),
+            ZeroPoint: (0, 1 << encoding.bits),
+        }[type(encoding)]
         return rng.integers(low, high, shape, np.uint8)
     assert spec.dtype in FLOAT_DTYPES
     values = rng.uniform(0.5, 1.5, shape).astype(np.float32) * np.float32(_magnitude(encoding, name))
@@ -62,8 +89,8 @@ def _magnitude(encoding: Encoding, name: str) -> float:
     """Of a float array, such that values are about 1."""
     if isinstance(encoding, FP8):
         return 2.0**-5
-    if isinstance(encoding, (Q4K, Q6K)):
-        return 2.0**-9
+    if isinstance(encoding, (Q2K, Q4K, Q6K, Levels, IQ4NL)):
+        return {"q2_k": 2.0**-4, "iq4_xs": 2.0**-13}.get(encoding.id, 2.0**-9)
     if name in ("weight", "biases", "global"):
         return 1.0
     return 4.0 / (1 << encoding.bits)

@@ -94,10 +94,11 @@ def write_gguf(
     metadata: Mapping[str, Any],
     tensors: Values,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """A file by the gguf package; matrices of experts and projections in `kind`, all else as it is.
 
-    Bytes are blocks of `kind`, or of MXFP4.
+    Bytes are blocks of what `kinds` says by name, else of `kind`, or of MXFP4.
     """
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
@@ -106,7 +107,7 @@ def write_gguf(
     for name, value in tensors.items():
         if value.dtype == np.uint8:
             blocks = gguf.GGMLQuantizationType.MXFP4 if kind == gguf.GGMLQuantizationType.F32 else kind
-            writer.add_tensor(name, value, raw_dtype=blocks)
+            writer.add_tensor(name, value, raw_dtype=(kinds or {}).get(name, blocks))
         elif kind == gguf.GGMLQuantizationType.F32 or value.ndim < 2 or not _is_quantized(name):
             writer.add_tensor(name, value)
         else:

@@ -6,20 +6,43 @@ import numpy as np
 import numpy.typing as npt
 
 from formats.dtypes import AnyArray, Float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    Encoding,
+    Levels,
+    Plain,
+    ZeroPoint,
+)
+from formats.encodings.levels import KINDS
 from formats.kernels import matrix as matrix_of
 from formats.record import Part, PartSpec, decode_part, lay_out_record
 
 Float64 = npt.NDArray[np.float64]
+SUPERBLOCKS = (Q2K, Q4K, Q6K, Levels)  # and what is derived from them
 
 
 def columns_of(encoding: Encoding, groups: int) -> int:
     """A width of so many groups; any width for plain weights."""
     if isinstance(encoding, (Plain, FP8)):
         return 11 * groups + 1
-    if isinstance(encoding, (Q4K, Q6K)):
+    if isinstance(encoding, SUPERBLOCKS):
         return 256 * (1 + groups // 8)
-    return groups * {MXFP4: 32, NVFP4: 16}.get(type(encoding), getattr(encoding, "group_size", 0))
+    return groups * group_size_of(encoding)
+
+
+def group_size_of(encoding: Encoding) -> int:
+    """Columns that share a scale in the kernels."""
+    sizes = {MXFP4: 32, NVFP4: 16, Q2K: 16, Q3K: 16, Q4K: 32, Q5K: 32, Q6K: 16, IQ4NL: 32}
+    return sizes.get(type(encoding)) or int(getattr(encoding, "group_size", 0))
 
 
 class Matrix:
@@ -69,13 +92,25 @@ def random_array(encoding: Encoding, name: str, view: AnyArray, size: float, rng
         return rng.integers(124, 127, view.shape, np.uint8) - np.uint8(round(-math.log2(size)))
     if isinstance(encoding, NVFP4) and name == "scales":
         return rng.integers(0x20, 0x40, view.shape, np.uint8)
+    if isinstance(encoding, Q2K) and name == "scales":
+        return rng.integers(0, 256, view.shape, np.uint8)
     if isinstance(encoding, ZeroPoint) and name == "zeros":
         return rng.integers(0, 1 << encoding.bits, view.shape, np.uint8)
     if view.dtype in (np.uint32, np.int8):  # == of dtypes, whose hashes differ from those of types
         return rng.integers(0, 256, (*view.shape, view.dtype.itemsize), np.uint8).view(view.dtype)[..., 0]
-    widest = {FP8: 120.0, NVFP4: 2.0, Q4K: 32 * 5.0, Q5K: 32 * 10.0, Q6K: 74 * 18.0}.get(
-        type(encoding), 2**encoding.bits / 3
-    )
+    typical = {
+        FP8: 120.0,
+        NVFP4: 2.0,
+        Q2K: 24.0,
+        Q3K: 74 * 2.3,
+        Q4K: 32 * 5.0,
+        Q5K: 32 * 10.0,
+        Q6K: 74 * 18.0,
+        IQ4NL: 65.0,
+    }
+    widest = typical.get(type(encoding), 2**encoding.bits / 3)
+    if isinstance(encoding, Levels):
+        widest = 74 * float(KINDS[encoding.id].levels.std())
     values = (rng.uniform(0.5, 1.5, view.shape) * size / widest).astype(np.float32)
     if isinstance(encoding, NVFP4) and encoding.global_scale == "divide":
         values = 1 / values
@@ -94,8 +129,7 @@ def rounded(encoding: Encoding, x: Float32, precision: str) -> Float32:
     if isinstance(encoding, Plain | FP8) or precision == "exact":
         return x
     limit = np.float32(LARGEST_INTEGER[precision])
-    size = columns_of(encoding, 1) if not isinstance(encoding, Q4K | Q6K) else (32 if isinstance(encoding, Q4K) else 16)
-    groups = x.reshape(-1, size)
+    groups = x.reshape(-1, group_size_of(encoding))
     largest = np.abs(groups).max(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         inverse = np.where(largest > 0, limit / largest, np.float32(0))

@@ -8,7 +8,8 @@ from formats.encodings.base import ArraySpec, Encoder, Encoding
 from formats.encodings.fp4 import MXFP4, NVFP4
 from formats.encodings.fp8 import FP8
 from formats.encodings.integer import Symmetric, ZeroPoint
-from formats.encodings.k_quants import Q4K, Q5K, Q6K
+from formats.encodings.k_quants import Q2K, Q3K, Q4K, Q5K, Q6K
+from formats.encodings.levels import IQ4NL, KINDS, Levels
 from formats.encodings.plain import Plain
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -16,8 +17,11 @@ from formats.fields import Fields, shown
 __all__ = [
     "ENCODINGS",
     "FP8",
+    "IQ4NL",
     "MXFP4",
     "NVFP4",
+    "Q2K",
+    "Q3K",
     "Q4K",
     "Q5K",
     "Q6K",
@@ -25,6 +29,7 @@ __all__ = [
     "ArraySpec",
     "Encoder",
     "Encoding",
+    "Levels",
     "Plain",
     "Symmetric",
     "ZeroPoint",
@@ -39,8 +44,12 @@ ENCODINGS: Mapping[str, Callable[[Fields], Encoding]] = {
     "f16": Plain.read,
     "f32": Plain.read,
     "fp8": FP8.read,
+    **dict.fromkeys(KINDS, Levels.read),
+    "iq4_nl": IQ4NL.read,
     "mxfp4": MXFP4.read,
     "nvfp4": NVFP4.read,
+    "q2_k": Q2K.read,
+    "q3_k": Q3K.read,
     "q4_k": Q4K.read,
     "q5_k": Q5K.read,
     "q6_k": Q6K.read,

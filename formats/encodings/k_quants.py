@@ -1,4 +1,4 @@
-"""ggml's Q4_K, Q5_K and Q6_K as planar arrays: the same numbers, and products in the same order, in another place."""
+"""ggml's K-quants as planar arrays: the same numbers, and products in the same order, in another place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +11,35 @@ from formats.encodings.packing import unpack_codes
 
 SUPERBLOCK = 256
 _LOW_48 = np.uint64((1 << 48) - 1)
+
+
+@dataclass(frozen=True)
+class Q2K(Parameterless):
+    """Encoding id `q2_k` (FORMAT.md, Encodings): value = (d * (s mod 16)) * code - dmin * (s div 16), groups of 16."""
+
+    id: str = "q2_k"
+
+    @property
+    def bits(self) -> int:
+        return 2
+
+    def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
+        blocks = num_groups(columns, SUPERBLOCK)
+        return (
+            codes_spec(rows, columns, 2),
+            ArraySpec("scales", "u8", (rows, 16 * blocks)),
+            ArraySpec("d", "f16", (rows, blocks)),
+            ArraySpec("dmin", "f16", (rows, blocks)),
+        )
+
+    def decode(self, arrays: Mapping[str, AnyArray]) -> Float32:
+        d, dmin = (arrays[name].astype(np.float32)[..., None] for name in ("d", "dmin"))  # [rows, blocks, 1]
+        both = arrays["scales"].astype(np.uint8).reshape(*d.shape[:2], 16)
+        scales, mins = d * (both & 15).astype(np.float32), dmin * (both >> 4).astype(np.float32)
+        values = unpack_codes(arrays["codes"], 2).astype(np.float32).reshape(*both.shape, 16)
+        values *= scales[..., None]
+        values -= mins[..., None]
+        return values.reshape(len(values), -1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +95,7 @@ class Q6K(Parameterless):
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
         blocks = num_groups(columns, SUPERBLOCK)
         return (
-            codes_spec(rows, columns, 6),
+            codes_spec(rows, columns, self.bits),
             ArraySpec("scales", "i8", (rows, 16 * blocks)),
             ArraySpec("d", "f16", (rows, blocks)),
         )
@@ -74,10 +103,21 @@ class Q6K(Parameterless):
     def decode(self, arrays: Mapping[str, AnyArray]) -> Float32:
         d = arrays["d"].astype(np.float32)  # [rows, blocks]
         scales = d[..., None] * arrays["scales"].astype(np.float32).reshape(*d.shape, 16)
-        values = unpack_codes(arrays["codes"], 6).astype(np.float32).reshape(*scales.shape, 16)
-        values -= np.float32(32)
+        values = unpack_codes(arrays["codes"], self.bits).astype(np.float32).reshape(*scales.shape, 16)
+        values -= np.float32(1 << (self.bits - 1))
         values *= scales[..., None]
         return values.reshape(len(values), -1)
+
+
+@dataclass(frozen=True)
+class Q3K(Q6K):
+    """Encoding id `q3_k`: as Q6_K, with codes of 3 bits, of which 4 is zero."""
+
+    id: str = "q3_k"
+
+    @property
+    def bits(self) -> int:
+        return 3
 
 
 def unpack_scales(words: AnyArray) -> tuple[Float32, Float32]:

@@ -15,7 +15,8 @@ enum { RUNS_3 = 4, RUNS_6 = 2 };
 enum { RUNS_3 = 1, RUNS_6 = 1 };
 #endif
 #define RUNS \
-    {{RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1}, {1, 1, 1}}
+    {{RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},             \
+     {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}}
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
@@ -25,9 +26,18 @@ INLINE int parts_of(struct kind kind) {
 /* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
 INLINE int runs_of(struct kind kind) {
     static const int by_code[NUM_CODES][SE_EXACT] = RUNS;
-    const int runs = by_code[kind.code][kind.planes - 1];
+    const int most = kind.group_size / 8, wanted = by_code[kind.code][kind.planes - 1], runs = wanted < most ? wanted : most;
     const int whole = kind.group_size / parts_of(kind) / 64;
     return runs < whole ? whole : runs;
+}
+
+/* What codes stand for. */
+INLINE __m512i table_of(int code) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)CODE_INTEGERS[code - CODE_FP4]));
+}
+
+INLINE __m512i integers(__m512i codes, int code) {
+    return code < CODE_FP4 ? codes : _mm512_shuffle_epi8(table_of(code), codes);
 }
 
 /* Vector v of codes of 2, 3, 5 or 6 bits, in the order of the shape. */
@@ -74,19 +84,15 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
 INLINE void nibbles(__m512i *codes, __m512i packed, struct kind kind) {
     const __m512i nibble = _mm512_set1_epi8(15);
 #if defined(SE_VBMI)
-    if (kind.code == CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
-        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
+    if (kind.code >= CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
+        const __m512i table = table_of(kind.code);
         codes[0] = _mm512_permutexvar_epi8(packed, table);
         codes[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
         return;
     }
 #endif
-    codes[0] = _mm512_and_si512(packed, nibble);
-    codes[1] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
-    if (kind.code != CODE_FP4) return;
-    const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(FP4_CODES));
-    codes[0] = _mm512_shuffle_epi8(table, codes[0]);
-    codes[1] = _mm512_shuffle_epi8(table, codes[1]);
+    codes[0] = integers(_mm512_and_si512(packed, nibble), kind.code);
+    codes[1] = integers(_mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble), kind.code);
 }
 
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */
@@ -95,7 +101,7 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
     if (width == 8) {
         codes[0] = _mm512_loadu_si512(packed + 64 * v);
     } else if (width != 4) {
-        codes[0] = unpack_stream(packed, v, kind);
+        codes[0] = integers(unpack_stream(packed, v, kind), kind.code);
     } else {
         nibbles(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
     }

@@ -12,11 +12,11 @@
 enum { MAX_GROUP = 128 };
 
 /* The largest |X|: every digit within 8 bits, of three 127 * (65536 + 256 + 1) less a little for rounding up; and, but
- * for 8-bit codes in three digits, the whole sum within 31 bits, largest_code * group_size * limit < 2^31. */
+ * for wide codes in three digits, the whole sum within 31 bits, largest_code * group_size * limit < 2^31. */
 INLINE float integer_limit(const struct shape *shape) {
     const int32_t digits = shape->digits == 1 ? 127 : shape->digits == 2 ? 127 * 257 : 8355584;
     const int32_t sum = 2147250000 / largest_code(shape->code) / shape->group_size;
-    return (float)(shape->code == CODE_8 || sum > digits ? digits : sum);
+    return (float)(is_wide(shape->code) || sum > digits ? digits : sum);
 }
 
 static const int32_t SMALLEST = 0x0d800000; /* 2^-100: a group below it counts as zero, its scale would be no number */

@@ -16,14 +16,13 @@
 
 /* Codes first..first + n of a row. */
 static inline void unpack_codes(int code, const uint8_t *packed, int64_t first, int64_t n, uint8_t *codes) {
-    static const uint8_t fp4[16] = {FP4_CODES};
     const int width = code_width(code);
     for (int64_t i = 0; i < n; i++) {
         const int64_t bit = (first + i) * width, shift = bit % 8;
         uint32_t bits = packed[bit / 8];
         if (shift + width > 8) bits |= (uint32_t)packed[bit / 8 + 1] << 8;
         codes[i] = (uint8_t)(bits >> shift & ((1u << width) - 1));
-        if (code == CODE_FP4) codes[i] = fp4[codes[i]];
+        if (code >= CODE_FP4) codes[i] = CODE_INTEGERS[code - CODE_FP4][codes[i]];
     }
 }
 
@@ -151,12 +150,19 @@ __attribute__((noinline, unused)) static void load_groups(const struct weights *
             q4_k_groups(s + 12 * at, dtype_float(SE_F16, b, at), dtype_float(SE_F16, b2, at), scales + i, biases + i);
         }
         break;
-    default: /* SE_Q6_K: groups of 16, one d for 16 of them */
+    case SE_Q2_K: /* groups of 16, one d and dmin for 16 of them */
         for (int64_t i = 0; i < n; i += 16) {
-            const float d = dtype_float(SE_F16, b, (first + i) / 16);
-            for (int64_t j = i; j < i + 16; j++) scales[j] = d * (float)(int8_t)s[first + j];
+            const float d = dtype_float(SE_F16, b, (first + i) / 16), dmin = dtype_float(SE_F16, b2, (first + i) / 16);
+            for (int64_t j = i; j < i + 16; j++) scales[j] = d * (float)(s[first + j] & 15);
+            for (int64_t j = i; j < i + 16; j++) biases[j] = -(dmin * (float)(s[first + j] >> 4));
         }
-        for (int64_t i = 0; i < n; i++) biases[i] = -32.0f * scales[i];
+        break;
+    default: /* SE_Q6_K, and what is stored as it is: one d for the groups of 256 columns */
+        for (int64_t i = 0, each = 256 / w->shape.group_size; i < n; i += each) {
+            const float d = dtype_float(SE_F16, b, (first + i) / each) * w->unit;
+            for (int64_t j = i; j < i + each; j++) scales[j] = d * (float)(int8_t)s[first + j];
+        }
+        for (int64_t i = 0; i < n; i++) biases[i] = -w->middle * scales[i];
     }
     for (; n % BLOCK_GROUPS != 0; n++) scales[n] = biases[n] = 0.0f;
 }

@@ -56,7 +56,7 @@ INLINE int taken_as_stored(const struct tile *tile, struct kind kind) {
     int stored = tile->weights[0]->shape.columns / kind.group_size % HALF_GROUPS == 0;
     for (int64_t s = 0; s < tile->streams; s++) {
         const struct weights *w = tile->weights[s];
-        stored &= w->per_scale == 1 && w->encoding != SE_Q4_K && w->encoding != SE_Q6_K;
+        stored &= w->per_scale == 1 && w->encoding != SE_Q2_K && w->encoding != SE_Q4_K && w->encoding != SE_Q6_K;
     }
     return stored;
 }

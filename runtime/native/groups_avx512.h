@@ -72,7 +72,7 @@ INLINE __m512 times_minus(__m512 scale, __m512i zeros) {
 struct groups {
     const struct weights *w;
     const uint8_t *scales, *biases;
-    const uint8_t *mins; /* of Q4_K and Q5_K, their dmin */
+    const uint8_t *mins; /* of Q2_K, Q4_K and Q5_K, their dmin */
 };
 
 INLINE struct groups groups_of(const struct weights *w, int64_t row) {
@@ -104,6 +104,32 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
     *bias = _mm512_mul_ps(_mm512_permutexvar_ps(halves, dmin), _mm512_cvtepi32_ps(mins));
 }
 
+/* A superblock of Q2_K: a byte for each group, its scale below its min. */
+INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock) {
+    const __m512i both = load_bytes(from->scales + 16 * superblock, 0xffff), low = _mm512_set1_epi32(15);
+    const __m512 d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, superblock));
+    const __m512 dmin = _mm512_set1_ps(-dtype_float(SE_F16, from->mins, superblock));
+    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(both, low)));
+    *bias = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)));
+}
+
+/* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32. */
+INLINE void levels_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, __mmask16 mask,
+                           struct kind kind) {
+    const struct weights *w = from->w;
+    __m512 d;
+    if (kind.group_size == 16) {
+        d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, at / 16) * w->unit);
+    } else {
+        const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        const __m128i bits = _mm_maskz_loadu_epi8(mask >> 8 ? 15 : 3, from->biases + 2 * (at / 8));
+        d = _mm512_castps128_ps512(_mm_mul_ps(_mm_cvtph_ps(bits), _mm_set1_ps(w->unit)));
+        d = _mm512_permutexvar_ps(halves, d);
+    }
+    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
+    *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-w->middle));
+}
+
 /* Of each of 16 groups from `at` on which stored scale it takes, counted from the first one's. */
 INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -113,6 +139,11 @@ INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
         places = _mm512_mask_add_epi32(places, behind, places, _mm512_set1_epi32(1));
     }
     return places;
+}
+
+/* Whether groups of this kind may be those of levels_vectors. */
+INLINE int has_levels(struct kind kind) {
+    return kind.group_size == 32 && (kind.code == CODE_2 || kind.code == CODE_4 || kind.code == CODE_IQ4);
 }
 
 /* Sixteen groups from `at` on, of which the row has `left`: the floats of load_groups (groups.h), by the same operations.
@@ -133,10 +164,10 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
                                                     : _mm512_maskz_mul_ps(mask, *scale, by);
         }
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
-    } else if (kind.group_size == 16) { /* Q6_K */
-        const __m512 d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, at / 16));
-        *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
-        *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-32.0f));
+    } else if (kind.group_size == 16 && kind.code == CODE_2) {
+        q2_k_vectors(scale, bias, from, at / 16);
+    } else if (kind.group_size == 16 || kind.code > CODE_IQ4 || (has_levels(kind) && w->encoding == SE_Q6_K)) {
+        levels_vectors(scale, bias, from, at, mask, kind);
     } else if ((kind.code == CODE_4 || kind.code == CODE_5) && kind.group_size == 32 && w->encoding == SE_Q4_K) {
         q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
     } else if (w->per_scale == 1) {

@@ -6,7 +6,7 @@
  *
  *     fast, close            X in 8 or 16 bits, D = sum of code * X, v = D
  *     exact, codes to 6 bits X in as many bits, up to 24, as keep D within 32, v = D
- *     exact, 8-bit codes     X in 24 bits, X = 65536 * digit0 + Y, H and L the sums for digit0 and for Y, v = fma(H, 65536, L)
+ *     exact, wide codes      X in 24 bits, X = 65536 * digit0 + Y, H and L the sums for digit0 and for Y, v = fma(H, 65536, L)
  *
  * and only the sum over groups is rounded. Group g goes to lane g mod 16, in order of g:
  *
@@ -41,18 +41,37 @@ enum {
 /* ---- codes */
 
 /* How the codes of a row are packed: a stream of bits, code j in bits j * width and up. */
-enum code { CODE_2, CODE_3, CODE_4, CODE_5, CODE_6, CODE_8, CODE_FP4, NUM_CODES };
+enum code { CODE_2, CODE_3, CODE_4, CODE_5, CODE_6, CODE_8, CODE_FP4, CODE_IQ4, CODE_IQ3, CODE_IQ2, CODE_IQ1, NUM_CODES };
 
 static inline int code_width(int code) {
-    return code == CODE_8 ? 8 : code == CODE_FP4 ? 4 : code + 2;
+    return code == CODE_8 ? 8 : code == CODE_IQ2 || code == CODE_IQ1 ? 3 : code >= CODE_FP4 ? 4 : code + 2;
 }
 
-/* FP4 (E2M1) stands for the integer 2 * value + 12, which is 0 to 24. */
+/* From CODE_FP4 on codes stand for other integers, by nibble, or by 3 bits twice: (largest_code + 1) / 2 is zero, and what
+ * lies above it is a multiple of the value; of FP4 (E2M1) twice. */
+static const uint8_t CODE_INTEGERS[NUM_CODES - CODE_FP4][16] = {
+    {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0},
+    {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+    {33, 37, 41, 45, 49, 53, 57, 62, 29, 25, 21, 17, 13, 9, 5, 0},
+    {51, 68, 86, 43, 35, 18, 0, 43, 51, 68, 86, 43, 35, 18, 0, 43},
+    {2, 10, 18, 9, 0, 8, 16, 9, 2, 10, 18, 9, 0, 8, 16, 9},
+};
+
 static inline int largest_code(int code) {
-    return code == CODE_FP4 ? 24 : (1 << code_width(code)) - 1;
+    switch (code) {
+    case CODE_FP4: return 24;
+    case CODE_IQ4: return 255; /* 241, but the middle is 128 */
+    case CODE_IQ3: return 62;
+    case CODE_IQ2: return 86;
+    case CODE_IQ1: return 18;
+    default: return (1 << code_width(code)) - 1;
+    }
 }
 
-#define FP4_CODES 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 /* by nibble */
+/* Of whole bytes, which are too large for what narrower ones do. */
+static inline int is_wide(int code) {
+    return code == CODE_8 || code == CODE_IQ4;
+}
 
 /* ---- operands: activations made ready for a matrix */
 
@@ -94,7 +113,7 @@ static inline int32_t num_planes(const struct shape *shape) {
 
 /* Digits of which the sums, each worth 256 times the next, make one integer of 32 bits. */
 static inline int joined_digits(int code, int digits) {
-    return code == CODE_8 && digits == SE_EXACT ? 1 : digits;
+    return is_wide(code) && digits == SE_EXACT ? 1 : digits;
 }
 
 static inline int64_t plane_bytes(const struct shape *shape) {
@@ -133,6 +152,8 @@ struct weights {
     int32_t encoding;  /* enum se_encoding */
     int32_t dtype;     /* of scales and biases, or of plain values */
     int64_t per_scale; /* groups that share a stored scale; FP8: columns that do */
+    float unit;        /* of SE_Q6_K and what is stored as it is: scale = d * unit * stored, a power of two */
+    float middle;      /* and the bias is minus this many scales */
 };
 
 /* Groups whose scales and biases become floats together. */
@@ -166,9 +187,9 @@ struct kernels {
     const char *name;
     /* Floats to an operand of that shape; `columns` are read, the rest is zero. */
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
-    /* How 8-bit codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
+    /* How wide codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
     enum order order_8;
-    /* Runs of a group, by code and digits less one. */
+    /* Runs of a group, by code and digits less one; of 8 columns at least. */
     int32_t runs[NUM_CODES][SE_EXACT];
     /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
     tile_fn *coded[NUM_CODES][4][SE_EXACT];
@@ -181,7 +202,8 @@ struct kernels {
     uint64_t (*read)(const uint8_t *bytes, int64_t n, int64_t ahead);
 };
 
-#define ONE_RUN {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}}
+#define ONE_RUN \
+    {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}}
 
 extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;

@@ -2,12 +2,12 @@
  *
  * Codes up to 6 bits meet 8-bit digits by maddubs, whose 16-bit sums are exact as long as few enough are added (room),
  * and are widened only when they must be: that instruction runs on one of four ports and is what decode waits for.
- * 8-bit codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
+ * Wide codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
 #include "plain_avx2.h"
 
 /* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
 INLINE int parts_of(struct kind kind) {
-    return code_width(kind.code) == 4 ? 2 : 1;
+    return code_width(kind.code) == 4 && !is_wide(kind.code) ? 2 : 1;
 }
 
 /* ---- unpack */
@@ -31,21 +31,28 @@ INLINE __m256i unpack_stream(const uint8_t *packed, int width) {
                            _mm256_and_si256(_mm256_slli_epi32(x, 8 - width), _mm256_set1_epi32(one << 8 | one << 24)));
 }
 
+/* What codes stand for. */
+INLINE __m256i integers(__m256i codes, int code) {
+    if (code < CODE_FP4) return codes;
+    const __m128i table = _mm_loadu_si128((const void *)CODE_INTEGERS[code - CODE_FP4]);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
+}
+
 /* Vector v of packed codes as bytes: codes [parts]. */
 INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kind) {
     const int width = code_width(kind.code);
+    const __m256i nibble = _mm256_set1_epi8(15);
     if (width == 8) {
         codes[0] = load(packed + 32 * v);
     } else if (width != 4) {
-        codes[0] = unpack_stream(packed + 4 * width * v, width);
+        codes[0] = integers(unpack_stream(packed + 4 * width * v, width), kind.code);
+    } else if (is_wide(kind.code)) {
+        const __m256i p = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(packed + 16 * v)));
+        codes[0] = integers(_mm256_and_si256(_mm256_or_si256(p, _mm256_slli_epi16(p, 4)), nibble), kind.code);
     } else {
-        const __m256i nibble = _mm256_set1_epi8(15), p = load(packed + 32 * v);
-        codes[0] = _mm256_and_si256(p, nibble);
-        codes[1] = _mm256_and_si256(_mm256_srli_epi16(p, 4), nibble);
-        if (kind.code != CODE_FP4) return;
-        const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(FP4_CODES));
-        codes[0] = _mm256_shuffle_epi8(table, codes[0]);
-        codes[1] = _mm256_shuffle_epi8(table, codes[1]);
+        const __m256i p = load(packed + 32 * v);
+        codes[0] = integers(_mm256_and_si256(p, nibble), kind.code);
+        codes[1] = integers(_mm256_and_si256(_mm256_srli_epi16(p, 4), nibble), kind.code);
     }
 }
 
@@ -110,7 +117,7 @@ INLINE __m256i dot_narrow(const __m256i *codes, const int8_t *digits, struct kin
     return count > room ? all : sum;
 }
 
-/* The same for 8-bit codes and 16-bit digits, in 32 bits. The lower plane holds Y + 128 (kernels.h). */
+/* The same for wide codes and 16-bit digits, in 32 bits. The lower plane holds Y + 128 (kernels.h). */
 INLINE __m256i dot_wide(const __m256i *codes, const int8_t *digits, int lower, int joined) {
     __m256i sum = _mm256_setzero_si256();
     UNROLL
@@ -127,7 +134,7 @@ INLINE __m256i dot_wide(const __m256i *codes, const int8_t *digits, int lower, i
 
 /* For each plane the sums of 8 groups in their order. */
 INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *digits, struct kind kind) {
-    const int parts = parts_of(kind), wide = kind.code == CODE_8;
+    const int parts = parts_of(kind), wide = is_wide(kind.code);
     const int group_bytes = kind.group_size / parts;                 /* of a group in a vector of codes */
     const int joined = group_bytes > 32 ? group_bytes / 32 : 1;      /* vectors of a group */
     const int vectors = HALF_GROUPS * group_bytes / 32 / joined;     /* 8, 4 or 2 */
@@ -183,7 +190,7 @@ INLINE __m256 multiply(__m256 lanes, const struct half *half, const struct group
     __m256i sums[3];
     dot_planes(sums, half, opaque(digits), kind);
     __m256 v;
-    if (kind.code == CODE_8 && kind.planes == 2) {
+    if (is_wide(kind.code) && kind.planes == 2) {
         v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[0]), _mm256_set1_ps(65536.0f), _mm256_cvtepi32_ps(sums[1]));
     } else {
         __m256i D = sums[0];
@@ -226,7 +233,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
     const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
-    const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts_of(kind);
+    const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts_of(kind);
     const int stored = taken_as_stored(tile, kind);
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
@@ -278,7 +285,7 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     const struct weights *w = tile->weights[stream];
     const int64_t groups = w->shape.columns / kind.group_size, block_digits = kind.planes * plane_bytes(&w->shape);
     const int parts = parts_of(kind), vectors = BLOCK_GROUPS * kind.group_size / parts / 32;
-    const int half_digits = HALF_GROUPS * kind.group_size * (kind.code == CODE_8 ? 2 : 1) / parts;
+    const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts;
     float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
     const struct groups from = float_groups(scales, biases);
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
@@ -339,17 +346,20 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
 #define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
-KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
-KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 16) KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
 KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
-#define WIDE_KERNELS(group_size) KERNEL(8, group_size, 1) KERNEL(8, group_size, 2)
-WIDE_KERNELS(32) WIDE_KERNELS(64) WIDE_KERNELS(128)
+#define WIDE_KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2)
+WIDE_KERNELS(8, 32) WIDE_KERNELS(8, 64) WIDE_KERNELS(8, 128)
+WIDE_KERNELS(IQ4, 32)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
+KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
 #define BY_PRECISION(code, group_size) \
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
-#define WIDE_BY_PRECISION(group_size) {tile_8_##group_size##_1, tile_8_##group_size##_1, tile_8_##group_size##_2}
+#define WIDE_BY_PRECISION(code, group_size) \
+    {tile_##code##_##group_size##_1, tile_##code##_##group_size##_1, tile_##code##_##group_size##_2}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 const struct kernels kernels_avx2 = {
@@ -357,13 +367,17 @@ const struct kernels kernels_avx2 = {
     .prepare = prepare,
     .order_8 = ORDER_WIDE,
     .runs = ONE_RUN,
-    .coded[CODE_2] = {{0}, FROM_32(2)},
-    .coded[CODE_3] = {{0}, FROM_32(3)},
+    .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
+    .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},
     .coded[CODE_4] = {{0}, FROM_32(4)},
     .coded[CODE_5] = {{0}, FROM_32(5)},
     .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
-    .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(32), WIDE_BY_PRECISION(64), WIDE_BY_PRECISION(128)},
+    .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(8, 32), WIDE_BY_PRECISION(8, 64), WIDE_BY_PRECISION(8, 128)},
     .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
+    .coded[CODE_IQ4] = {{0}, WIDE_BY_PRECISION(IQ4, 32)},
+    .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},
+    .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},
+    .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},
     .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
     .activate = activate,
     .add_scaled = add_scaled,

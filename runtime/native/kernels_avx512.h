@@ -218,13 +218,14 @@ INLINE void coded_tile(const struct tile *tile, struct kind kind) {
         coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
     }
 #define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
-KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
-KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 16) KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
 KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
 KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
+KERNELS(IQ4, 32) KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
 #define BY_PRECISION(code, group_size) \
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
@@ -233,9 +234,12 @@ KERNELS(FP4, 16) KERNELS(FP4, 32)
     {                                                                                                            \
         .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
         .order_8 = ORDER_PLAIN, .runs = RUNS,                                                                    \
-        .coded[CODE_2] = {{0}, FROM_32(2)}, .coded[CODE_3] = {{0}, FROM_32(3)},                                  \
+        .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)}, .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},  \
         .coded[CODE_4] = {{0}, FROM_32(4)}, .coded[CODE_5] = {{0}, FROM_32(5)},                                  \
         .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)}, .coded[CODE_8] = {{0}, FROM_32(8)},                  \
         .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},                                       \
+        .coded[CODE_IQ4] = {{0}, BY_PRECISION(IQ4, 32)}, .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},        \
+        .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},                                       \
+        .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},                                                              \
         .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},                                                  \
     }

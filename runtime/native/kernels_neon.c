@@ -1,5 +1,5 @@
 /* NEON with dot products (FEAT_DotProd), for every aarch64 since about 2018. A block is 16 groups: four vectors of four
- * lanes. Codes are signed bytes for the instruction, so 8-bit codes lose 128 and get it back from the digits' sum.
+ * lanes. Codes are signed bytes for the instruction, so wide codes lose 128 and get it back from the digits' sum.
  *
  * Four products at a time go to each 32-bit lane of a group's vector; pairwise sums of four groups' vectors are one
  * vector, a group per lane. */
@@ -55,16 +55,21 @@ INLINE uint8x16_t unpack_stream(const uint8_t *packed, int width) {
 
 /* Vector i of a block's codes as signed bytes, in the order of the shape: codes [parts]. */
 INLINE void decode(int8x16_t *codes, const uint8_t *packed, int i, struct kind kind) {
-    static const int8_t fp4[16] = {FP4_CODES};
-    const int width = code_width(kind.code);
+    const int width = code_width(kind.code), table = kind.code - CODE_FP4;
+    const uint8x16_t top = vdupq_n_u8(is_wide(kind.code) ? 0x80 : 0);
+    uint8x16_t found[2];
     if (width == 8) {
-        codes[0] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(packed + 16 * i), vdupq_n_u8(0x80)));
+        found[0] = vld1q_u8(packed + 16 * i);
     } else if (width == 4) {
-        const uint8x16_t p = vld1q_u8(packed + 16 * i), even = vandq_u8(p, vdupq_n_u8(15)), odd = vshrq_n_u8(p, 4);
-        codes[0] = kind.code == CODE_FP4 ? vqtbl1q_s8(vld1q_s8(fp4), even) : vreinterpretq_s8_u8(even);
-        codes[1] = kind.code == CODE_FP4 ? vqtbl1q_s8(vld1q_s8(fp4), odd) : vreinterpretq_s8_u8(odd);
+        found[0] = vandq_u8(vld1q_u8(packed + 16 * i), vdupq_n_u8(15));
+        found[1] = vshrq_n_u8(vld1q_u8(packed + 16 * i), 4);
     } else {
-        codes[0] = vreinterpretq_s8_u8(unpack_stream(packed + 2 * width * i, width));
+        found[0] = unpack_stream(packed + 2 * width * i, width);
+    }
+    UNROLL
+    for (int part = 0; part < parts_of(kind); part++) {
+        if (table >= 0) found[part] = vqtbl1q_u8(vld1q_u8(CODE_INTEGERS[table]), found[part]);
+        codes[part] = vreinterpretq_s8_u8(veorq_u8(found[part], top));
     }
 }
 
@@ -77,7 +82,7 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
     const int per_quad = kind.group_size / 4 / parts;       /* vectors of codes */
     const int together = per_quad < 4 ? per_quad : 4;       /* sums; two groups share one where per_quad is 2 */
     const int vectors = per_quad / together;                /* of one sum */
-    const int8x16_t half = vdupq_n_s8(64);                  /* of what 8-bit codes have lost */
+    const int8x16_t half = vdupq_n_s8(64);                  /* of what wide codes have lost */
     int32x4_t sum[MAX_STREAMS][4], lost[4];
     UNROLL
     for (int i = 0; i < together; i++) {
@@ -106,14 +111,14 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
             UNROLL
             for (int v = 0; v < vectors * parts; v++) {
                 const int8x16_t x = vld1q_s8(digits + p * plane + v % parts * plane / 2 + 16 * (first + v / parts));
-                if (kind.code == CODE_8) lost[i] = vdotq_s32(lost[i], half, x);
+                if (is_wide(kind.code)) lost[i] = vdotq_s32(lost[i], half, x);
                 UNROLL
                 for (int row = 0; row < rows; row++) sum[row][i] = vdotq_s32(sum[row][i], codes[row][v / parts][v % parts], x);
             }
         }
         UNROLL
         for (int row = 0; row < rows; row++) {
-            if (kind.code == CODE_8) sum[row][i] = vaddq_s32(sum[row][i], vshlq_n_s32(lost[i], 1));
+            if (is_wide(kind.code)) sum[row][i] = vaddq_s32(sum[row][i], vshlq_n_s32(lost[i], 1));
         }
     }
     UNROLL
@@ -323,13 +328,14 @@ INLINE void plain_tile(const struct tile *tile, int value) {
 #define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
 #define BY_PRECISION(code, group_size) \
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
-KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
-KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
+KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+KERNELS(3, 16) KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
 KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
 KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
+KERNELS(IQ4, 32) KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
 const struct kernels kernels_neon = {
@@ -337,13 +343,17 @@ const struct kernels kernels_neon = {
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
     .runs = ONE_RUN,
-    .coded[CODE_2] = {{0}, FROM_32(2)},
-    .coded[CODE_3] = {{0}, FROM_32(3)},
+    .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
+    .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},
     .coded[CODE_4] = {{0}, FROM_32(4)},
     .coded[CODE_5] = {{0}, FROM_32(5)},
     .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
     .coded[CODE_8] = {{0}, FROM_32(8)},
     .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
+    .coded[CODE_IQ4] = {{0}, BY_PRECISION(IQ4, 32)},
+    .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},
+    .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},
+    .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},
     .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
     .activate = activate,
     .add_scaled = add_scaled,

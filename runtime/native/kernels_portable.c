@@ -17,7 +17,7 @@ static inline int64_t place(const struct shape *shape, int64_t j) {
     return j;
 }
 
-/* D = sum of code * X over one group, or H and L of 8-bit codes, as kernels.h has them. `at`: its place in a block. */
+/* D = sum of code * X over one group, or H and L of wide codes, as kernels.h has them. `at`: its place in a block. */
 static float group_dot(const struct shape *shape, const uint8_t *codes, const int8_t *block, int64_t at) {
     const int64_t plane = plane_bytes(shape);
     int32_t d[SE_EXACT] = {0}, D = 0;
@@ -25,7 +25,7 @@ static float group_dot(const struct shape *shape, const uint8_t *codes, const in
         const int8_t *digits = block + place(shape, at + i);
         for (int p = 0; p < shape->digits; p++) d[p] += codes[i] * digits[p * plane];
     }
-    if (shape->code == CODE_8 && shape->digits == 3) return fmaf((float)d[0], 65536.0f, (float)(256 * d[1] + d[2]));
+    if (is_wide(shape->code) && shape->digits == 3) return fmaf((float)d[0], 65536.0f, (float)(256 * d[1] + d[2]));
     for (int p = 0; p < shape->digits; p++) D = 256 * D + d[p];
     return (float)D;
 }
@@ -85,13 +85,14 @@ static void plain_tile(const struct tile *tile) {
 
 #define BY_PRECISION {coded_tile, coded_tile, coded_tile}
 #define BY_GROUP_SIZE {BY_PRECISION, BY_PRECISION, BY_PRECISION, BY_PRECISION}
+#define FOUR_CODES BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE
 
 const struct kernels kernels_portable = {
     .name = "portable",
     .prepare = prepare,
     .order_8 = ORDER_PLAIN,
     .runs = ONE_RUN,
-    .coded = {BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
+    .coded = {FOUR_CODES, FOUR_CODES, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
     .plain = {plain_tile, plain_tile, plain_tile, plain_tile},
     .activate = activate,
     .add_scaled = add_scaled,

@@ -5,14 +5,36 @@ static bool is_dtype(int32_t dtype) {
     return dtype == SE_BF16 || dtype == SE_F16 || dtype == SE_F32;
 }
 
+/* Encodings stored as Q6_K is: scale * code + bias with scale = d * unit * stored and bias = -middle * scale. */
+static const struct levels {
+    int32_t encoding, code, group_size;
+    float unit, middle;
+} LEVELS[] = {
+    {SE_Q3_K, CODE_3, 16, 1.0f, 4.0f},          {SE_Q6_K, CODE_6, 16, 1.0f, 32.0f},
+    {SE_IQ4_XS, CODE_IQ4, 32, 1.0f, 128.0f},    {SE_IQ3_S, CODE_4, 32, 2.0f, 7.5f},
+    {SE_IQ3_XXS, CODE_IQ3, 32, 0.5f, 31.0f},    {SE_IQ2_XXS, CODE_IQ2, 32, 0.125f, 43.0f},
+    {SE_IQ2_XS, CODE_IQ2, 16, 0.125f, 43.0f},   {SE_IQ1_S, CODE_2, 32, 1.0f, 0.875f},
+    {SE_IQ1_M, CODE_IQ1, 16, 0.125f, 9.0f},
+};
+
+static const struct levels *levels_of(int32_t encoding) {
+    for (size_t i = 0; i < sizeof LEVELS / sizeof *LEVELS; i++) {
+        if (LEVELS[i].encoding == encoding) return &LEVELS[i];
+    }
+    return NULL;
+}
+
 /* What the encodings have in common: codes of one kind, in groups of a size that a kernel knows. */
 static bool code_of(const se_matrix *m, int32_t *code, int32_t *group_size) {
+    const struct levels *levels = levels_of(m->encoding);
+    if (levels != NULL) return *code = levels->code, *group_size = levels->group_size, m->columns % 256 == 0;
     switch (m->encoding) {
     case SE_MXFP4: return *code = CODE_FP4, *group_size = 32, true;
     case SE_NVFP4_MULTIPLY:
     case SE_NVFP4_DIVIDE: return *code = CODE_FP4, *group_size = 16, true;
     case SE_Q4_K: return *code = m->bits == 5 ? CODE_5 : CODE_4, *group_size = 32, m->columns % 256 == 0;
-    case SE_Q6_K: return *code = CODE_6, *group_size = 16, m->columns % 256 == 0;
+    case SE_Q2_K: return *code = CODE_2, *group_size = 16, m->columns % 256 == 0;
+    case SE_IQ4_NL: return *code = CODE_IQ4, *group_size = 32, true;
     case SE_AFFINE:
     case SE_SYMMETRIC:
     case SE_ZERO_POINT: break;
@@ -32,11 +54,14 @@ static void set_strides(struct weights *w, const se_matrix *m, int64_t groups) {
     const int64_t stored = groups / w->per_scale, size = m->dtype == SE_F32 ? 4 : 2;
     switch (m->encoding) {
     case SE_AFFINE: w->biases_stride = w->scales_stride = stored * size; break;
+    case SE_IQ4_NL:
     case SE_SYMMETRIC: w->scales_stride = stored * size; break;
     case SE_ZERO_POINT: w->scales_stride = stored * size, w->biases_stride = stored; break;
     case SE_Q4_K: w->scales_stride = m->columns / 256 * 12, w->biases_stride = m->columns / 256 * 2; break;
-    case SE_Q6_K: w->scales_stride = groups, w->biases_stride = m->columns / 256 * 2; break;
-    default: w->scales_stride = groups, w->biases_stride = 4; /* FP4 */
+    case SE_MXFP4:
+    case SE_NVFP4_MULTIPLY:
+    case SE_NVFP4_DIVIDE: w->scales_stride = groups, w->biases_stride = 4; break;
+    default: w->scales_stride = groups, w->biases_stride = m->columns / 256 * 2; /* Q2_K, Q6_K and what is stored as it is */
     }
 }
 
@@ -47,8 +72,13 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     w->weight_stride = m->columns * code_width(code) / 8;
     w->per_scale = m->encoding == SE_SYMMETRIC || m->encoding == SE_ZERO_POINT ? m->group_size / group_size : 1;
     set_strides(w, m, m->columns / group_size);
-    const int32_t order = code == CODE_8 ? kernels->order_8 : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
-    w->shape = (struct shape){m->columns, code, group_size, order, kernels->runs[code][precision - 1], precision};
+    const struct levels *levels = levels_of(m->encoding);
+    if (levels != NULL) w->encoding = SE_Q6_K, w->unit = levels->unit, w->middle = levels->middle;
+    if (m->encoding == SE_IQ4_NL) w->encoding = SE_SYMMETRIC; /* about 128, the middle of wide codes */
+    const bool wide = is_wide(code) && kernels->order_8 == ORDER_WIDE;
+    const int32_t order = wide ? ORDER_WIDE : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
+    const int32_t wanted = kernels->runs[code][precision - 1], runs = 8 * wanted > group_size ? group_size / 8 : wanted;
+    w->shape = (struct shape){m->columns, code, group_size, order, runs, precision};
     p->tile = kernels->coded[code][group_index(group_size)][precision - 1];
     return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }

@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 7
+#define SE_ABI_VERSION 8
 
 enum se_status {
     SE_OK = 0,
@@ -56,6 +56,16 @@ enum se_encoding {
     SE_FP8 = 7,            /* E4M3 values, scales of `dtype` */
     SE_Q4_K = 8,           /* codes of `bits`, 4 or 5, of Q4_K or Q5_K, scales; biases: d, and dmin on the next multiple of 64 behind it */
     SE_Q6_K = 9,           /* codes, scales; biases: d */
+    SE_Q2_K = 10,          /* as Q4_K, scale and min of a group in one byte of scales */
+    SE_Q3_K = 11,          /* and all below, but for the one that says else: as Q6_K */
+    SE_IQ4_NL = 12,        /* codes, scales of `dtype` */
+    SE_IQ4_XS = 13,
+    SE_IQ3_S = 14,
+    SE_IQ3_XXS = 15,
+    SE_IQ2_XXS = 16,
+    SE_IQ2_XS = 17,
+    SE_IQ1_S = 18,
+    SE_IQ1_M = 19,
 };
 
 /* A matrix [rows, columns] inside a record or tensor: where its arrays lie, in bytes from the start of it. Scales follow
@@ -176,11 +186,24 @@ enum se_block_type { /* of ggml */
     SE_BLOCKS_Q5_K = 6,
     SE_BLOCKS_Q6_K = 7,
     SE_BLOCKS_MXFP4 = 8,
+    SE_BLOCKS_Q2_K = 9,
+    SE_BLOCKS_Q3_K = 10,
+    SE_BLOCKS_IQ4_NL = 11,
+    SE_BLOCKS_IQ4_XS = 12,
+    SE_BLOCKS_IQ3_S = 13,
+    SE_BLOCKS_IQ3_XXS = 14,
+    SE_BLOCKS_IQ2_S = 15,
+    SE_BLOCKS_IQ2_XS = 16,
+    SE_BLOCKS_IQ2_XXS = 17,
+    SE_BLOCKS_IQ1_S = 18,
+    SE_BLOCKS_IQ1_M = 19,
 };
 
 /* Blocks that follow each other become the arrays of the container's encoding that means the same, in its order
- * (codes, scales...), each of them whole. SE_NOT_FINITE where a scale is infinite, no number, or an E8M0 above 0xfc. */
-SE_API int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, uint8_t *const arrays[4]);
+ * (codes, scales...), each of them whole; grid: of types that have one, a byte for each of its weights. SE_NOT_FINITE
+ * where a scale is infinite, no number, or an E8M0 above 0xfc. */
+SE_API int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, const uint8_t *grid,
+                                   uint8_t *const arrays[4]);
 
 /* AWQ's words, each of eight rows: word w of a column at from[column * stride + w] -> codes [8 * words, columns / 8]. */
 SE_API int32_t se_transcode_awq(const uint32_t *from, int64_t stride, int64_t words, int64_t columns, uint32_t *codes);

@@ -86,7 +86,7 @@ INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i digits, int code) {
     return _mm512_dpbusd_epi32(sum, codes, digits);
 #else
     const __m512i ones = _mm512_set1_epi16(1), top = _mm512_set1_epi8((char)0x80);
-    if (code != CODE_8) return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, digits), ones));
+    if (!is_wide(code)) return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, digits), ones));
     /* Two products of full bytes overflow 16 bits; those of the top bits and of the rest do not. */
     __m512i high = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_and_si512(codes, top), digits), ones);
     __m512i low = _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_andnot_si512(top, codes), digits), ones);

@@ -1,90 +1,14 @@
 /* Exact transcodes of published blocks: bits are moved, no value is rounded. The definition is the NumPy text of
  * formats/encodings/sources/ggml.py and gptq.py. Codes are handled eight at a time, one to a byte of a word. */
-#include "kernels.h"
+#include "blocks_iq.h"
 
-#include <stdbool.h>
 
-static const uint64_t LOW_HALVES = 0x0f0f0f0f0f0f0f0f, EACH_BYTE = 0x0101010101010101;
-
-static inline uint64_t load64(const uint8_t *from) {
-    uint64_t word;
-    memcpy(&word, from, sizeof word);
-    return word;
-}
-
-static inline uint16_t load16(const uint8_t *from) {
-    uint16_t half;
-    memcpy(&half, from, sizeof half);
-    return half;
-}
-
-static inline void store64(uint8_t *to, uint64_t word) {
-    memcpy(to, &word, sizeof word);
-}
-
-static inline bool is_finite_f16(const uint8_t *half) {
-    return (load16(half) & 0x7c00) != 0x7c00;
-}
-
-/* Eight codes, one to a byte, side by side in the low bits. */
-static inline uint64_t squeezed4(uint64_t x) {
-    x = (x | x >> 4) & 0x00ff00ff00ff00ff;
-    x = (x | x >> 8) & 0x0000ffff0000ffff;
-    return (x | x >> 16) & 0x00000000ffffffff;
-}
-
-static inline uint64_t squeezed5(uint64_t x) {
-    x = (x & 0x001f001f001f001f) | (x & 0x1f001f001f001f00) >> 3;
-    x = (x & 0x000003ff000003ff) | (x & 0x03ff000003ff0000) >> 6;
-    return (x & 0x00000000000fffff) | (x & 0x000fffff00000000) >> 12;
-}
-
-static inline uint64_t squeezed6(uint64_t x) {
-    x = (x & 0x003f003f003f003f) | (x & 0x3f003f003f003f00) >> 2;
-    x = (x & 0x00000fff00000fff) | (x & 0x0fff00000fff0000) >> 4;
-    return (x & 0x0000000000ffffff) | (x & 0x00ffffff00000000) >> 8;
-}
-
-/* 32 codes as four words of eight -> their stream of bits; returns its end. */
-static inline uint8_t *store5(uint8_t *to, const uint64_t codes[4]) {
-    const uint64_t a = squeezed5(codes[0]), b = squeezed5(codes[1]), c = squeezed5(codes[2]), d = squeezed5(codes[3]);
-    const uint32_t last = (uint32_t)(d >> 8);
-    store64(to, a | b << 40);
-    store64(to + 8, b >> 24 | c << 16 | d << 56);
-    memcpy(to + 16, &last, sizeof last);
-    return to + 20;
-}
-
-static inline uint8_t *store6(uint8_t *to, const uint64_t codes[4]) {
-    const uint64_t a = squeezed6(codes[0]), b = squeezed6(codes[1]), c = squeezed6(codes[2]), d = squeezed6(codes[3]);
-    store64(to, a | b << 48);
-    store64(to + 8, b >> 16 | c << 32);
-    store64(to + 16, c >> 32 | d << 16);
-    return to + 24;
-}
-
-/* n bytes whose lower halves are n codes and whose upper ones the next n -> the same codes in order; n is 16 or 32. */
-static inline uint8_t *store_halves(uint8_t *to, const uint8_t *qs, int n) {
-    for (int shift = 0; shift < 8; shift += 4) {
-        for (int i = 0; i < n; i += 16, to += 8) {
-            const uint64_t low = squeezed4(load64(qs + i) >> shift & LOW_HALVES);
-            const uint64_t high = squeezed4(load64(qs + i + 8) >> shift & LOW_HALVES);
-            store64(to, low | high << 32);
-        }
-    }
-    return to;
-}
-
-/* The fifth bits of eight codes, bits 0 to 7 of a byte, to bit 4 of each byte. */
-static inline uint64_t fifth_bits(uint64_t bits) {
-    const uint64_t spread = (bits & 0xff) * EACH_BYTE & 0x8040201008040201; /* byte i has bit i alone */
-    return (spread + 0x7f7f7f7f7f7f7f7f) >> 3 & 0x1010101010101010;
-}
+/* ---- one function per type: a block to its place in every array; false where a scale is not finite */
 
 static inline uint8_t *store_five_bits(uint8_t *to, const uint8_t *qh, const uint8_t *qs) {
     uint64_t codes[4];
     for (int i = 0; i < 4; i++) {
-        codes[i] = (load64(qs + 8 * (i & 1)) >> (i < 2 ? 0 : 4) & LOW_HALVES) | fifth_bits(qh[i]);
+        codes[i] = (load64(qs + 8 * (i & 1)) >> (i < 2 ? 0 : 4) & LOW_HALVES) | spread_bits(qh[i]) << 4;
     }
     return store5(to, codes);
 }
@@ -99,12 +23,6 @@ static inline void six_bits(const uint8_t *packed, uint64_t *scales, uint64_t *m
     *scales = (first & 0x3f3f3f3f) | (low | (first >> 2 & 0x30303030)) << 32;
     *mins = (second & 0x3f3f3f3f) | (high | (second >> 2 & 0x30303030)) << 32;
 }
-
-/* ---- one function per type: a block to its place in every array; false where a scale is not finite */
-
-typedef struct {
-    uint8_t *codes, *second, *third, *fourth; /* in the order of the encoding's arrays */
-} places;
 
 static inline bool put_q4_0(const uint8_t *block, places *to) {
     memcpy(to->second, block, 2);
@@ -147,6 +65,47 @@ static inline bool put_mxfp4(const uint8_t *block, places *to) {
     *to->second++ = block[0];
     to->codes = store_halves(to->codes, block + 1, 16);
     return block[0] <= 0xfc; /* E8M0_MAX: twice a larger scale has no float32 */
+}
+
+static inline bool put_q2_k(const uint8_t *block, places *to) {
+    for (int group = 0; group < 8; group++) {
+        uint64_t codes[4];
+        for (int i = 0; i < 4; i++) {
+            codes[i] = load64(block + 16 + 32 * (group / 4) + 8 * i) >> 2 * (group % 4) & 3 * EACH_BYTE;
+        }
+        to->codes = store2(to->codes, codes);
+    }
+    memcpy(to->second, block, 16);
+    memcpy(to->third, block + 80, 2);
+    memcpy(to->fourth, block + 82, 2);
+    to->second += 16, to->third += 2, to->fourth += 2;
+    return is_finite_f16(block + 80) && is_finite_f16(block + 82);
+}
+
+/* Numbers of 6 bits, one to a byte, less 32 each. */
+static inline uint64_t minus_32(uint64_t six) {
+    const uint64_t x = six ^ 32 * EACH_BYTE, sign = x & 32 * EACH_BYTE;
+    return x | sign << 1 | sign << 2;
+}
+
+static inline bool put_q3_k(const uint8_t *block, places *to) {
+    for (int group = 0; group < 8; group++) {
+        uint64_t codes[4];
+        for (int i = 0; i < 4; i++) {
+            const uint64_t low = load64(block + 32 + 32 * (group / 4) + 8 * i) >> 2 * (group % 4) & 3 * EACH_BYTE;
+            codes[i] = low | (load64(block + 8 * i) >> group & EACH_BYTE) << 2;
+        }
+        to->codes = store3(to->codes, codes);
+    }
+    uint32_t high;
+    memcpy(&high, block + 104, sizeof high);
+    const uint64_t low = load64(block + 96), two = 0x03030303;
+    const uint64_t first = (high & two) | (high >> 2 & two) << 32, second = (high >> 4 & two) | (high >> 6 & two) << 32;
+    store64(to->second, minus_32((low & LOW_HALVES) | first << 4));
+    store64(to->second + 8, minus_32((low >> 4 & LOW_HALVES) | second << 4));
+    memcpy(to->third, block + 108, 2);
+    to->second += 16, to->third += 2;
+    return is_finite_f16(block + 108);
 }
 
 /* What Q4_K and Q5_K begin with: d, dmin, and the packed scales and mins. */
@@ -199,12 +158,29 @@ static inline bool put_q6_k(const uint8_t *block, places *to) {
     return is_finite_f16(block + 208);
 }
 
+static inline bool put_iq4_nl(const uint8_t *block, places *to) {
+    return put_q4_0(block, to);
+}
+
+static inline bool put_iq4_xs(const uint8_t *block, places *to) {
+    const uint32_t high = load16(block + 2);
+    for (int group = 0; group < 8; group++) {
+        const int scale = (block[4 + group / 2] >> 4 * (group % 2) & 15) | (high >> 2 * group & 3) << 4;
+        *to->second++ = (uint8_t)(scale - 32);
+        to->codes = store_halves(to->codes, block + 8 + 16 * group, 16);
+    }
+    memcpy(to->third, block, 2);
+    to->third += 2;
+    return is_finite_f16(block);
+}
+
 #define BLOCKS(put, nbytes)                                                                                            \
     for (int64_t i = 0; i < blocks; i++) finite &= put(from + i * (nbytes), &to);                                      \
     break
 
-int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, uint8_t *const arrays[4]) {
-    places to = {arrays[0], arrays[1], arrays[2], arrays[3]};
+int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, const uint8_t *grid,
+                            uint8_t *const arrays[4]) {
+    places to = {arrays[0], arrays[1], arrays[2], arrays[3], grid};
     bool finite = true;
     switch (type) {
     case SE_BLOCKS_Q4_0: BLOCKS(put_q4_0, 18);
@@ -216,6 +192,17 @@ int32_t se_transcode_blocks(int32_t type, int64_t blocks, const uint8_t *from, u
     case SE_BLOCKS_Q5_K: BLOCKS(put_q5_k, 176);
     case SE_BLOCKS_Q6_K: BLOCKS(put_q6_k, 210);
     case SE_BLOCKS_MXFP4: BLOCKS(put_mxfp4, 17);
+    case SE_BLOCKS_Q2_K: BLOCKS(put_q2_k, 84);
+    case SE_BLOCKS_Q3_K: BLOCKS(put_q3_k, 110);
+    case SE_BLOCKS_IQ4_NL: BLOCKS(put_iq4_nl, 18);
+    case SE_BLOCKS_IQ4_XS: BLOCKS(put_iq4_xs, 136);
+    case SE_BLOCKS_IQ3_S: BLOCKS(put_iq3_s, 110);
+    case SE_BLOCKS_IQ3_XXS: BLOCKS(put_iq3_xxs, 98);
+    case SE_BLOCKS_IQ2_S: BLOCKS(put_iq2_s, 82);
+    case SE_BLOCKS_IQ2_XS: BLOCKS(put_iq2_xs, 74);
+    case SE_BLOCKS_IQ2_XXS: BLOCKS(put_iq2_xxs, 66);
+    case SE_BLOCKS_IQ1_S: BLOCKS(put_iq1_s, 50);
+    case SE_BLOCKS_IQ1_M: BLOCKS(put_iq1_m, 56);
     default: return SE_UNSUPPORTED;
     }
     return finite ? SE_OK : SE_NOT_FINITE;

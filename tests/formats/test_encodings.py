@@ -1,7 +1,7 @@
 """Container encodings against their definition in FORMAT.md, element by element, and what they refuse."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ from formats.dtypes import FLOAT_DTYPES, AnyArray, to_float32
 from formats.encodings import (
     ENCODINGS,
     FP8,
+    IQ4NL,
     MXFP4,
     NVFP4,
+    Q2K,
     Q4K,
     Q6K,
     Affine,
     Encoding,
+    Levels,
     Symmetric,
     ZeroPoint,
     encoding_from_json,
@@ -33,6 +36,16 @@ from formats.fields import Fields
 from tests.encodings import EVERY_ENCODING, random_arrays
 
 COLUMNS = 256
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+LEVELS: Mapping[str, Callable[[int], float]] = {  # by code
+    "iq4_xs": lambda code: IQ4[code],
+    "iq3_s": lambda code: 2 * code - 15,
+    "iq3_xxs": lambda code: (-1) ** (code >> 3) * (1, 3, 5, 7, 9, 11, 13, 15.5)[code & 7],
+    "iq2_xxs": lambda code: (-1) ** (code >> 2) * (1, 3.125, 5.375, 0)[code & 3],
+    "iq2_xs": lambda code: (-1) ** (code >> 2) * (1, 3.125, 5.375, 0)[code & 3],
+    "iq1_s": lambda code: code - 1 + 0.125,
+    "iq1_m": lambda code: 0 if code & 3 == 3 else (code & 3) - 1 + (-0.125 if code & 4 else 0.125),
+}
 F32 = np.float32
 
 
@@ -66,8 +79,15 @@ def by_definition(encoding: Encoding, row: Mapping[str, AnyArray], j: int) -> An
         words = row["scales"][3 * block : 3 * block + 3]
         scale, low = stream(words, 6, group), stream(words, 6, 8 + group)
         return row["d"][block] * F32(scale) * F32(code) - row["dmin"][block] * F32(low)
+    if isinstance(encoding, Q2K):
+        both = int(row["scales"][j // 16])
+        return row["d"][j // 256] * F32(both & 15) * F32(code) - row["dmin"][j // 256] * F32(both >> 4)
     if isinstance(encoding, Q6K):
-        return row["d"][j // 256] * F32(row["scales"][j // 16]) * F32(code - 32)
+        return row["d"][j // 256] * F32(row["scales"][j // 16]) * F32(code - {"q3_k": 4, "q6_k": 32}[encoding.id])
+    if isinstance(encoding, Levels):
+        return row["d"][j // 256] * F32(row["scales"][j // encoding.group_size]) * F32(LEVELS[encoding.id](code))
+    if isinstance(encoding, IQ4NL):
+        return row["scales"][j // 32] * F32(IQ4[code])
     group_size = {MXFP4: 32, NVFP4: 16}.get(type(encoding)) or encoding.parameters()["group_size"]
     scale = row["scales"][j // group_size]
     if isinstance(encoding, Affine):

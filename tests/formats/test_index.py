@@ -180,7 +180,7 @@ def transposed_part(content: dict[str, Any]) -> None:
     parts[0]["rows"], parts[0]["columns"] = parts[2]["rows"], parts[2]["columns"]
     parts[0]["linear_bias"] = None
     parts[0]["arrays"] = [{**array, "offset": array["offset"]} for array in parts[2]["arrays"][:3]]
-    for array, offset in zip(parts[0]["arrays"], (0, 4096, 4352), strict=True):
+    for array, offset in zip(parts[0]["arrays"], (0, 8192, 8704), strict=True):
         array["offset"] = offset
 
 
@@ -229,11 +229,11 @@ WRONG: list[tuple[Change, str]] = [
     (put("layers", 0, "sha256", value="0" * 63), "sha256 is 0+..., expected 64|sha256 is"),
     (overlap_arrays, "scales has offset 0, expected a multiple of 64 from"),
     (overlap_parts, "codes has offset 0, expected a multiple of 64 from"),
-    (transposed_part, r"parts: gate is \[128, 64\], expected"),
+    (transposed_part, r"parts: gate is \[256, 64\], expected"),
     (put("embedding", "file", value="x"), "embedding.file is x, expected embedding.bin"),
     (put("embedding", "rows", value=1), "embedding.rows is 1, expected 2100"),
     (put("embedding", "columns", value=2**60), "embedding.columns is .*, expected an integer"),
-    (put("embedding", "row_bytes", value=1), "embedding.row_bytes is 1, expected 128"),
+    (put("embedding", "row_bytes", value=1), "embedding.row_bytes is 1, expected 192"),
     (put("embedding", "checksum_offset", value=0), "embedding.checksum_offset is 0, expected"),
     (put("embedding", "arrays", value=[]), "embedding.arrays are not those of one row"),
     (put("resident", "file", value="/etc/passwd"), "resident.file is /etc/passwd, expected resident.bin"),
@@ -260,10 +260,10 @@ WRONG: list[tuple[Change, str]] = [
     (put("model", "vocab_size", value=0), "model.vocab_size is 0, expected an integer from 1"),
     (put("model", "vocab_size", value=2101), "embedding.rows is 2100, expected 2101"),
     (put("model", "num_experts", value=2**31), "num_experts is 3, expected 2147483648"),
-    (put("model", "num_key_value_heads", value=4), r"layers.0.self_attn.k_proj is \[64, 128\], expected \[128, 128\]"),
+    (put("model", "num_key_value_heads", value=4), r"layers.0.self_attn.k_proj is \[64, 256\], expected \[128, 256\]"),
     (put("model", "attention_sinks", value=True), r"lacks layers.0.self_attn.sinks, which gpt_oss has as \[8\]"),
     (put("model", "model_type", value="mixtral"), "resident.tensors holds layers.0.mlp.gate.bias, which this mixtral"),
-    (put("model", "moe_intermediate_size", value=65), r"layers\[0\].parts: gate is \[64, 128\], expected \[65, 128\]"),
+    (put("model", "moe_intermediate_size", value=65), r"layers\[0\].parts: gate is \[64, 256\], expected \[65, 256\]"),
     (put("layers", 0, value=None), r"layers\[0\] has no experts, expected some"),
     (without_bias, r"layers\[0\].parts: gate has linear_bias None, expected a dtype"),
     (put("model", "top_k", value=4), "top_k is 4, expected 1 to num_experts 3"),

@@ -9,7 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.dtypes import Float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    Encoding,
+    Levels,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+)
+from formats.encodings.levels import KINDS
 from formats.errors import UnsupportedError
 from formats.window import held_tokens
 from runtime.backends import native
@@ -38,7 +55,7 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels 
 ENCODINGS = (
     *(Plain(dtype) for dtype in ("bf16", "f16", "f32")), *(Affine(bits, 64, "bf16") for bits in (2, 3, 4, 5, 6, 8)),
     Symmetric(4, 32, "f16"), ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "bf16"),
-    Q4K(), Q5K(), Q6K(),
+    Q2K(), Q3K(), Q4K(), Q5K(), Q6K(), IQ4NL(), *map(Levels, KINDS),
 )  # fmt: skip
 
 

@@ -13,7 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    Encoding,
+    Levels,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+)
+from formats.encodings.levels import KINDS
 from formats.kernels import PRECISIONS
 from runtime.backends import abi, native
 from runtime.native.build_hook import FLAGS, SOURCES
@@ -42,6 +59,10 @@ ENCODINGS: tuple[Encoding, ...] = (
     Q4K(),
     Q5K(),
     Q6K(),
+    Q2K(),
+    Q3K(),
+    IQ4NL(),
+    *map(Levels, KINDS),
 )
 
 

@@ -9,7 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formats.dtypes import AnyArray, Float32, to_float32
-from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Q6K, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import (
+    FP8,
+    IQ4NL,
+    MXFP4,
+    NVFP4,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Affine,
+    Encoding,
+    Levels,
+    Plain,
+    Symmetric,
+    ZeroPoint,
+)
+from formats.encodings.levels import KINDS
 from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS
 from formats.kernels import matrix as matrix_of
@@ -37,6 +54,7 @@ encodings: st.SearchStrategy[Encoding] = st.one_of(
     st.builds(FP8, group_size=st.just(128), scale_dtype=scale_dtypes),
     st.builds(NVFP4, global_scale=st.sampled_from(("multiply", "divide"))),
     st.sampled_from((Plain("bf16"), Plain("f16"), Plain("f32"), MXFP4(), Q4K(), Q5K(), Q6K())),
+    st.sampled_from((Q2K(), Q3K(), IQ4NL(), *map(Levels, KINDS))),
 )
 
 

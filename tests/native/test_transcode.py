@@ -1,7 +1,5 @@
 """Exact transcodes in C: every array, to the bit, is what NumPy's definition gives; and what is refused is named."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +15,10 @@ from tests.formats.test_source_encodings import Planes
 
 pytestmark = pytest.mark.skipif(native.load_library() is None, reason="the native kernels are not built")
 
-SCALES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # f16 numbers of a block
+SCALES = {  # f16 numbers of a block
+    "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ1_M": (),
+}  # fmt: skip
 
 
 def random_blocks(kind: str, rows: int, blocks: int, seed: int) -> Bits:
@@ -29,6 +30,8 @@ def random_blocks(kind: str, rows: int, blocks: int, seed: int) -> Bits:
     else:
         for at in SCALES.get(kind, (0,)):
             raw[..., at + 1] &= 0xBF  # the highest bit of the exponent
+    if kind == "IQ1_M":  # of the number of which each of four words holds 4 bits
+        raw[..., 55] &= 0xBF
     return raw.reshape(rows, -1)
 
 
@@ -71,10 +74,12 @@ def matrix(kind: str, blocks: Bits) -> tuple[SourceMatrix, Planes]:
 
 @pytest.mark.parametrize("kind", transcode.BLOCK_TYPES)
 def test_a_scale_that_no_container_may_hold_is_found_and_named(kind: str) -> None:
-    for at in (0,) if kind == "MXFP4" else SCALES.get(kind, (0,)):
+    infinite = [{at: 0x00, at + 1: 0x7C} for at in SCALES.get(kind, (0,))]  # bytes by place
+    infinite = {"MXFP4": [{0: 0xFF}], "IQ1_M": [{49: 0, 51: 0, 53: 0xC0, 55: 0x70}]}.get(kind, infinite)
+    for places in infinite:
         blocks = random_blocks(kind, 3, 2, 1)
-        scale: Any = blocks.reshape(3, 2, -1)[2, 1, at : at + (1 if kind == "MXFP4" else 2)]
-        scale[:] = 0xFF if kind == "MXFP4" else (0x00, 0x7C)
+        for place, byte in places.items():
+            blocks.reshape(3, 2, -1)[2, 1, place] = byte
         assert transcode.transcode(GGMLSource(kind), {"blocks": blocks}) is None
         source, planes = matrix(kind, blocks)
         with SourceWeights(planes) as weights, pytest.raises(FormatError, match=r"w holds .* row 2, .*, expected"):

@@ -36,6 +36,15 @@ def test_one_model_is_chosen_with_all_its_parts(choice: str | None, pattern: str
     assert choose_gguf(NAMES, "org/name", choice, pattern) == found
 
 
+@pytest.mark.parametrize(
+    "choice", ["Q2_K", "Q3_K_M", "IQ4_XS", "IQ4_NL", "IQ1_M", "UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_S", "UD-TQ1_0"]
+)
+def test_small_quantizations_are_chosen_by_name_and_no_longer_one_instead(choice: str) -> None:
+    others = ["Q2_K_L", "Q3_K_S", "UD-IQ3_XXS", "UD-IQ1_M_X"]
+    names = [f"{name}/Model-{name}-0000{nth}-of-00002.gguf" for name in (*others, choice) for nth in (1, 2)]
+    assert choose_gguf(names, "org/name", choice, None) == names[-2:]
+
+
 def test_without_a_choice_all_are_listed() -> None:
     with pytest.raises(RequestError) as error:
         choose_gguf(NAMES, "org/name", None, None)

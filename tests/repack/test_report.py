@@ -188,8 +188,8 @@ def test_a_plan_has_the_same_tables_as_the_container(out: Path) -> None:
 def test_one_expert_in_text(mixed: Path) -> None:
     text = expert_text(inspect_expert(mixed, 0, 1))
     check_tables(text)
-    assert text.startswith("layer 0, expert 1: experts/layer-000.bin, byte 16384, 16384 bytes = 1 pages")
-    assert re.search(r"^gate +codes +u32 +64×16 +0 +4096$", text, re.MULTILINE)
+    assert text.startswith("layer 0, expert 1: experts/layer-000.bin, byte 32768, 32768 bytes = 2 pages")
+    assert re.search(r"^gate +codes +u32 +64×32 +0 +8192$", text, re.MULTILINE)
     assert re.search(r"^code +gate % +up % +down %", text, re.MULTILINE)
     assert re.search(r"^15 +\d", text, re.MULTILINE)
     eight_bits = expert_text(inspect_expert(mixed, 1, 1))

@@ -230,9 +230,9 @@ def test_padding_of_embedding_rows_and_after_them_is_checked(tmp_path: Path) -> 
 def test_a_block_of_a_large_tensor_is_named_by_its_bytes(tmp_path: Path) -> None:
     index = write_container(tmp_path)
     tensor = index.layout.tensors["lm_head"]
-    write_at(tmp_path / "resident.bin", tensor.offset + (1 << 20), b"\1\2\3\4")
+    write_at(tmp_path / "resident.bin", tensor.offset + (2 << 20), b"\1\2\3\4")
     line = only(verify_container(tmp_path))
-    assert line.startswith(f"resident.bin: tensor lm_head: bytes 1048576 to {tensor.nbytes} of it: checksum is")
+    assert line.startswith(f"resident.bin: tensor lm_head: bytes 2097152 to {tensor.nbytes} of it: checksum is")
 
 
 def test_a_file_hash_that_is_wrong_alone_is_found(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Sources: ggml-quants.c and gguf.quants. A block that packs pairs keeps the first
 its bytes and the second half in the upper ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,28 +14,41 @@ from formats.encodings.affine import Affine
 from formats.encodings.base import Encoding
 from formats.encodings.fp4 import MXFP4
 from formats.encodings.integer import Symmetric
-from formats.encodings.k_quants import Q4K, Q5K, Q6K, pack_scales
+from formats.encodings.k_quants import Q2K, Q3K, Q4K, Q5K, Q6K, pack_scales
+from formats.encodings.levels import IQ4, IQ4NL, Levels
 from formats.encodings.minifloat import E2M1, E8M0_MAX
 from formats.encodings.packing import pack_codes
 from formats.encodings.sources.base import GGML_BLOCKS, Bits, Flaw, Plane
+from formats.encodings.sources.ggml_iq import arrays_of, decode_blocks, iq1_m_d
+from formats.encodings.sources.grids import GRIDS
 
-BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "MXFP4": 4}
 _EXACT: Mapping[str, Encoding] = {
     "Q4_0": Symmetric(4, 32, "f16"),
     "Q4_1": Affine(4, 32, "f16"),
     "Q5_0": Symmetric(5, 32, "f16"),
     "Q5_1": Affine(5, 32, "f16"),
     "Q8_0": Symmetric(8, 32, "f16"),
+    "Q2_K": Q2K(),
+    "Q3_K": Q3K(),
     "Q4_K": Q4K(),
     "Q5_K": Q5K(),
     "Q6_K": Q6K(),
     "MXFP4": MXFP4(),
+    "IQ4_NL": IQ4NL(),
+    "IQ4_XS": Levels("iq4_xs"),
+    "IQ3_S": Levels("iq3_s"),
+    "IQ3_XXS": Levels("iq3_xxs"),
+    "IQ2_S": Levels("iq2_xs"),
+    "IQ2_XS": Levels("iq2_xs"),
+    "IQ2_XXS": Levels("iq2_xxs"),
+    "IQ1_S": Levels("iq1_s"),
+    "IQ1_M": Levels("iq1_m"),
 }
 
 
 @dataclass(frozen=True)
 class GGMLSource:
-    """`blocks`: [rows, columns] of a block type that BITS names."""
+    """`blocks`: [rows, columns] of a block type that GGML_BLOCKS names."""
 
     type: str
     quantized: bool = True
@@ -43,11 +56,24 @@ class GGMLSource:
 
     @property
     def label(self) -> str:
-        return f"ggml {self.type}"
+        published, kept = self.published_bits, self.kept_bits
+        return f"ggml {self.type}" + (f", {published:g} bits" if kept > published else "")
+
+    @property
+    def published_bits(self) -> float:
+        """Bits of a weight and its share of the scales."""
+        weights, nbytes = GGML_BLOCKS[self.type]
+        return 8 * nbytes / weights
+
+    @property
+    def kept_bits(self) -> float:
+        """The same of the container's encoding that holds it to the bit: more where grids are written out."""
+        weights, _ = GGML_BLOCKS[self.type]
+        return 8 * sum(array.nbytes for array in _EXACT[self.type].arrays(1, weights)) / weights
 
     @property
     def bits(self) -> int:
-        return BITS[self.type]
+        return next(int(letter) for letter in self.type if letter.isdigit())
 
     def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
         return (Plane("blocks", (self.type,), (rows, columns)),)
@@ -62,20 +88,26 @@ class GGMLSource:
         def flat(array: Bits) -> Bits:
             return np.ascontiguousarray(array).reshape(rows, -1)
 
-        if self.type in ("Q4_0", "Q4_1", "MXFP4", "Q4_K"):
+        bits = _EXACT[self.type].bits
+        if self.type in GRIDS:
+            codes, scales = arrays_of(self.type, fields)
+            return {"codes": pack_codes(flat(codes), bits), "scales": flat(scales), "d": flat(fields["d"])}
+        if self.type in ("Q4_0", "Q4_1", "MXFP4", "Q4_K", "IQ4_NL"):
             arrays = {"codes": flat(_in_order(fields["qs"])).view("<u4")}
+        elif self.type == "IQ4_XS":
+            arrays = {"codes": flat(_in_order(fields["qs"].reshape(rows, -1, 16))).view("<u4")}
         elif self.type == "Q8_0":
             arrays = {"codes": flat(fields["qs"] ^ np.uint8(0x80)).view("<u4")}
-        elif self.type == "Q6_K":
-            arrays = {"codes": pack_codes(flat(_six_bits(fields)), 6)}
         else:
-            arrays = {"codes": pack_codes(flat(_five_bits(self.type, fields)), 5)}
+            arrays = {"codes": pack_codes(flat(_CODES[self.type](fields)), bits)}
         if self.type == "MXFP4":
             return arrays | {"scales": flat(fields["e"])}
         if self.type in ("Q4_1", "Q5_1"):
             return arrays | {"scales": flat(fields["d"]), "biases": flat(fields["m"])}
-        if self.type == "Q6_K":
-            return arrays | {"scales": flat(fields["scales"]).view(np.int8), "d": flat(fields["d"])}
+        if self.type in _SCALES:
+            return arrays | {"scales": flat(_SCALES[self.type](fields)), "d": flat(fields["d"])}
+        if self.type == "Q2_K":
+            return arrays | {name: flat(fields[name]) for name in ("scales", "d", "dmin")}
         if self.type in ("Q4_K", "Q5_K"):
             scales = pack_scales(*_scales_and_mins(fields["scales"]))
             return arrays | {"scales": scales, "d": flat(fields["d"]), "dmin": flat(fields["dmin"])}
@@ -84,24 +116,25 @@ class GGMLSource:
     def decode(self, planes: Mapping[str, Bits]) -> Float32:
         fields = self._fields(planes)
         rows = len(planes["blocks"])
-        if self.type in ("Q4_K", "Q5_K"):
-            scales, mins = (product[..., None] for product in _products(fields))  # [rows, blocks, 8, 1]
-            codes = _halves(fields["qs"].reshape(rows, -1, 4, 32)).reshape(rows, -1, 8, 32)
-            if self.type == "Q5_K":
-                codes = codes | (fields["qh"][:, :, None] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+        if self.type in GRIDS:
+            return decode_blocks(self.type, fields).reshape(rows, -1)
+        if self.type in ("Q2_K", "Q4_K", "Q5_K"):
+            scales, mins = (product[..., None] for product in _products(self.type, fields))  # [rows, blocks, groups, 1]
+            codes = _CODES[self.type](fields).reshape(*scales.shape[:3], -1)
             return (scales * codes.astype(np.float32) - mins).reshape(rows, -1)
         d = fields["d"].astype(np.float32) if self.type != "MXFP4" else np.exp2(fields["e"].astype(np.float32) - 127)
-        if self.type == "Q6_K":
-            scales = d * fields["scales"].view(np.int8).astype(np.float32)  # [rows, blocks, 16]
-            codes = _six_bits(fields).astype(np.float32).reshape(*scales.shape, 16)
-            return (scales[..., None] * (codes - 32)).reshape(rows, -1)
+        if self.type in _SCALES:
+            scales = d * _SCALES[self.type](fields).astype(np.float32)  # [rows, blocks, groups]
+            codes = _CODES[self.type](fields).reshape(*scales.shape, -1)
+            values = (
+                IQ4[codes] if self.type == "IQ4_XS" else codes.astype(np.float32) - (4 if self.type == "Q3_K" else 32)
+            )
+            return (scales[..., None] * values).reshape(rows, -1)
         if self.type == "Q8_0":
             return (d * fields["qs"].view(np.int8).astype(np.float32)).reshape(rows, -1)
-        codes = _halves(fields["qs"])
-        if self.type in ("Q5_0", "Q5_1"):
-            codes = codes | np.unpackbits(fields["qh"], axis=2, bitorder="little") << 4
-        if self.type == "MXFP4":
-            return (E2M1[codes] * d).reshape(rows, -1)
+        codes = _CODES[self.type](fields) if self.type in _CODES else _halves(fields["qs"])
+        if self.type in ("MXFP4", "IQ4_NL"):
+            return ((E2M1 if self.type == "MXFP4" else IQ4)[codes] * d).reshape(rows, -1)
         values = codes.astype(np.float32)
         if self.type in ("Q4_1", "Q5_1"):
             return (d * values + fields["m"].astype(np.float32)).reshape(rows, -1)
@@ -136,7 +169,10 @@ class GGMLSource:
         for name, nbytes in _LAYOUTS[self.type]:
             raw = blocks[..., start : start + nbytes]
             start += nbytes
-            fields[name] = np.ascontiguousarray(raw).view("<f2") if name in ("d", "dmin", "m") else raw
+            raw = np.ascontiguousarray(raw)
+            fields[name] = raw.view("<f2") if name in ("d", "dmin", "m") else raw
+        if self.type == "IQ1_M":
+            fields["d"] = iq1_m_d(fields["scales"])
         return fields
 
 
@@ -146,10 +182,21 @@ _LAYOUTS = {
     "Q5_0": (("d", 2), ("qh", 4), ("qs", 16)),
     "Q5_1": (("d", 2), ("m", 2), ("qh", 4), ("qs", 16)),
     "Q8_0": (("d", 2), ("qs", 32)),
+    "Q2_K": (("scales", 16), ("qs", 64), ("d", 2), ("dmin", 2)),
+    "Q3_K": (("hmask", 32), ("qs", 64), ("scales", 12), ("d", 2)),
     "Q4_K": (("d", 2), ("dmin", 2), ("scales", 12), ("qs", 128)),
     "Q5_K": (("d", 2), ("dmin", 2), ("scales", 12), ("qh", 32), ("qs", 128)),
     "Q6_K": (("ql", 128), ("qh", 64), ("scales", 16), ("d", 2)),
     "MXFP4": (("e", 1), ("qs", 16)),
+    "IQ4_NL": (("d", 2), ("qs", 16)),
+    "IQ4_XS": (("d", 2), ("scales_h", 2), ("scales_l", 4), ("qs", 128)),
+    "IQ3_S": (("d", 2), ("qs", 64), ("qh", 8), ("signs", 32), ("scales", 4)),
+    "IQ3_XXS": (("d", 2), ("qs", 64), ("signs", 32)),
+    "IQ2_S": (("d", 2), ("qs", 32), ("signs", 32), ("qh", 8), ("scales", 8)),
+    "IQ2_XS": (("d", 2), ("qs", 64), ("scales", 8)),
+    "IQ2_XXS": (("d", 2), ("qs", 64)),
+    "IQ1_S": (("d", 2), ("qs", 32), ("qh", 16)),
+    "IQ1_M": (("qs", 32), ("qh", 16), ("scales", 8)),
 }
 
 
@@ -179,22 +226,60 @@ def _squeezed(words: Bits) -> Bits:
     return words
 
 
-def _five_bits(kind: str, fields: Mapping[str, Bits]) -> Bits:
-    """Codes of Q5_0, Q5_1 and Q5_K: [rows, blocks, 32 or 256]."""
-    if kind == "Q5_K":
-        qs, qh = fields["qs"], fields["qh"]
-        low = _halves(qs.reshape(*qs.shape[:2], 4, 32)).reshape(*qs.shape[:2], 8, 32)
-        high = qh[:, :, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-        return (low | high << 4).reshape(*qs.shape[:2], 256)
+def _five_bits(fields: Mapping[str, Bits]) -> Bits:
+    """Codes of Q5_0 and Q5_1: [rows, blocks, 32]."""
     return _halves(fields["qs"]) | np.unpackbits(fields["qh"], axis=2, bitorder="little") << 4
+
+
+def _by_bits(packed: Bits, bits: int) -> Bits:
+    """Chunks of 32 bytes, each of 32 codes in its lowest bits, then 32 in the next: [..., n] -> [..., 8 / bits * n]."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    codes = packed.reshape(*packed.shape[:-1], -1, 1, 32) >> shifts & (1 << bits) - 1
+    return codes.reshape(*packed.shape[:-1], -1)
 
 
 def _six_bits(fields: Mapping[str, Bits]) -> Bits:
     """Codes of Q6_K: [rows, blocks, 256]; each half of a block has 64 bytes of 4 bits and 32 of 2."""
-    ql, qh = fields["ql"], fields["qh"]
-    low = _halves(ql.reshape(*ql.shape[:2], 2, 64)).reshape(*ql.shape[:2], 2, 4, 32)
-    high = qh.reshape(*qh.shape[:2], 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
-    return (low | high << 4).reshape(*ql.shape[:2], 256)
+    ql = fields["ql"]
+    low = _halves(ql.reshape(*ql.shape[:2], 2, 64)).reshape(*ql.shape[:2], 256)
+    return low | _by_bits(fields["qh"], 2) << 4
+
+
+# Codes in order: [rows, blocks, weights].
+_CODES: Mapping[str, Callable[[Mapping[str, Bits]], Bits]] = {
+    "Q5_0": _five_bits,
+    "Q5_1": _five_bits,
+    "Q2_K": lambda fields: _by_bits(fields["qs"], 2),
+    "Q3_K": lambda fields: _by_bits(fields["qs"], 2) | _by_bits(fields["hmask"], 1) << 2,
+    "Q4_K": lambda fields: _by_bits(fields["qs"], 4),
+    "Q5_K": lambda fields: _by_bits(fields["qs"], 4) | _by_bits(fields["qh"], 1) << 4,
+    "Q6_K": _six_bits,
+    "IQ4_XS": lambda fields: _halves(fields["qs"].reshape(*fields["qs"].shape[:2], 8, 16)),
+}
+
+
+def _q3_scales(fields: Mapping[str, Bits]) -> Bits:
+    """Those of Q3_K, of 6 bits in 12 bytes: int8 [rows, blocks, 16]."""
+    low = _halves(fields["scales"][..., :8])
+    high = fields["scales"][..., None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    return (low | high.reshape(low.shape) << 4).view(np.int8) - np.int8(32)
+
+
+def _iq4_scales(fields: Mapping[str, Bits]) -> Bits:
+    """Those of IQ4_XS, of 6 bits, 4 of them first: int8 [rows, blocks, 8]."""
+    low, high = (
+        fields[name][..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & (1 << bits) - 1
+        for name, bits in (("scales_l", 4), ("scales_h", 2))
+    )
+    return (low.reshape(*low.shape[:2], 8) | high.reshape(*low.shape[:2], 8) << 4).view(np.int8) - np.int8(32)
+
+
+# What d is multiplied by for each group: int8 [rows, blocks, groups].
+_SCALES: Mapping[str, Callable[[Mapping[str, Bits]], Bits]] = {
+    "Q3_K": _q3_scales,
+    "Q6_K": lambda fields: fields["scales"].view(np.int8),
+    "IQ4_XS": _iq4_scales,
+}
 
 
 def _scales_and_mins(packed: Bits) -> tuple[Bits, Bits]:
@@ -205,8 +290,9 @@ def _scales_and_mins(packed: Bits) -> tuple[Bits, Bits]:
     return scales, mins
 
 
-def _products(fields: Mapping[str, Bits]) -> tuple[Float32, Float32]:
-    """d * scale and dmin * min of each group of Q4_K and Q5_K: float32 [rows, blocks, 8] each."""
-    scales, mins = _scales_and_mins(fields["scales"])
+def _products(kind: str, fields: Mapping[str, Bits]) -> tuple[Float32, Float32]:
+    """d * scale and dmin * min of each group of Q2_K, Q4_K and Q5_K: float32 [rows, blocks, groups] each."""
+    packed = fields["scales"]
+    scales, mins = (packed & 15, packed >> 4) if kind == "Q2_K" else _scales_and_mins(packed)
     d, dmin = fields["d"].astype(np.float32), fields["dmin"].astype(np.float32)
     return d * scales.astype(np.float32), dmin * mins.astype(np.float32)
