@@ -10,7 +10,8 @@ import numpy as np
 from formats.dtypes import AnyArray, Float64
 
 MOST_WEIGHT = 2.0**500
-HALF_LIFE_STEPS = 40  # of a use, in steps of the model
+HALF_LIFE_STEPS = 35  # of a use, in steps of the model, where there are few slots
+HALF_LIFE_OF_ALL = 85  # the same where there is one for every expert: who leaves then is known by longer counts
 RECENT_USES = 5.0  # that having been chosen in the latest step is worth
 
 
@@ -127,9 +128,7 @@ class RecentFrequency:
     leave for a layer's step, and kept up with what each of them changes (docs/LEARNED.md 54).
     """
 
-    def __init__(
-        self, num_slots: int, num_experts: Mapping[int, int], half_life_steps: float = HALF_LIFE_STEPS
-    ) -> None:
+    def __init__(self, num_slots: int, num_experts: Mapping[int, int]) -> None:
         """num_experts by layer."""
         self._keys = [ExpertKey(layer, expert) for layer, number in num_experts.items() for expert in range(number)]
         ends = accumulate(num_experts.values())
@@ -137,6 +136,8 @@ class RecentFrequency:
             layer: slice(end - number, end) for (layer, number), end in zip(num_experts.items(), ends, strict=True)
         }
         self._above = {layer: -num_slots * number / len(self._keys) for layer, number in num_experts.items()}
+        share = min(1.0, num_slots / len(self._keys))
+        half_life_steps = HALF_LIFE_STEPS + share * (HALF_LIFE_OF_ALL - HALF_LIFE_STEPS)
         self._growth = 2 ** (1 / (half_life_steps * len(num_experts)))
         self._weight = 1.0  # of the next use: it grows, so that no count need shrink
         self._uses = np.zeros(len(self._keys))  # in weights of their time
