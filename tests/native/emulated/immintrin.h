@@ -128,5 +128,6 @@ EMULATED_LOAD(emulated_maskz_loadu_ps, simde__m512, float, 16)
 #define _mm256_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm256_maskz_loadu_epi16 emulated_maskz_loadu_epi16
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
+#define _mm512_maskz_load_ps emulated_maskz_loadu_ps
 
 #endif
