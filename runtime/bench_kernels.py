@@ -88,7 +88,8 @@ def random_records(layout: RecordLayout, total_bytes: int) -> AnyArray:
 def make_small(name: str, view: AnyArray, seed: int) -> None:
     """Turns random bits that stand for floats into small numbers; codes and packed integers stay."""
     if name == "weight" and view.dtype == np.uint16:
-        view[...] = view & 0x80FF | 0x3C00  # bf16, 0.008 to 0.03 in size: some processors take long for subnormals
+        np.bitwise_and(view, np.uint16(0x80FF), out=view)
+        np.bitwise_or(view, np.uint16(0x3C00), out=view)  # 0.008 to 0.03: some processors take long for subnormals
     elif name == "codes" and view.dtype == np.uint8:
         np.bitwise_and(view, np.uint8(0xBF), out=view)
     elif view.dtype == np.uint16:  # bf16, about 0.008
