@@ -39,6 +39,7 @@ from formats.encodings import (
 from formats.kernels import PRECISIONS
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import abi, native
+from runtime.backends.native_run import Run
 
 ENCODING = Affine(4, 64, "bf16")
 SHAPES = {"Qwen3.5-397B": (4096, 1024), "Kimi K2.5": (7168, 2048)}  # hidden_size, moe_intermediate_size
@@ -132,9 +133,11 @@ class Experts:
         return context.weighted_sum(outputs, weights)
 
     def resident(self, context: native.Context, records: Sequence[AnyArray]) -> None:
-        """One token through the first matrix of each of these records."""
-        for record in records:
-            context.linear(self.native.gate, record.ctypes.data, self.x)
+        """One token through the first matrix of each of these records, in one call, as a step has them."""
+        run, y = Run(), np.empty((len(records), self.intermediate_size), np.float32)
+        for record, row in zip(records, y, strict=True):
+            run.add("se_linear", context.precision, self.native.gate, 1, record.ctypes.data, self.x, 1, row)
+        context.run(run.call(0), len(run))
 
     def numpy(self, record: AnyArray) -> Float32:
         """One token through one expert, decoded by the reference."""
