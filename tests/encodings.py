@@ -24,6 +24,9 @@ from formats.encodings import (
 from formats.encodings.k_quants import pack_scales
 from formats.encodings.levels import KINDS
 
+# Those of ggml's blocks that have no parameters.
+GGML_ENCODINGS: tuple[Encoding, ...] = (Q4K(), Q5K(), Q6K(), Q2K(), Q3K(), IQ4NL(), *map(Levels, KINDS))
+
 # One of each id, and every way in which they differ.
 EVERY_ENCODING: tuple[Encoding, ...] = (
     Plain("bf16"),
@@ -43,13 +46,7 @@ EVERY_ENCODING: tuple[Encoding, ...] = (
     NVFP4("divide"),
     FP8(128, "f32"),
     FP8(256, "bf16"),
-    Q4K(),
-    Q5K(),
-    Q6K(),
-    Q2K(),
-    Q3K(),
-    IQ4NL(),
-    *map(Levels, KINDS),
+    *GGML_ENCODINGS,
 )
 
 

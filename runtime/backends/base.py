@@ -323,6 +323,9 @@ class Ops(Protocol):
         Several tokens are not guessed for the last layer, where few of them may be wanted.
         """
 
+    def fetch_routed(self, layer: int, routed: Routed, following: Router | None) -> None:
+        """`fetch` what was chosen, and `look_ahead` by the router of the layer after it, given the same input."""
+
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
         """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.
 

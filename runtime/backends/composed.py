@@ -15,7 +15,6 @@ from runtime.backends.facts import (
     DeltaNet,
     Part,
     Routed,
-    RoutedLayer,
     Router,
     Shared,
     Stack,
@@ -38,7 +37,7 @@ class ComposedOps:
             h, routed, states = self.mix_and_route(h, y, own.block, parts, wanted if own is last else None)
             for s, state in zip(sequences, states, strict=True):
                 s.states[layer] = state
-            ask_for_experts(self, layer, own, routed)
+            self.fetch_routed(layer, routed, own.following)
             y = self.routed_experts(layer, routed, own.shared)
         return h, y
 
@@ -102,6 +101,11 @@ class ComposedOps:
         h, x = self.add_norm(h, y, own.post_norm, own.eps, offset=own.offset, multiplier=own.multiplier)
         return h, self.route_input(x, own.router), states
 
+    def fetch_routed(self: Ops, layer: int, routed: Routed, following: Router | None) -> None:
+        self.fetch(layer, routed.expert_ids)
+        if following is not None:
+            self.look_ahead(layer + 1, lambda: self.route_input(routed.x, following).expert_ids)
+
     def routed_experts(self: Ops, layer: int, routed: Routed, shared: Shared | None = None) -> Array:
         x, expert_ids, routing_weights, further = routed
         if shared is None:
@@ -110,14 +114,6 @@ class ComposedOps:
         if further:
             y = self.sigmoid(further[0]) * y  # [T, 1], [T, D]
         return self.experts(layer, x, expert_ids, routing_weights) + y
-
-
-def ask_for_experts(ops: Ops, layer: int, own: RoutedLayer, routed: Routed) -> None:
-    """Of a layer, and on a guess of the one after it, whose router may have the same input."""
-    ops.fetch(layer, routed.expert_ids)
-    following = own.following
-    if following is not None:
-        ops.look_ahead(layer + 1, lambda: ops.route_input(routed.x, following).expert_ids)
 
 
 def ungroup_qkvz(ops: Ops, own: DeltaNet, qkvz: Array) -> tuple[Array, Array]:

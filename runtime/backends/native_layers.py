@@ -17,7 +17,6 @@ import numpy as np
 from formats.config import SIGMOID, SILU
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi, native
-from runtime.backends.composed import ask_for_experts
 from runtime.backends.facts import Attention, Block, DeltaNet, Routed, Shared, Stack, State, Wanted
 from runtime.backends.native_compressed import NativeCompressedOps
 from runtime.backends.native_rows import MAPS, NativeRowOps, placed_tables
@@ -273,7 +272,7 @@ class NativeLayerOps(NativeRowOps, NativeCompressedOps, NumpyOps):
         layer = self._go_on(run, stack.first, run.begins[0], None)
         while layer < len(stack.layers):
             own, routed = stack.layers[layer], run.routed[layer]
-            ask_for_experts(self, stack.first + layer, own, routed)
+            self.fetch_routed(stack.first + layer, routed, own.following)
             wave = self._experts.whole(stack.first + layer, routed.expert_ids[0])
             if wave is None:  # they do not fit into the cache together
                 run.y[:] = super().routed_experts(stack.first + layer, routed, own.shared)

@@ -79,8 +79,7 @@ class Decoder:
         if own.router is None:
             return h, self._mlp(f"{name}.mlp", x)
         routed = self.ops.route_input(x, own.router)
-        self.ops.fetch(layer, routed.expert_ids)
-        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
+        self.ops.fetch_routed(layer, routed, self._router_after(layer))
         return h, self.ops.routed_experts(layer, routed, own.shared)
 
     def logits(self, hidden: Array) -> Array:
@@ -107,9 +106,13 @@ class Decoder:
         return parts
 
     def _routed_layer(self, layer: int) -> RoutedLayer:
-        own, *following = self._layers[layer : layer + 2]
+        own = self._layers[layer]
         assert own.block is not None
-        return RoutedLayer(own.block, own.shared, following[0].router if following else None)
+        return RoutedLayer(own.block, own.shared, self._router_after(layer))
+
+    def _router_after(self, layer: int) -> Router | None:
+        """That of the next layer, if it has one."""
+        return self._layers[layer + 1].router if layer + 1 < len(self._layers) else None
 
     def _layer_of(self, layer: int) -> Layer:
         c, name = self.config, f"layers.{layer}"
@@ -216,12 +219,6 @@ class Decoder:
         return y.reshape(y.shape[0], heads, -1)
 
     # ---- feed forward
-
-    def _guess(self, layer: int, x: Array) -> Array:
-        """The experts that a later layer's router chooses for the input of this one: [T, k]."""
-        router = self._layers[layer].router
-        assert router is not None
-        return self.ops.route_input(x, router).expert_ids
 
     def _mlp(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))

@@ -15,7 +15,6 @@ from runtime.backends.facts import (
     Attention,
     Block,
     DeltaNet,
-    Routed,
     RoutedLayer,
     Router,
     Routing,
@@ -63,8 +62,8 @@ class Qwen3_5Moe:
             Block(first, mixer, second, router, eps, offset=1.0)
             for (first, second), mixer, router in zip(norms, self._mixers, self._routers, strict=True)
         ]
-        following = [*self._routers[1:], None]
-        return Stack(0, tuple(map(RoutedLayer, blocks, self._shared, following)))
+        layers = zip(blocks, self._shared, self._routers_after, strict=True)
+        return Stack(0, tuple(RoutedLayer(*layer) for layer in layers))
 
     @cached_property
     def _mixers(self) -> list[Attention | DeltaNet]:
@@ -139,6 +138,11 @@ class Qwen3_5Moe:
     def _routers(self) -> list[Router]:
         return [self._router_of(f"layers.{layer}.mlp") for layer in range(self.config.num_hidden_layers)]
 
+    @cached_property
+    def _routers_after(self) -> list[Router | None]:
+        """That of the next layer, for each."""
+        return [*self._routers[1:], None]
+
     def _router_of(self, name: str) -> Router:
         """The router, and what says how much of the shared expert is taken."""
         matrices = (self.ops.weight(f"{name}.gate"), self.ops.weight(f"{name}.shared_expert_gate"))
@@ -148,11 +152,3 @@ class Qwen3_5Moe:
     def _shared(self) -> list[Shared]:
         parts, layers = ("gate", "up", "down"), range(self.config.num_hidden_layers)
         return [Shared(*(self.ops.weight(f"layers.{i}.mlp.shared_expert.{p}_proj") for p in parts)) for i in layers]
-
-    def _fetch(self, layer: int, routed: Routed) -> None:
-        self.ops.fetch(layer, routed.expert_ids)
-        self.ops.look_ahead(layer + 1, lambda: self._guess(layer + 1, routed.x))
-
-    def _guess(self, layer: int, x: Array) -> Array:
-        """The experts that a later layer's router chooses for the input of this one: [T, k]."""
-        return self.ops.route_input(x, self._routers[layer]).expert_ids

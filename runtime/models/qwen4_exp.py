@@ -176,6 +176,6 @@ class Qwen4Exp(Qwen3_5Moe):
 
     def _moe(self, layer: int, x: Array) -> Array:
         ops, routed = self.ops, self.ops.route_input(x, self._routers[layer])
-        self._fetch(layer, routed)
+        ops.fetch_routed(layer, routed, self._routers_after[layer])
         shared = ops.sigmoid(routed.further[0]) * ops.feed_forward(x, *self._shared[layer])
         return ops.experts(layer, x, routed.expert_ids, routed.routing_weights) + shared

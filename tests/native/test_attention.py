@@ -9,30 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.dtypes import Float32
-from formats.encodings import (
-    FP8,
-    IQ4NL,
-    MXFP4,
-    NVFP4,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-    Affine,
-    Encoding,
-    Levels,
-    Plain,
-    Symmetric,
-    ZeroPoint,
-)
-from formats.encodings.levels import KINDS
+from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
 from formats.window import held_tokens
 from runtime.backends import native
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.native_weights import NativeWeight
 from runtime.backends.numpy_ops import NumpyOps
+from tests.encodings import GGML_ENCODINGS
 from tests.matrices import Matrix, columns_of
 from tests.native.ops import (
     CTX_SIZE,
@@ -55,7 +39,7 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels 
 ENCODINGS = (
     *(Plain(dtype) for dtype in ("bf16", "f16", "f32")), *(Affine(bits, 64, "bf16") for bits in (2, 3, 4, 5, 6, 8)),
     Symmetric(4, 32, "f16"), ZeroPoint(4, 128, "f16"), MXFP4(), NVFP4("multiply"), FP8(128, "bf16"),
-    Q2K(), Q3K(), Q4K(), Q5K(), Q6K(), IQ4NL(), *map(Levels, KINDS),
+    *GGML_ENCODINGS,
 )  # fmt: skip
 
 

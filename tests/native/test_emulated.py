@@ -13,27 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.encodings import (
-    FP8,
-    IQ4NL,
-    MXFP4,
-    NVFP4,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-    Affine,
-    Encoding,
-    Levels,
-    Plain,
-    Symmetric,
-    ZeroPoint,
-)
-from formats.encodings.levels import KINDS
+from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.kernels import PRECISIONS
 from runtime.backends import abi, native
 from runtime.native.build_hook import FLAGS, SOURCES
+from tests.encodings import GGML_ENCODINGS
 from tests.matrices import Matrix, columns_of
 
 CC = shutil.which(os.environ.get("CC", "cc"))
@@ -56,13 +40,7 @@ ENCODINGS: tuple[Encoding, ...] = (
     FP8(128, "bf16"),
     MXFP4(),
     NVFP4("divide"),
-    Q4K(),
-    Q5K(),
-    Q6K(),
-    Q2K(),
-    Q3K(),
-    IQ4NL(),
-    *map(Levels, KINDS),
+    *GGML_ENCODINGS,
 )
 
 

@@ -9,29 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formats.dtypes import AnyArray, Float32, to_float32
-from formats.encodings import (
-    FP8,
-    IQ4NL,
-    MXFP4,
-    NVFP4,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-    Affine,
-    Encoding,
-    Levels,
-    Plain,
-    Symmetric,
-    ZeroPoint,
-)
-from formats.encodings.levels import KINDS
+from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS
 from formats.kernels import matrix as matrix_of
 from formats.record import PART_NAMES, PartSpec, RecordLayout, decode_part, lay_out_record
 from runtime.backends import abi, native
+from tests.encodings import GGML_ENCODINGS
 from tests.matrices import Float64, Matrix, columns_of, fill, relative_error, rounded
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels are not built")
@@ -53,8 +37,8 @@ encodings: st.SearchStrategy[Encoding] = st.one_of(
     st.builds(ZeroPoint, bits=st.sampled_from((2, 3, 4, 8)), group_size=group_sizes, scale_dtype=scale_dtypes),
     st.builds(FP8, group_size=st.just(128), scale_dtype=scale_dtypes),
     st.builds(NVFP4, global_scale=st.sampled_from(("multiply", "divide"))),
-    st.sampled_from((Plain("bf16"), Plain("f16"), Plain("f32"), MXFP4(), Q4K(), Q5K(), Q6K())),
-    st.sampled_from((Q2K(), Q3K(), IQ4NL(), *map(Levels, KINDS))),
+    st.sampled_from((Plain("bf16"), Plain("f16"), Plain("f32"), MXFP4())),
+    st.sampled_from(GGML_ENCODINGS),
 )
 
 

@@ -88,6 +88,12 @@ def test_a_gguf_file_gives_the_logits_of_transformers(name: str, tensors: Tensor
         assert greedy == expected["greedy_ids"][:16].tolist()
 
 
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_container_of_a_gguf_file_is_sound_beside_it(name: str, tensors: Tensors, tmp_path: Path) -> None:
+    container = container_of(tmp_path, name, tensors)
+    assert verify_container(container, open_local(str(tmp_path / f"{name}.gguf"))).damage == ()
+
+
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.BF16, Kind.F16])
 def test_blocks_keep_their_values_to_the_bit_whatever_the_bits(kind: Kind, tensors: Tensors, tmp_path: Path) -> None:
     """Default options: what arrives quantized is not rounded again."""

@@ -336,6 +336,24 @@ def test_a_gguf_file_of_a_repository_is_chosen_and_streamed(client: Client, tmp_
     assert client.run("convert", "org/tiny", str(client.out), "--file", "*F32*").returncode == 0
 
 
+def test_a_gguf_file_is_compared_at_the_commit_that_was_converted(client: Client) -> None:
+    for path in client.hub.folder.iterdir():
+        path.unlink()
+    write_gguf(
+        client.hub.folder / "tiny-F32.gguf",
+        recorded("qwen3_moe")["metadata"],
+        converted(FIXTURES / "qwen3_moe", "qwen3moe"),
+    )
+    assert client.run("convert", "org/tiny:F32", str(client.out)).returncode == 0
+    compare = "verify", str(client.out), "--source", "org/tiny:F32", "--sample", "4"
+    result = client.run(*compare)
+    assert result.returncode == 0, result.stderr
+    client.hub.commit = "f" * 40  # the hub of the tests knows no other then
+    result = client.run(*compare)
+    assert result.returncode == 1
+    assert f"org/tiny: has no revision '{COMMIT}'" in result.stderr
+
+
 def test_a_split_gguf_file_of_a_repository_is_streamed_and_a_missing_part_named(client: Client, tmp_path: Path) -> None:
     for path in client.hub.folder.iterdir():
         path.unlink()

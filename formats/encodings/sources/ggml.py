@@ -73,6 +73,7 @@ class GGMLSource:
 
     @property
     def bits(self) -> int:
+        """Of a published code: what the type is called after."""
         return next(int(letter) for letter in self.type if letter.isdigit())
 
     def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
