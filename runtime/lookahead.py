@@ -44,8 +44,11 @@ class Lookahead:
         return self.asks(tokens) and (tokens == 1 or self.mode == "on" or share >= 0.5)
 
     def ended(self, tokens: int, seconds: float, nbytes_read: int) -> None:
-        """A step has ended."""
-        if tokens > 1 or nbytes_read == 0 or self.decided is not None:
+        """A step has ended. One that read nothing tells nothing, nor does its pair, and the next one guesses nothing."""
+        if tokens > 1 or self.decided is not None:
+            return
+        if nbytes_read == 0:
+            del self._steps[len(self._steps) // 2 * 2 :]
             return
         self._steps.append(seconds)
         if len(self._steps) == 2 * TRIALS:

@@ -82,7 +82,7 @@ def test_layers_that_pass_are_counted_and_traced_as_those_that_ask(
 
 
 def test_a_step_is_one_call_where_all_experts_are_held(demo4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Engine.open(demo4, backend="native") as engine:
+    with Engine.open(demo4, backend="native", lookahead="off") as engine:
         logits = each_alone(engine)
         counted = Counted(monkeypatch)
         assert all(map(np.array_equal, each_alone(engine), logits))

@@ -40,6 +40,17 @@ def test_steps_that_read_nothing_and_prompts_are_not_measured() -> None:
     assert lookahead.decided is None
 
 
+def test_once_nothing_is_read_nothing_is_guessed() -> None:
+    lookahead = Lookahead("auto")
+    lookahead.ended(1, 1.0, 1000)
+    assert lookahead.guesses(1, 0.1)
+    lookahead.ended(1, 1.0, 0)
+    assert not lookahead.guesses(1, 0.1)
+    for i in range(2 * TRIALS):
+        lookahead.ended(1, 2.0 if i % 2 == 0 else 1.0, 1000)
+    assert lookahead.gain == 2.0  # what was measured before is no half of a pair
+
+
 @pytest.mark.parametrize(
     ("mode", "share", "expected"),
     [
