@@ -44,7 +44,7 @@ class Lookahead:
         return self.asks(tokens) and (tokens == 1 or self.mode == "on" or share >= 0.5)
 
     def ended(self, tokens: int, seconds: float, nbytes_read: int) -> None:
-        """A step has ended. One that read nothing tells nothing, nor does its pair, and the next one guesses nothing."""
+        """A step has ended. One that read nothing tells nothing, nor does its pair; the next guesses nothing."""
         if tokens > 1 or self.decided is not None:
             return
         if nbytes_read == 0:
