@@ -25,7 +25,7 @@ def refuse_without_chat(options: Mapping[str, Any], chat: bool) -> None:
     """Raises RequestError for an option that only a chat has."""
     for name in CHAT_OPTIONS:
         if options[name] is not None and not chat:
-            reason = "this is no chat: the model has no chat template, or --raw is set"
+            reason = "this is no chat: the model has no chat template, or --raw or --ids is set"
             raise RequestError(f"--{name.replace('_', '-')} is set, but {reason}")
 
 

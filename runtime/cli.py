@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +21,14 @@ from runtime.bench import num_steps, run_bench
 from runtime.chat import chat_loop, limit_reached, read_template_options, refuse_without_chat
 from runtime.engine import Engine
 from runtime.needs import memory_needs
-from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, threads_option
+from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, read_ids, threads_option
 from runtime.perplexity import check_windows, measure
 from runtime.plan import memory_plan, plan_text
 from runtime.sampling import SamplingOptions
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
 from runtime.streaming import StopStrings
-from runtime.text import require_tokenizer
+from runtime.text import TOKENIZER, require_tokenizer
 from runtime.trace import read_trace
 
 CACHE_SHARES = (0.1, 0.25, 0.5)  # of all experts
@@ -90,6 +90,7 @@ def say(line: str) -> None:
 @engine_options
 @click.option("-p", "--prompt", help="The prompt.")
 @click.option("-f", "--file", "file", type=click.File("r", encoding="utf-8"), help="Read the prompt; - is stdin.")
+@click.option("--ids", help="The prompt as token ids, such as 1,2,3; without a tokenizer ids come out, too.")
 @click.option(
     "-n",
     "--max-new-tokens",
@@ -123,34 +124,49 @@ def say(line: str) -> None:
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the routing of every step to this file.")
 def run(out: Path, **options: Any) -> None:
     """Continue a prompt, or chat when started in a terminal without one."""
-    require_tokenizer(open_container(out).index.files)  # before a prompt is awaited and weights are read
+    index = open_container(out).index
+    if options["ids"] is None or options["stop"]:
+        require_tokenizer(index.files)  # before a prompt is awaited and weights are read
     overrides = {"temperature": options["temp"], **pick(options, ("top_k", "top_p", "min_p", "repeat_penalty", "seed"))}
     given = {name: value for name, value in overrides.items() if value is not None}
     SamplingOptions(**given)  # as is what is out of range
     StopStrings(options["stop"])
-    prompt = read_prompt(options["prompt"], options["file"])
+    prompt = read_prompt(options, index.layout.model.vocab_size)
     if prompt is None and options["as_json"]:
-        raise click.UsageError("--json needs a prompt: -p, -f or a pipe")
+        raise click.UsageError("--json needs a prompt: -p, -f, --ids or a pipe")
+    has_tokenizer = TOKENIZER in index.files
     template_options = read_template_options(options)
     engine = open_engine(out, **pick(options, ENGINE_OPTIONS), trace=options["trace"])
     with engine:
-        chat = engine.text.has_chat_template if options["chat"] is None else options["chat"]
+        chat = options["chat"]
+        if chat is None:
+            chat = options["ids"] is None and engine.text.has_chat_template
         refuse_without_chat(options, chat)
         settings: dict[str, Any] = given | pick(options, ("max_new_tokens", "stop", "ignore_eos"))
         if options["verbose"]:
             chosen = asdict(engine.sampling_options(**given))
             say(f"sampling: {', '.join(f'{name} {value}' for name, value in chosen.items() if value is not None)}")
-            say(f"stop tokens: {', '.join(f'{i} {engine.text.spelling(i)}' for i in engine.generation.stop_ids)}")
+            stops = (f"{i} {engine.text.spelling(i)}" if has_tokenizer else str(i) for i in engine.generation.stop_ids)
+            say(f"stop tokens: {', '.join(stops)}")
         if prompt is None:
             chat_loop(engine, settings, options["system"], chat=chat, **template_options)
             if engine.stats.generated_tokens:
                 say(stats_line(engine.stats))
             return
-        ids = engine.chat_ids(prompt, options["system"], **template_options) if chat else engine.text.encode(prompt)
-        pieces = engine.generate(ids, **settings)
+        if isinstance(prompt, list):
+            ids = prompt
+        else:
+            ids = engine.chat_ids(prompt, options["system"], **template_options) if chat else engine.text.encode(prompt)
+        new_ids = engine.stream_ids(  # instead of text; nothing is computed until one of the two is asked
+            ids,
+            options["max_new_tokens"],
+            ignore_eos=options["ignore_eos"],
+            sampling=engine.sampling_options(**given),
+        )
+        pieces = engine.generate(ids, **settings) if has_tokenizer else with_commas(new_ids)
         if options["as_json"]:
-            result = {"text": "".join(pieces), "prompt_token_ids": ids, **stats_json(engine.stats)}
-            click.echo(json.dumps(result))
+            answer = {"text": "".join(pieces)} if has_tokenizer else {"token_ids": list(new_ids)}
+            click.echo(json.dumps({**answer, "prompt_token_ids": ids, **stats_json(engine.stats)}))
         else:
             show_text(pieces)
         limit = limit_reached(engine.stats)
@@ -171,15 +187,27 @@ def show_text(pieces: Iterable[str]) -> None:
     click.echo()
 
 
+def with_commas(token_ids: Iterable[int]) -> Iterator[str]:
+    """Token ids as --ids takes them, each as it comes."""
+    for nth, token_id in enumerate(token_ids):
+        yield f",{token_id}" if nth else str(token_id)
+
+
 def pick(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The options of those names."""
     return {name: options[name] for name in names}
 
 
-def read_prompt(prompt: str | None, file: IO[str] | None) -> str | None:
-    """The prompt from -p, a file or a pipe; None in a terminal without one."""
-    if prompt is not None and file is not None:
-        raise click.UsageError("-p and -f are both given")
+def read_prompt(options: dict[str, Any], vocab_size: int) -> str | list[int] | None:
+    """The prompt from -p, a file or a pipe, or token ids; None in a terminal without one."""
+    prompt, file, ids = options["prompt"], options["file"], options["ids"]
+    given = [name for name, value in (("-p", prompt), ("-f", file), ("--ids", ids)) if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} are both given")
+    if ids is not None:
+        if options["chat"]:
+            raise click.UsageError("--chat and --ids are both given")
+        return read_ids(ids, vocab_size)
     if file is None and prompt is None and sys.stdin is None:
         raise click.UsageError("stdin is closed: the prompt must come from -p or -f")
     if file is None and prompt is None and not sys.stdin.isatty():

@@ -9,6 +9,7 @@ import click
 
 from formats.budget import parse_size
 from formats.errors import RequestError
+from formats.fields import shown
 from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from runtime.engine import BACKENDS
 
@@ -59,6 +60,17 @@ class DefaultGroup(click.Group):
                 return position
             position += 2 if args[position] in takes_value else 1
         return None
+
+
+def read_ids(text: str, vocab_size: int) -> list[int]:
+    """The token ids of --ids, 1,2,3. Raises RequestError for anything else, and for one outside the vocabulary."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdigit() and len(word) < 20 and int(word) < vocab_size):
+            raise RequestError(
+                f"--ids holds {shown(word)!r}, expected token ids from 0 to {vocab_size - 1} with commas between them"
+            )
+    return [int(word) for word in words]
 
 
 def no_more_than_processors(_: click.Context, __: click.Parameter, threads: int | None) -> int | None:

@@ -165,7 +165,7 @@ class Text:
 def require_tokenizer(files: Collection[str]) -> None:
     """Raises FormatError for a container without one among its small files."""
     if TOKENIZER not in files:
-        raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do")
+        raise FormatError(f"{TOKENIZER}: is missing from the container: no text goes in or out, token ids do (--ids)")
 
 
 def _switches(template: ChatTemplate, thinking: bool | None) -> dict[str, bool]:

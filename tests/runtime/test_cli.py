@@ -175,6 +175,67 @@ def test_a_system_message_without_a_chat_is_refused(command: Command, demo4: Pat
     assert message.startswith("--system is set, but this is no chat")
 
 
+# ---- token ids
+
+
+def test_without_a_tokenizer_token_ids_go_in_and_out(command: Command, fused16: Path) -> None:
+    with Engine.open(fused16, ram_bytes=PLENTY) as engine:
+        expected = engine.generate_ids([1, 2, 3], max_new_tokens=4, ignore_eos=True)
+    words = (fused16, "--ids", "1,2, 3", "--temp", "0", "-n", "4", "--ignore-eos")
+    outcome = command(*words, "-v", stdin=None)
+    assert (outcome.status, outcome.out) == (0, ",".join(map(str, expected)) + "\n"), outcome.err
+    assert command(fused16, "--ids", outcome.out, "-n", "1").status == 0  # what came out goes in again
+    result = json.loads(command(*words, "--json").out)
+    assert (result["prompt_token_ids"], result["token_ids"]) == ([1, 2, 3], expected)
+    assert "text" not in result
+
+
+def test_with_a_tokenizer_token_ids_go_in_and_text_comes_out(command: Command, demo4: Path, expected: str) -> None:
+    with Engine.open(demo4, ram_bytes=PLENTY) as engine:
+        ids = ",".join(map(str, engine.text.encode(PROMPT)))
+    outcome = command(demo4, "--ids", ids, "--temp", "0", "-n", "4")
+    assert (outcome.status, outcome.out) == (0, expected)
+
+
+@pytest.mark.parametrize("word", ["", "x", "-1", "1.5", "1_0", "\N{ARABIC-INDIC DIGIT ONE}", "VOCAB", "9" * 5000])
+def test_what_is_no_token_id_is_one_line_before_weights_are_read(
+    command: Command, demo4: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    with Engine.open(demo4, ram_bytes=PLENTY) as engine:
+        vocab_size = engine.config.vocab_size
+    word = word.replace("VOCAB", str(vocab_size))
+    monkeypatch.setattr("runtime.cli.open_engine", None)
+    message = one_line(command(demo4, "--ids", f"1,{word},2"))
+    shown = word if len(word) <= 60 else word[:57] + "..."
+    assert message == (f"--ids holds '{shown}', expected token ids from 0 to {vocab_size - 1} with commas between them")
+
+
+@pytest.mark.parametrize("words", [("-p", "x"), ("-f", VALIDATION), ("--chat",)])
+def test_token_ids_beside_another_prompt_or_a_chat_are_a_usage_error(
+    command: Command, demo4: Path, words: tuple[str, ...]
+) -> None:
+    assert f"{words[0]} and --ids are both given" in usage_error(command(demo4, *words, "--ids", "1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--stop", "x"),
+            "tokenizer.json: is missing from the container: no text goes in or out, token ids do (--ids)",
+        ),
+        (
+            ("--system", "x"),
+            "--system is set, but this is no chat: the model has no chat template, or --raw or --ids is set",
+        ),
+    ],
+)
+def test_options_about_text_beside_token_ids_are_refused(
+    command: Command, fused16: Path, words: tuple[str, ...], message: str
+) -> None:
+    assert one_line(command(fused16, "--ids", "1", *words)) == message
+
+
 # ---- stdout and stderr
 
 
@@ -281,7 +342,7 @@ def test_a_container_without_a_tokenizer_is_one_line_before_weights_are_read(
 ) -> None:
     monkeypatch.setattr("runtime.cli.open_engine", None)
     message = one_line(command(*(fused16 if word == "OUT" else word for word in words)))
-    assert message == "tokenizer.json: is missing from the container: no text goes in or out, token ids do"
+    assert message == "tokenizer.json: is missing from the container: no text goes in or out, token ids do (--ids)"
 
 
 @pytest.mark.parametrize(
