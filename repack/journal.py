@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from formats.checksum import xxh3_64
+from formats.errors import FormatError
+from formats.fields import parse_json
 
 _POLL_S = 0.1
 
@@ -134,7 +136,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """The entry of a line that is exactly as it was written, else None."""
     try:
-        entry = json.loads(line.partition(b" ")[2])
-    except ValueError:
+        entry = parse_json(line.partition(b" ")[2], "a line")
+    except FormatError:
         return None
     return entry if isinstance(entry, dict) and _line(entry) == line else None

@@ -12,8 +12,8 @@ from typing import Any
 from formats.budget import human
 from formats.checksum import xxh3_64
 from formats.container import CONVERTING_FILE
-from formats.errors import RequestError, StorageError
-from formats.fields import shown
+from formats.errors import FormatError, RequestError, StorageError
+from formats.fields import parse_json, shown
 from formats.index import FORMAT_NAME, INDEX_FILE
 from formats.layout import EMBEDDING_FILE, NGRAM_FILE, RESIDENT_FILE, layer_file
 from repack.journal import open_locked
@@ -98,6 +98,8 @@ def begin(out: Path, fingerprint: Mapping[str, Any], force: bool) -> None:
         if force or begun is None:
             clear(out)
         elif begun != fingerprint:
+            if isinstance(begun, str):
+                raise FormatError(f"{begun}; --force begins anew")
             differs = difference(begun, fingerprint)
             raise RequestError(f"{out}: was begun with {differs}; do the same again, or --force to begin anew")
         (out / INDEX_FILE).unlink(missing_ok=True)  # it says that every file is finished: see repack/workers.py
@@ -205,11 +207,16 @@ def _is_container(out: Path) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    """What CONVERTING_FILE says; None when it is new, or torn by a loss of power at the very start."""
+    """What CONVERTING_FILE says; None when it is new, or torn by a loss of power at the very start.
+
+    The line of the error, which no fingerprint equals, for a file that `begin` has not begun to write.
+    """
+    raw = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
+        return parse_json(raw, str(path))
+    except FormatError as error:
+        torn = not raw.strip(b"\0") or raw.startswith(b"{\n")
+        return None if torn else str(error)
 
 
 def difference(begun: Any, now: Mapping[str, Any], at: str = "") -> str | None:

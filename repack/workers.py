@@ -5,7 +5,6 @@ looks at OUT before it touches anything, and now and then afterwards: the conver
 lock on its file there.
 """
 
-import json
 import os
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from formats import __version__
 from formats.container import CONVERTING_FILE
 from formats.errors import StorageError
+from formats.fields import parse_json
 from formats.index import INDEX_FILE
 from repack.journal import is_locked
 from repack.output import fingerprint_id
@@ -55,7 +55,7 @@ class Wanted:
                 f"{self._out}: no conversion is running here; all workers need the same folder at this path"
             ) from None
         with open(fd, "rb") as file:
-            if fingerprint_id(json.load(file)) != self._conversion:
+            if fingerprint_id(parse_json(file.read(), str(path))) != self._conversion:
                 raise StorageError(f"{self._out}: another conversion is writing it")
             locked = is_locked(fd)
         if not locked or (self._out / INDEX_FILE).exists():

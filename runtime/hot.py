@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from formats.errors import FormatError, StorageError
-from formats.fields import Fields, parse_json
+from formats.fields import Fields, parse_json, shown
 from formats.layout import Layout
 from runtime.cache import ExpertKey
 
@@ -65,4 +65,4 @@ def _entry(entry: object, number: Mapping[int, int], path: Path) -> tuple[Expert
         ids_are_known = type(layer) is int and type(expert) is int and 0 <= expert < number.get(layer, 0)
         if ids_are_known and type(count) in (int, float) and 0 <= count < 1e9:
             return ExpertKey(layer, expert), float(count)
-    raise FormatError(f"{path}: experts holds {entry!r}, expected [layer, expert, uses] of this model")
+    raise FormatError(f"{path}: experts holds {shown(entry)}, expected [layer, expert, uses] of this model")

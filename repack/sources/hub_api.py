@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -13,6 +13,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, by its documentation
 
 from formats.errors import RequestError, StorageError
+from formats.fields import shown
 from repack.sources.remote import TRANSIENT, FaultError, Location, RemoteFile
 
 # HTTPError of the client library that huggingface_hub uses, which has changed twice.
@@ -65,11 +66,15 @@ def list_repository(name: str, revision: str | None) -> Listing:
             name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         ),
     )
-    if info.sha is None:
+    if not isinstance(info.sha, str):
         raise StorageError(f"{name}: {constants.ENDPOINT} does not say which commit it is")
     files = {}
-    for file in info.siblings or ():
+    siblings: Any = info.siblings or ()  # the client checks no types
+    for file in siblings:
         if file.size is not None:
+            if not isinstance(file.rfilename, str) or type(file.size) is not int or file.size < 0:
+                found = f"{shown(file.rfilename)} of {shown(file.size)} bytes"
+                raise StorageError(f"{name}: {constants.ENDPOINT} lists {found}, expected a name and a length")
             sha256 = file.lfs.sha256 if file.lfs else None
             files[file.rfilename] = RemoteFile(file.rfilename, file.size, sha256 or file.blob_id, sha256)
     return Listing(info.id or name, info.sha, files, revision)
@@ -176,6 +181,10 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
         how = "SSL_CERT_FILE names other certificates" if "CERTIFICATE" in str(error) else "the same command goes on"
         raise StorageError(
             f"{name}: cannot be fetched from {endpoint} ({_first_line(error)}); {how}, or give a folder with the files"
+        ) from None
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:  # the client's, on its answer
+        raise StorageError(
+            f"{name}: {endpoint} answers what is no answer of a hub ({shown(_first_line(error))}); is it one?"
         ) from None
 
 

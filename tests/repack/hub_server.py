@@ -74,6 +74,7 @@ class Hub:
     signature: int = 0  # addresses with another one have expired
     commit: str = COMMIT
     moved_to: str | None = None  # the commit that files say they are of
+    described: bytes | None = None  # what is answered instead of the repository's description
     delay_s: float = 0.0  # before each answer to a request for weights
     bytes_per_s: float = 0.0  # of all connections together; 0: as fast as it goes
     lock: Lock = field(default_factory=Lock)
@@ -141,7 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in ("main", self.hub.commit):
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif file is None:
-            self.answer_json(self.list_tree() if "/tree/" in path else self.describe())
+            if self.hub.described is not None:
+                self.answer(200, self.hub.described, {"Content-Type": "application/json"})
+            else:
+                self.answer_json(self.list_tree() if "/tree/" in path else self.describe())
         elif (self.hub.folder / file).is_file():
             self.send_file(self.hub.folder / file)
         else:

@@ -233,6 +233,26 @@ def test_a_hub_that_does_not_answer_is_one_line(client: Client) -> None:
     assert "Traceback" not in result.stderr
 
 
+SIBLING = b'{"id": "org/tiny", "sha": "0", "siblings": [{"rfilename": "config.json", "size": "1"}]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (b"[" * 100_000, "answers what is no answer of a hub (maximum recursion"),
+        (b"9" * 5000, "answers what is no answer of a hub (Exceeds the limit"),
+        (b"<html>", "answers what is no answer of a hub (Expecting value"),
+        (b"[]", "answers what is no answer of a hub ("),
+        (b'{"id": "org/tiny", "sha": "0", "siblings": [1]}', "answers what is no answer of a hub ("),
+        (SIBLING, "lists config.json of 1 bytes, expected a name and a length"),
+    ],
+    ids=["nested", "a large integer", "a page", "a list", "no siblings", "no size"],
+)
+def test_an_answer_that_is_none_of_a_hub_is_one_line(client: Client, body: bytes, line: str) -> None:
+    client.hub.described = body
+    assert client.fails().startswith(f"error: org/tiny: {client.hub.address} {line}")
+
+
 # ---- faults
 
 HEADERS = [None] * len(SHARDS)  # the first requests are for headers

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from formats.container import CONVERTING_FILE
-from formats.errors import RequestError, StorageError, StreamingExpertsError
+from formats.errors import FormatError, RequestError, StorageError, StreamingExpertsError
 from repack.convert import convert, prepare
-from repack.output import check_space, difference, locked
+from repack.journal import Journal
+from repack.output import begun_revision, check_space, difference, locked
 from repack.plan import Options
 from repack.sources.folder import FolderSource
+from repack.workers import Wanted
 from tests.repack.checkpoints import SMALL, read_tree, shapes, write_random
 
 
@@ -177,6 +179,35 @@ def test_a_lock_that_was_torn_at_the_start_begins_anew(source: FolderSource, tmp
     start(source, tmp_path / "out", Options(bits=8))
     (tmp_path / "out" / CONVERTING_FILE).write_bytes(b"")
     assert not run(source, tmp_path / "out")
+
+
+HOSTILE = {"lists": b"[" * 100_000, "objects": b'{"a":' * 100_000, "an integer": b'{"a": ' + b"9" * 5000 + b"}"}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_lock_that_no_conversion_wrote_is_one_line(source: FolderSource, tmp_path: Path, raw: bytes) -> None:
+    out = tmp_path / "out"
+    start(source, out)
+    (out / CONVERTING_FILE).write_bytes(raw)
+    before = read_tree(out)
+    with refusal(FormatError, f"{out / CONVERTING_FILE}: is not valid JSON (") as refused:
+        run(source, out)
+    assert str(refused.value).endswith("); --force begins anew")
+    assert read_tree(out) == before
+    with refusal(FormatError, f"{out / CONVERTING_FILE}: is not valid JSON ("):
+        Wanted(out, "0" * 16).look()
+    assert begun_revision(out, "org/name") is None
+    assert not run(source, out, force=True)
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_journal_that_no_conversion_wrote_ends_there(source: FolderSource, tmp_path: Path, raw: bytes) -> None:
+    with Journal(tmp_path / "j", "a") as journal:
+        journal.append({"n": 1})
+    with open(tmp_path / "j", "ab") as file:
+        file.write(b"0" * 16 + b" " + raw + b"\n")
+    with Journal(tmp_path / "j", "a") as journal:
+        assert journal.entries == [{"n": 1}]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(source: FolderSource, tmp_path: Path) -> None:
