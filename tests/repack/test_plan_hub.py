@@ -5,12 +5,26 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+from formats.dtypes import AnyArray
 from repack.sources import demo_folder
 from repack.sources.hub import FIRST_BYTES
-from tests.repack.checkpoints import QWEN3_5_397B, SMALL, Shapes, config_json, shapes, write_random, write_shard
+from tests.gguf_files import write_gguf
+from tests.repack.checkpoints import (
+    QWEN3_5_397B,
+    SMALL,
+    Shapes,
+    config_json,
+    read_tree,
+    shapes,
+    write_random,
+    write_shard,
+)
 from tests.repack.hub_server import serve
+from tests.repack.test_gguf_k_quants import METADATA, kind_of, qwen3_shapes, random_k_blocks
 from tests.repack.test_hub import Client
 
 QWEN3_235B: dict[str, Any] = QWEN3_5_397B | {
@@ -77,3 +91,41 @@ def test_the_headers_of_94_shards_of_single_experts_are_under_64_mb(tmp_path: Pa
         assert report["weights_bytes"] == pytest.approx(weights, rel=1e-3)
         assert len({file for file, _, _ in hub.ranges}) == len(parts) == 94
         assert hub.sent_bytes < report["fetched_bytes"] < 64_000_000
+
+
+def test_a_gguf_file_of_mixed_small_types_is_planned_from_its_header_as_it_is_converted(tmp_path: Path) -> None:
+    metadata = METADATA | {"qwen3moe.expert_count": 32}
+    kinds: dict[str, gguf.GGMLQuantizationType] = {}
+    blocks: dict[str, AnyArray] = {}
+    for name, shape in qwen3_shapes(metadata).items():
+        if len(shape) == 1 or "gate_inp" in name:
+            blocks[name] = np.ones(shape, np.float32)
+        else:
+            kinds[name] = kind_of(name, None)
+            blocks[name] = random_k_blocks(kinds[name], shape, len(kinds))
+    (tmp_path / "source").mkdir()
+    path = write_gguf(tmp_path / "source" / "tiny-UD-Q2_K_XL.gguf", metadata, blocks, kinds=kinds)
+    with serve(path.parent) as hub:
+        client = Client(hub, tmp_path / "cache", tmp_path / "out")
+        done = client.run("plan", "org/tiny:UD-Q2_K_XL", "--no-probe", "--json", "--ram", "300GiB")
+        assert done.stdout, done.stderr
+        planned: dict[str, Any] = json.loads(done.stdout)
+        assert hub.sent_bytes == planned["fetched_bytes"] <= 2 << 20 < path.stat().st_size / 2
+        assert client.run("convert", "org/tiny:UD-Q2_K_XL", str(client.out)).returncode == 0
+        converted: dict[str, Any] = json.loads(client.run("inspect", str(client.out), "--json").stdout)
+
+    assert planned["weights_bytes"] == sum(block.nbytes for block in blocks.values())
+    assert all(part["exact"] for part in planned["parts"])
+    experts = [part for part in planned["parts"] if part["part"].startswith("experts ")]
+    assert {(part["part"], part["source"]): part["bits_per_weight"] for part in experts} == {
+        ("experts gate", "ggml IQ2_XXS, 2.0625 bits"): 3.3125,  # grids are written out
+        ("experts gate", "ggml Q2_K"): 2.625,
+        ("experts up", "ggml IQ1_M, 1.75 bits"): 3.5625,
+        ("experts up", "ggml IQ3_XXS, 3.0625 bits"): 4.3125,
+        ("experts down", "ggml Q3_K, 3.4375 bits"): 3.5625,
+        ("experts down", "ggml IQ4_XS, 4.25 bits"): 4.3125,
+    }
+    for key in ("parts", "records", "total_bytes", "bits_per_weight", "experts_file_bytes", "resident_file_bytes"):
+        assert planned[key] == converted[key], key
+    written = {name: len(raw) for name, raw in read_tree(client.out).items() if name.endswith(".bin")}
+    assert sum(written.values()) == planned["total_bytes"]
