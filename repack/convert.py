@@ -29,6 +29,7 @@ from repack.output import (
     link,
     locked,
     publish,
+    was_committed,
 )
 from repack.plan import FilePlan, Options, Plan
 from repack.planner import make_plan
@@ -152,6 +153,9 @@ def convert(
     check_space(out, conversion.output_bytes + conversion.spool_bytes)
     with locked(out):
         fingerprint = conversion.fingerprint()
+        if not force and was_committed(out, fingerprint) and (index := _sound_index(conversion, out)) is not None:
+            finish(out)
+            return Outcome(index, True, 0, True)
         begin(out, fingerprint, force)
         for name, raw in conversion.small_files.items():
             publish(out, name, raw)
@@ -202,6 +206,15 @@ def find_finished(conversion: Conversion, out: Path) -> Outcome | None:
     if differs is not None:
         raise RequestError(f"{out}: holds a container with {differs}; --force replaces it")
     return Outcome(index, True, 0, True)
+
+
+def _sound_index(conversion: Conversion, out: Path) -> Index | None:
+    """The index in OUT if it is this conversion's and all files that it names are there."""
+    try:
+        index = open_container(out).index
+    except StreamingExpertsError:
+        return None
+    return index if difference(_origin(index), _origin(_new_index(conversion))) is None else None
 
 
 def _origin(index: Index) -> dict[str, Any]:

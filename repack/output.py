@@ -110,6 +110,12 @@ def begin(out: Path, fingerprint: Mapping[str, Any], force: bool) -> None:
         sync_folder(out)
 
 
+def was_committed(out: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether this conversion wrote its index, which comes last, and was stopped before `finish` had ended."""
+    with storage_errors(out):
+        return (out / INDEX_FILE).is_file() and _read_json(out / CONVERTING_FILE) == fingerprint
+
+
 def fingerprint_id(fingerprint: Mapping[str, Any]) -> str:
     """What journals and workers know a conversion by."""
     return xxh3_64(json.dumps(fingerprint, sort_keys=True).encode())

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,52 @@ def test_hashes_of_an_earlier_run_are_not_used_when_none_are_asked_for(
     run(folder, tmp_path / "out", hash_source=False)
     run(folder, tmp_path / "undisturbed", hash_source=False)
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("removed", range(6))
+def test_a_death_after_the_index_repeats_nothing(
+    folder: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    removed: int,
+) -> None:
+    def die(out: Path) -> None:
+        journals = sorted(out.rglob("*.journal"))
+        assert len(journals) == 5
+        for journal in journals[:removed]:
+            journal.unlink()
+        raise StopError
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("repack.convert.finish", die)
+    with pytest.raises(StopError):
+        run(folder, out)
+    monkeypatch.undo()
+    before = stamps(out, undisturbed)
+    assert run(folder, out).already_there
+    assert stamps(out, undisturbed) == before
+    assert read_tree(out) == undisturbed
+
+
+def test_an_index_beside_a_file_that_was_cut_after_it_is_not_trusted(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repack.convert.finish", stop_at_once)
+    with pytest.raises(StopError):
+        run(folder, tmp_path / "out")
+    monkeypatch.undo()
+    os.truncate(tmp_path / "out" / LAYER0, 16384)
+    assert not run(folder, tmp_path / "out").already_there
+    assert read_tree(tmp_path / "out") == undisturbed
+
+
+def stamps(out: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    return {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in names}
+
+
+def stop_at_once(out: Path) -> None:
+    raise StopError
 
 
 def publish_all_but_the_index(out: Path, name: str, content: bytes) -> None:
