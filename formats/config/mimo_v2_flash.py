@@ -32,6 +32,7 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
     if scaling is not None:
         found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
         raise UnsupportedError(f"{config.name('rope_scaling')} is {found}, only none is implemented")
+    scale = config.nullable("attention_value_scale", config.number)  # transformers has another default
     return read_decoder(
         config,
         model_type="mimo_v2_flash",
@@ -41,7 +42,7 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         rotary_dim=int(head_dim * rotary_share),
         layer_types=_kinds(config, "hybrid_layer_pattern", FULL_ATTENTION, SLIDING_ATTENTION),
         v_head_dim=v_head_dim,
-        attention_value_scale=config.number("attention_value_scale", 1.0),
+        attention_value_scale=1.0 if scale is None else scale,
         sliding_window=config.integer("sliding_window_size", 1, 2**31 - 1) + 1,  # which leaves out the token itself
         swa_num_key_value_heads=config.integer("swa_num_key_value_heads", 1, 2**16),
         swa_rope_theta=config.number("swa_rope_theta"),

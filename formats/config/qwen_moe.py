@@ -27,12 +27,13 @@ def read_qwen3_moe(config: Fields) -> DecoderConfig:
 def _read(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
     only(config, "use_sliding_window", False)
     mlp_layer_types = read_mlp_layer_types(config)
+    num_experts = "num_local_experts" if "num_local_experts" in config else "num_experts"  # as transformers 5 saves it
     if DENSE in mlp_layer_types:
         facts["intermediate_size"] = config.integer("intermediate_size", 1, 2**24)
     return read_decoder(
         config,
         model_type=model_type,
-        num_experts=config.integer("num_experts", 1, 2**20),
+        num_experts=config.integer(num_experts, 1, 2**20),
         moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),
         norm_topk_prob=config.boolean("norm_topk_prob", default=False),
         mlp_layer_types=mlp_layer_types,

@@ -309,3 +309,33 @@ def test_an_index_older_than_a_fact_means_its_default_and_the_format_says_so() -
         else:
             with pytest.raises(FormatError, match=f"x: {key} is missing"):
                 read_model_facts(others)
+
+
+def test_qwen3_as_transformers_5_saves_it_is_read() -> None:
+    saved = {key: value for key, value in QWEN3_30B.items() if key not in ("num_experts", "rope_theta", "rope_scaling")}
+    saved |= {"num_local_experts": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
+    assert read(saved) == read(QWEN3_30B)
+
+
+def test_a_router_of_ernie_with_another_least_sum_is_refused() -> None:
+    assert read({**DECODERS["ernie4_5_moe"], "moe_norm_min": 1e-12}) == read(DECODERS["ernie4_5_moe"])
+    with pytest.raises(StreamingExpertsError, match=r"moe_norm_min is 0.5, only 1e-12 is implemented"):
+        read({**DECODERS["ernie4_5_moe"], "moe_norm_min": 0.5})
+
+
+@pytest.mark.parametrize("missing", [{}, {"rope_scaling": None}])
+def test_gpt_oss_without_a_word_of_rope_scaling_is_refused(missing: dict[str, Any]) -> None:
+    """transformers would take YaRN by a factor of 32."""
+    config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "rope_scaling"}
+    with pytest.raises(FormatError, match=r"config.json: rope_scaling is missing"):
+        read(config | missing)
+
+
+def test_mimo_without_its_value_scale_is_refused() -> None:
+    """transformers would take 0.707, and none for a null."""
+    config = {key: value for key, value in DECODERS["mimo_v2_flash"].items() if key != "attention_value_scale"}
+    with pytest.raises(FormatError, match=r"config.json: attention_value_scale is missing"):
+        read(config)
+    model = read(config | {"attention_value_scale": None})
+    assert isinstance(model, DecoderConfig)
+    assert model.attention_value_scale == 1
