@@ -171,3 +171,10 @@ def test_queries_may_come_without_a_rank() -> None:
 def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         read({**DEEPSEEK_V3, key: value})
+
+
+@pytest.mark.parametrize("key", ["n_group", "topk_group"])
+def test_groups_of_experts_are_never_guessed(key: str) -> None:
+    """transformers' default is one family's way or another's."""
+    with pytest.raises(StreamingExpertsError, match=f"config.json: {key} is missing"):
+        read({name: value for name, value in DEEPSEEK_V3.items() if name != key})
