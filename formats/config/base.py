@@ -51,6 +51,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "ngrams.vocab_size_base": ("ngram_vocab_size_base",),
     "ngrams.eos_token_id": ("eos_token_id",),
     "ngrams.shards": ("split_ngram_parts",),
+    "global_head_dim": ("per_layer_config.*.head_dim", "global_head_dim"),
+    "num_global_key_value_heads": ("per_layer_config.*.num_key_value_heads", "num_global_key_value_heads"),
     "global_rope_theta": ("rope_parameters.full_attention.rope_theta",),
 }
 
@@ -75,7 +77,8 @@ class Where(NamedTuple):
     def of_config(cls, outer: Fields) -> "Where":
         """A config.json, nested in text_config or flat."""
         text = language_model(outer)
-        return cls(text, {field: next((k for k in keys if k in text), keys[-1]) for field, keys in _KEYS.items()})
+        keys = {field: next((k for k in names if k.split(".")[0] in text), names[-1]) for field, names in _KEYS.items()}
+        return cls(text, keys)
 
     def key(self, field: str) -> str:
         return self.keys.get(field, field)

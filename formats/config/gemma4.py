@@ -1,5 +1,6 @@
 """Gemma 4 with experts, text part: Gemma-4-26B-A4B (source: transformers' configuration_gemma4.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,11 +105,11 @@ class Gemma4Config(ModelConfig):
         only(text, "hidden_activation", "gelu_pytorch_tanh")
         only(text, "hidden_size_per_layer_input", 0)
         only(text, "num_kv_shared_layers", 0)
-        only(text, "per_layer_config", None)  # as later versions of transformers save head_dim of full layers
         if text.raw("use_bidirectional_attention", None) != "vision":  # which says nothing of text
             only(text, "use_bidirectional_attention", None)
         head_dim = text.integer("head_dim", 1, 2**16)
-        global_head_dim = text.integer("global_head_dim", 1, 2**16)
+        layer_types = tuple(text.strings("layer_types"))
+        global_heads, global_head_dim = _full_attention_heads(text, layer_types)
         sliding, full = (_rope_parameters(text, kind) for kind in (SLIDING_ATTENTION, FULL_ATTENTION))
         return cls(
             model_type="gemma4",
@@ -118,7 +119,7 @@ class Gemma4Config(ModelConfig):
             max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
             rms_norm_eps=text.number("rms_norm_eps"),
             tie_word_embeddings=text.boolean("tie_word_embeddings", default=True),
-            layer_types=tuple(text.strings("layer_types")),
+            layer_types=layer_types,
             num_attention_heads=text.integer("num_attention_heads", 1, 2**16),
             num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),
             head_dim=head_dim,
@@ -131,11 +132,30 @@ class Gemma4Config(ModelConfig):
             intermediate_size=text.integer("intermediate_size", 1, 2**24),
             sliding_window=text.integer("sliding_window", 1, 2**31),
             global_head_dim=global_head_dim,
-            num_global_key_value_heads=text.integer("num_global_key_value_heads", 1, 2**16),
+            num_global_key_value_heads=global_heads,
             global_rotary_dim=_turned_pairs(full, global_head_dim) * 2,
             global_rope_theta=full.number("rope_theta"),
             final_logit_softcapping=text.nullable("final_logit_softcapping", text.number),
         )
+
+
+def _full_attention_heads(text: Fields, layer_types: Sequence[str]) -> tuple[int, int]:
+    """(key heads, width of a head) of full attention, as published, or by layer as transformers 5.24 saves them."""
+    if "per_layer_config" not in text:
+        return text.integer("num_global_key_value_heads", 1, 2**16), text.integer("global_head_dim", 1, 2**16)
+    heads, width = text.integer("num_key_value_heads", 1, 2**16), text.integer("head_dim", 1, 2**16)
+    where, by_layer = text.name("per_layer_config"), text.mapping("per_layer_config")
+    by_layer = {name.lstrip("0") or "0": changes for name, changes in by_layer.items()}  # padded to sort by number
+    full: set[tuple[int, int]] = set()
+    others = {(heads, width)}
+    for layer, kind in enumerate(layer_types):
+        changes = Fields(by_layer.pop(str(layer), {}), f"{where}.{layer}")
+        changed = changes.integer("num_key_value_heads", 1, 2**16, heads), changes.integer("head_dim", 1, 2**16, width)
+        changes.close()
+        (full if kind == FULL_ATTENTION else others).add(changed)
+    if by_layer or len(full) != 1 or len(others) != 1:
+        raise text.wrong("per_layer_config", f"one head_dim and num_key_value_heads for the layers of {FULL_ATTENTION}")
+    return full.pop()
 
 
 KINDS = {SLIDING_ATTENTION: "default", FULL_ATTENTION: "proportional"}

@@ -14,6 +14,10 @@ from repack.known_models import KNOWN_MODELS
 PUBLISHED: dict[str, Any] = dict(KNOWN_MODELS["google/gemma-4-26B-A4B"])
 
 
+FULL_LAYERS = ("05", "11", "17", "23", "29")
+SAVED = {"head_dim": 512, "num_key_value_heads": 2}
+
+
 def read(**text: Any) -> Gemma4Config:
     """The published config with other values in text_config."""
     config = read_config(json.dumps(PUBLISHED | {"text_config": PUBLISHED["text_config"] | text}).encode())
@@ -37,6 +41,42 @@ def test_the_language_model_alone_has_a_flat_config() -> None:
     assert read_config(json.dumps(flat).encode()) == read()
 
 
+def saved_again(changes: dict[str, Any]) -> Gemma4Config:
+    """As transformers 5.24's Gemma4TextConfig.to_dict has it: layers of full attention state what differs there."""
+    return read(global_head_dim=None, num_global_key_value_heads=None, per_layer_config=changes)
+
+
+def test_a_config_that_transformers_saved_again_is_the_published_one() -> None:
+    assert saved_again(dict.fromkeys(FULL_LAYERS, SAVED)) == read()
+    assert saved_again({str(int(layer)): SAVED for layer in FULL_LAYERS}) == read()
+    sliding = {"head_dim": 256, "num_key_value_heads": 8}
+    assert saved_again({f"{layer:02}": SAVED if layer % 6 == 5 else sliding for layer in range(30)}) == read()
+
+
+def test_what_no_layer_changes_is_that_of_all_layers() -> None:
+    assert saved_again({layer: {"head_dim": 512} for layer in FULL_LAYERS}) == read(num_global_key_value_heads=8)
+    assert saved_again({}) == read(global_head_dim=256, num_global_key_value_heads=8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict.fromkeys(FULL_LAYERS[1:], SAVED), " is .*, expected one head_dim and num_key_value_heads for the"),
+        (dict.fromkeys((*FULL_LAYERS, "04"), SAVED), " is .*, expected one head_dim and num_key_value_heads"),
+        (dict.fromkeys((*FULL_LAYERS, "30"), SAVED), " is .*, expected one head_dim and num_key_value_heads"),
+        (dict.fromkeys((*FULL_LAYERS, "all"), SAVED), " is .*, expected one head_dim and num_key_value_heads"),
+        (dict.fromkeys(FULL_LAYERS, SAVED | {"skip": ["mlp"]}), ".5.skip is unknown to this version"),
+        (dict.fromkeys(FULL_LAYERS, SAVED | {"head_dim": "512"}), ".5.head_dim is 512, expected an integer from 1"),
+        (dict.fromkeys(FULL_LAYERS, SAVED | {"head_dim": 513}), r".\*.head_dim is 513, expected an even number"),
+        (dict.fromkeys(FULL_LAYERS, 512), ".5: is 512, expected an object"),
+        ([512], r" is \[512\], expected an object"),
+    ],
+)
+def test_layers_that_change_anything_else_are_refused(changes: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: text_config.per_layer_config{message}"):
+        saved_again(changes)
+
+
 def test_caches_count_the_heads_of_each_layer_and_only_what_a_window_keeps() -> None:
     model = read()
     assert model.cache_values_per_token == 2 * (25 * 8 * 256 + 5 * 2 * 512)
@@ -54,7 +94,6 @@ def test_caches_count_the_heads_of_each_layer_and_only_what_a_window_keeps() -> 
         ("hidden_activation", "silu", "hidden_activation is silu, only 'gelu_pytorch_tanh' is implemented"),
         ("hidden_size_per_layer_input", 256, "hidden_size_per_layer_input is 256, only 0 is implemented"),
         ("num_kv_shared_layers", 20, "num_kv_shared_layers is 20, only 0 is implemented"),
-        ("per_layer_config", {"5": {"head_dim": 512}}, "per_layer_config is .*, only nothing is implemented"),
         ("use_bidirectional_attention", "all", "use_bidirectional_attention is all, only nothing is implemented"),
         ("global_head_dim", None, "global_head_dim is missing"),
         ("global_head_dim", 513, "global_head_dim is 513, expected an even number"),
