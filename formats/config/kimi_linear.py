@@ -96,7 +96,7 @@ def read_delta_and_latent(config: Fields) -> dict[str, Any]:
         "n_group": config.integer("num_expert_group", 1, 2**20, default=1),
         "topk_group": config.integer("topk_group", 1, 2**20, default=1),
         "norm_topk_prob": config.boolean("moe_renormalize", default=True),
-        "routed_scaling_factor": config.number("routed_scaling_factor", 1.0),
+        "routed_scaling_factor": config.number("routed_scaling_factor"),  # defaults differ
         "indexer": None,
         "linear_num_heads": linear.integer("num_heads", 1, 2**16),
         "linear_head_dim": linear.integer("head_dim", 1, 2**16),

@@ -91,6 +91,7 @@ def test_only_latent_attention_grows_with_the_context() -> None:
         ("linear_attn_config", None, "linear_attn_config is missing"),
         ("num_expert_group", 3, "num_expert_group is 3, expected a divisor of num_experts 256"),
         ("num_experts_per_token", 257, "num_experts_per_token is 257, expected 1 to num_experts 256"),
+        ("routed_scaling_factor", None, "routed_scaling_factor is missing"),
         ("first_k_dense_replace", 28, "first_k_dense_replace is 28, expected an integer from 0 to 27"),
     ],
 )
