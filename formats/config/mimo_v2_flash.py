@@ -25,13 +25,7 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         "n_shared_experts": None,
     }.items():
         only(config, key, implemented)
-    rotary_share = config.number("partial_rotary_factor")
-    if not 0 < rotary_share <= 1:
-        raise config.wrong("partial_rotary_factor", "a share of head_dim")
-    rope_theta, scaling = read_rope(config)
-    if scaling is not None:
-        found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
-        raise UnsupportedError(f"{config.name('rope_scaling')} is {found}, only none is implemented")
+    rope_theta, swa_rope_theta, rotary_share = _read_rope(config)
     scale = config.nullable("attention_value_scale", config.number)  # transformers has another default
     return read_decoder(
         config,
@@ -45,7 +39,7 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         attention_value_scale=1.0 if scale is None else scale,
         sliding_window=config.integer("sliding_window_size", 1, 2**31 - 1) + 1,  # which leaves out the token itself
         swa_num_key_value_heads=config.integer("swa_num_key_value_heads", 1, 2**16),
-        swa_rope_theta=config.number("swa_rope_theta"),
+        swa_rope_theta=swa_rope_theta,
         attention_sinks=True,
         full_attention_sinks=False,
         attention_bias=config.boolean("attention_bias", default=False),
@@ -60,6 +54,32 @@ def read_mimo_v2_flash(config: Fields) -> DecoderConfig:
         topk_group=config.integer("topk_group", 1, 2**20, default=1),
         e_score_correction_bias=True,
     )
+
+
+def _read_rope(config: Fields) -> tuple[float, float, float]:
+    """(rope_theta, swa_rope_theta, share of a head that turns), as published or as transformers 5.24 saves them."""
+    parameters = config.object("rope_parameters") if "rope_parameters" in config else config
+    if FULL_ATTENTION in parameters:
+        only(config, "rope_scaling", None)
+        full, sliding = parameters.object(FULL_ATTENTION), parameters.object(SLIDING_ATTENTION)
+        only(full, "rope_type", "default")
+        only(sliding, "rope_type", "default")
+        share = _rotary_share(full)
+        if sliding.number("partial_rotary_factor") != share:
+            raise sliding.wrong("partial_rotary_factor", f"{share} as that of {FULL_ATTENTION}")
+        return full.number("rope_theta"), sliding.number("rope_theta"), share
+    rope_theta, scaling = read_rope(config)
+    if scaling is not None:
+        found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
+        raise UnsupportedError(f"{config.name('rope_scaling')} is {found}, only none is implemented")
+    return rope_theta, config.number("swa_rope_theta"), _rotary_share(config)
+
+
+def _rotary_share(source: Fields) -> float:
+    share = source.number("partial_rotary_factor")
+    if not 0 < share <= 1:
+        raise source.wrong("partial_rotary_factor", "a share of head_dim")
+    return share
 
 
 def _kinds(config: Fields, key: str, zero: str, one: str) -> tuple[str, ...]:
