@@ -14,7 +14,7 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, Yarn, read_rope
+from formats.config.rope import Rope, Yarn, read_rope, read_yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
 from formats.window import held_tokens
@@ -140,14 +140,13 @@ class DeepseekV4Config(ModelConfig):
             "n_shared_experts": 1,
             "norm_topk_prob": True,
             "num_key_value_heads": 1,
-            "partial_rotary_factor": None,  # qk_rope_head_dim says it
-            "rope_parameters": None,  # as transformers saves them; published files have rope_scaling
             "scoring_func": "sqrtsoftplus",
             "topk_method": "noaux_tc",
         }.items():
             only(config, key, implemented)
         num_layers = config.integer("num_hidden_layers", 1, 10_000)
-        rope_theta, rope_scaling = _read_rope(config)
+        head_dim, rotary_dim = (config.integer(key, 1, 2**16) for key in ("head_dim", "qk_rope_head_dim"))
+        rope_theta, compress_rope_theta, rope_scaling = _read_rope(config, rotary_dim / head_dim)
         sparse, heavy = _read_compress_rates(config)
         hashed = config.integer("num_hash_layers", 0, 10_000, default=3)
         by_position = [HASH_MOE if layer < hashed else MOE for layer in range(num_layers)]
@@ -162,14 +161,14 @@ class DeepseekV4Config(ModelConfig):
             layer_types=_read_layer_types(config, num_layers),
             num_attention_heads=config.integer("num_attention_heads", 1, 2**16),
             num_key_value_heads=1,
-            head_dim=config.integer("head_dim", 1, 2**16),
-            rotary_dim=config.integer("qk_rope_head_dim", 1, 2**16),
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             num_experts=config.integer("n_routed_experts", 1, 2**20),
             top_k=config.integer("num_experts_per_tok", 1, 2**20),
             moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),
-            compress_rope_theta=config.number("compress_rope_theta"),
+            compress_rope_theta=compress_rope_theta,
             sparse_compress_rate=sparse,
             heavy_compress_rate=heavy,
             sliding_window=config.integer("sliding_window", 1, 2**31),
@@ -188,12 +187,29 @@ class DeepseekV4Config(ModelConfig):
         )
 
 
-def _read_rope(config: Fields) -> tuple[float, Yarn | None]:
-    """(rope_theta, scaling of layers that compress), whose cosines and sines do not grow unless the file says so."""
-    theta, yarn = read_rope(config)
-    if yarn is None or "attention_factor" in config.object("rope_scaling"):
-        return theta, yarn
-    return theta, replace(yarn, attention_factor=1.0)
+def _read_rope(config: Fields, share: float) -> tuple[float, float, Yarn | None]:
+    """(rope_theta, compress_rope_theta, scaling of layers that compress), whose heads turn by that share.
+
+    Published files do not say that cosines and sines are not multiplied; transformers 5.24 saves all of it in
+    rope_parameters.
+    """
+    _check_share(config, config.number("partial_rotary_factor", share), share)
+    if "rope_parameters" not in config:
+        theta, yarn = read_rope(config)
+        if yarn is not None and "attention_factor" not in config.object("rope_scaling"):
+            yarn = replace(yarn, attention_factor=1.0)
+        return theta, config.number("compress_rope_theta"), yarn
+    only(config, "rope_scaling", None)
+    main, compress = (config.object("rope_parameters").object(kind) for kind in ("main", "compress"))
+    for parameters in (main, compress):
+        _check_share(parameters, parameters.number("partial_rotary_factor"), share)
+    only(main, "rope_type", "default")
+    return main.number("rope_theta"), compress.number("rope_theta"), read_yarn(compress, config)
+
+
+def _check_share(parameters: Fields, found: float, share: float) -> None:
+    if found != share:
+        raise parameters.wrong("partial_rotary_factor", f"{share} as qk_rope_head_dim is of head_dim")
 
 
 def _read_layer_types(config: Fields, num_layers: int) -> tuple[str, ...]:

@@ -116,34 +116,42 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
 
     Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
     """
-    theta, kind, parameters = _rope_parameters(config, ("default", "yarn"))
-    return theta, _read_yarn(parameters, config) if kind == "yarn" else None
+    theta, parameters = _rope_parameters(config)
+    return theta, read_yarn(parameters, config)
+
+
+def read_yarn(parameters: Fields, config: Fields) -> Yarn | None:
+    """The scaling that parameters of a config.json state: YaRN or none. Raises FormatError or UnsupportedError."""
+    return _read_yarn(parameters, config) if _kind(parameters, config, ("default", "yarn")) == "yarn" else None
 
 
 def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
     """As `read_rope`, for models that are scaled as Llama 3 or not at all; `factors` is our own kind, of GGUF files."""
-    theta, kind, parameters = _rope_parameters(config, ("default", "llama3", FACTORS))
+    theta, parameters = _rope_parameters(config)
+    kind = _kind(parameters, config, ("default", "llama3", FACTORS))
     if kind == FACTORS:
         return theta, Factors(tuple(parameters.numbers("factors")))
     return theta, _read_llama3(parameters) if kind == "llama3" else None
 
 
-def _rope_parameters(config: Fields, known: tuple[str, ...]) -> tuple[float, str, Fields]:
-    """(rope_theta, kind of scaling, where its parameters stand).
+def _rope_parameters(config: Fields) -> tuple[float, Fields]:
+    """(rope_theta, where the kind of scaling and its parameters stand).
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
     rope_parameters.
     """
     parameters = config.object("rope_parameters") if "rope_parameters" in config else config
     theta = parameters.number("rope_theta")
-    if "rope_scaling" in config:
-        parameters = config.object("rope_scaling")
+    return theta, config.object("rope_scaling") if "rope_scaling" in config else parameters
+
+
+def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
     key = "rope_type" if "rope_type" in parameters or parameters is config else "type"
     kind = parameters.string(key, "default")
     if kind not in known:
         implemented = f"{', '.join(known[:-1])} and {known[-1]}"
         raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only {implemented} are implemented")
-    return theta, kind, parameters
+    return kind
 
 
 def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int:

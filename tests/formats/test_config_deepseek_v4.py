@@ -31,6 +31,59 @@ def test_deepseek_v4_flash_is_read() -> None:
     assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
 
 
+SAVED: dict[str, Any] = {  # what transformers 5.24's DeepseekV4Config.to_dict has instead of the published keys
+    "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128},
+    "compress_ratios": None,
+    "layer_types": [
+        *["sliding_attention"] * 2,
+        *["compressed_sparse_attention", "heavily_compressed_attention"] * 20,
+        "compressed_sparse_attention",
+    ],
+    "mlp_layer_types": ["hash_moe"] * 3 + ["moe"] * 40,
+    "num_hash_layers": None,
+    "partial_rotary_factor": 0.125,
+    "rope_parameters": {
+        "compress": {
+            "attention_factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "factor": 16,
+            "original_max_position_embeddings": 65536,
+            "partial_rotary_factor": 0.125,
+            "rope_theta": 160000,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
+        "main": {"partial_rotary_factor": 0.125, "rope_theta": 10000, "rope_type": "default"},
+    },
+    "rope_scaling": None,
+}
+
+
+def test_a_config_that_transformers_saved_again_is_the_published_one() -> None:
+    assert read(**SAVED) == read()
+    assert read(**SAVED, rope_theta=1, compress_rope_theta=1) == read()  # which count for nothing there
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        ("main", "rope_type", "yarn", "rope_type is yarn, only 'default' is implemented"),
+        ("main", "rope_theta", None, "rope_theta is missing"),
+        ("main", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, expected 0.125 as qk_rope_head_dim is"),
+        ("compress", "rope_type", "llama3", "rope_type is llama3, only default and yarn are implemented"),
+        ("compress", "partial_rotary_factor", None, "partial_rotary_factor is missing"),
+    ],
+)
+def test_other_angles_of_a_config_that_was_saved_again_are_refused(
+    kind: str, key: str, value: Any, message: str
+) -> None:
+    parameters = SAVED["rope_parameters"]
+    changed = parameters | {kind: parameters[kind] | {key: value}}
+    with pytest.raises(StreamingExpertsError, match=f"config.json: rope_parameters.{kind}.{message}"):
+        read(**SAVED | {"rope_parameters": changed})
+
+
 def test_entries_are_what_grows_with_a_long_context() -> None:
     model = read()
     windows = model.cache_values(2**20, 512) - sum(2**20 // rate * width for rate, width, _ in model.compressors())
@@ -57,7 +110,8 @@ def test_layers_and_rates_may_be_named() -> None:
         ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
         ("attention_bias", True, "attention_bias is True, only False is implemented"),
         ("topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
-        ("rope_parameters", {"main": {}}, "rope_parameters is .*, only nothing is implemented"),
+        ("partial_rotary_factor", 0.25, "partial_rotary_factor is 0.25, expected 0.125 as qk_rope_head_dim is of"),
+        ("rope_parameters", {"main": {}}, "rope_scaling is .*, only nothing is implemented"),
         ("rope_scaling", {"type": "linear"}, "rope_scaling.type is linear, only default and yarn are implemented"),
         ("compress_ratios", [0, 8] * 22, "compress_ratios has 8, only 0, 4, 128 are implemented"),
         ("compress_ratios", [0, 4], "layer_types is .*, expected 43 entries"),
