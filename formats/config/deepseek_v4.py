@@ -195,10 +195,10 @@ def _read_rope(config: Fields, share: float) -> tuple[float, float, Yarn | None]
     """
     _check_share(config, config.number("partial_rotary_factor", share), share)
     if "rope_parameters" not in config:
-        theta, yarn = read_rope(config)
+        _, yarn = read_rope(config)
         if yarn is not None and "attention_factor" not in config.object("rope_scaling"):
             yarn = replace(yarn, attention_factor=1.0)
-        return theta, config.number("compress_rope_theta"), yarn
+        return config.number("rope_theta"), config.number("compress_rope_theta"), yarn
     only(config, "rope_scaling", None)
     main, compress = (config.object("rope_parameters").object(kind) for kind in ("main", "compress"))
     for parameters in (main, compress):

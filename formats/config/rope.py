@@ -116,8 +116,9 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
 
     Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
     """
-    theta, parameters = _rope_parameters(config)
-    return theta, read_yarn(parameters, config)
+    parameters = _rope_parameters(config)
+    scaling = read_yarn(parameters, config)
+    return _beside(parameters, config, "rope_theta").number("rope_theta"), scaling
 
 
 def read_yarn(parameters: Fields, config: Fields) -> Yarn | None:
@@ -127,22 +128,29 @@ def read_yarn(parameters: Fields, config: Fields) -> Yarn | None:
 
 def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
     """As `read_rope`, for models that are scaled as Llama 3 or not at all; `factors` is our own kind, of GGUF files."""
-    theta, parameters = _rope_parameters(config)
+    parameters = _rope_parameters(config)
     kind = _kind(parameters, config, ("default", "llama3", FACTORS))
+    theta = _beside(parameters, config, "rope_theta").number("rope_theta")
     if kind == FACTORS:
         return theta, Factors(tuple(parameters.numbers("factors")))
     return theta, _read_llama3(parameters) if kind == "llama3" else None
 
 
-def _rope_parameters(config: Fields) -> tuple[float, Fields]:
-    """(rope_theta, where the kind of scaling and its parameters stand).
+def _rope_parameters(config: Fields) -> Fields:
+    """Where the kind of scaling and its parameters stand; of two such objects transformers takes rope_scaling.
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
     rope_parameters.
     """
-    parameters = config.object("rope_parameters") if "rope_parameters" in config else config
-    theta = parameters.number("rope_theta")
-    return theta, config.object("rope_scaling") if "rope_scaling" in config else parameters
+    for key in ("rope_scaling", "rope_parameters"):
+        if key in config and config.mapping(key):
+            return config.object(key)
+    return config
+
+
+def _beside(parameters: Fields, config: Fields, key: str) -> Fields:
+    """Where a key stands: among the parameters, else at the top, as transformers looks for it."""
+    return parameters if key in parameters else config
 
 
 def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
@@ -156,8 +164,7 @@ def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
 
 def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int:
     """How much of a head is turned: head_dim * partial_rotary_factor. Raises FormatError naming the key."""
-    rope = config.object("rope_parameters") if "rope_parameters" in config else config
-    source = rope if "partial_rotary_factor" in rope else config
+    source = _beside(_rope_parameters(config), config, "partial_rotary_factor")
     rotary_dim = head_dim * source.number("partial_rotary_factor", default_factor)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise source.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")

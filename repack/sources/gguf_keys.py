@@ -182,7 +182,6 @@ def linear_attention_config(keys: Keys, model_type: str) -> Config:
     config = decoder_config(keys, model_type)
     value_heads = keys.size("ssm.time_step_rank")
     head_dim = config["head_dim"]
-    rotary = {"partial_rotary_factor": keys.size("rope.dimension_count", head_dim // 4) / head_dim}
     if keys.get("attention.recurrent_layers") is not None:
         recurrent = keys.items("attention.recurrent_layers", bool, keys.layers, more=True)[: keys.layers]
         config["layer_types"] = ["linear_attention" if kind else "full_attention" for kind in recurrent]
@@ -195,5 +194,5 @@ def linear_attention_config(keys: Keys, model_type: str) -> Config:
         "linear_key_head_dim": keys["ssm.state_size"],
         "linear_value_head_dim": keys["ssm.inner_size"] // value_heads,
         "linear_conv_kernel_dim": keys["ssm.conv_kernel"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"], **rotary},
+        "partial_rotary_factor": keys.size("rope.dimension_count", head_dim // 4) / head_dim,
     }

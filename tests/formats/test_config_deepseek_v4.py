@@ -10,7 +10,7 @@ from formats.errors import StreamingExpertsError
 from formats.fields import Fields
 from repack.known_models import KNOWN_MODELS
 
-FLASH = KNOWN_MODELS["deepseek-ai/DeepSeek-V4-Flash"]
+FLASH: dict[str, Any] = dict(KNOWN_MODELS["deepseek-ai/DeepSeek-V4-Flash"])
 
 
 def read(**changes: Any) -> DeepseekV4Config:
@@ -82,6 +82,11 @@ def test_other_angles_of_a_config_that_was_saved_again_are_refused(
     changed = parameters | {kind: parameters[kind] | {key: value}}
     with pytest.raises(StreamingExpertsError, match=f"config.json: rope_parameters.{kind}.{message}"):
         read(**SAVED | {"rope_parameters": changed})
+
+
+def test_a_theta_beside_the_scaling_counts_for_nothing() -> None:
+    """transformers puts compress_rope_theta in its place."""
+    assert read(rope_scaling=FLASH["rope_scaling"] | {"rope_theta": 5e6}) == read()
 
 
 def test_entries_are_what_grows_with_a_long_context() -> None:

@@ -9,7 +9,7 @@ import pytest
 from formats.config import Factors, Yarn, model_facts, read_model_facts
 from formats.errors import FormatError
 from formats.fields import Fields
-from tests.formats.published import LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
+from tests.formats.published import GLM_4_5_AIR, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 
@@ -23,6 +23,24 @@ def test_yarn_is_read_in_either_of_its_forms() -> None:
     assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
     assert published.rope.attention_factor == factor
     assert read_model_facts(Fields(model_facts(published), "x")) == published
+
+
+def test_theta_is_that_of_the_parameters_before_the_one_at_the_top() -> None:
+    """transformers' convert_rope_params_to_dict; of two objects of parameters it takes rope_scaling."""
+    assert read({**QWEN3_30B, "rope_scaling": {"type": "yarn", "rope_theta": 5e6, **ORIGINAL}}).rope_theta == 5e6
+    yarn = {"rope_type": "yarn", **ORIGINAL}
+    assert read({**QWEN3_30B, "rope_parameters": yarn}) == read({**QWEN3_30B, "rope_scaling": yarn})
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}, "rope_scaling": yarn}
+    assert read({**QWEN3_30B, **both}) == read({**QWEN3_30B, "rope_scaling": yarn})
+    assert read({**QWEN3_30B, **both, "rope_scaling": {}}).rope_theta == 5e6
+    with pytest.raises(FormatError, match=r"config.json: rope_theta is missing"):
+        read({**QWEN3_30B, **both, "rope_theta": None})
+
+
+def test_the_share_of_a_head_that_turns_is_looked_for_where_theta_is() -> None:
+    glm = {**GLM_4_5_AIR, "partial_rotary_factor": 0.5}
+    assert read({**glm, "rope_parameters": {"rope_theta": 1e6}}).rotary_dim == 64
+    assert read({**glm, "rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.25}}).rotary_dim == 32
 
 
 @pytest.mark.parametrize(
