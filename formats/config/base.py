@@ -22,7 +22,12 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
-MAX_SCALE = 2**20  # of YaRN's numbers; published ones are below 100
+MAX_SCALE = 2**20  # of a scaling's numbers; published ones are below 100
+SCALES = f"a number from 1/{MAX_SCALE} to {MAX_SCALE}"
+_SCALES_OF: Mapping[type, tuple[str, ...]] = {
+    Yarn: ("factor", "beta_fast", "beta_slow", "attention_factor"),
+    Llama3: ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 class Activation(NamedTuple):
@@ -190,13 +195,12 @@ class ModelConfig(ABC):
         every = f"{where.key('num_experts')} {self.num_experts}"
         self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to {every}")
         self.require(where, self.rms_norm_eps > 0, "rms_norm_eps", "a number above 0")
-        self.require(where, self.rope_theta > 0, "rope_theta", "a number above 0")
         self.require(where, self.rotary_dim % 2 == 0, "rotary_dim", "an even number")
         fits = 0 < self.rotary_dim <= self.head_dim
         self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
         if isinstance(scaling := self.rope_scaling, Factors):
-            fit = len(scaling.factors) == self.rotary_dim // 2 and all(factor > 0 for factor in scaling.factors)
-            self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors above 0")
+            fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(_is_scale, scaling.factors))
+            self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors, each {SCALES}")
         self.check_scaling(where, "rope_theta")
 
     @property
@@ -223,20 +227,22 @@ class ModelConfig(ABC):
 
     def check_scaling(self, where: Where, theta: str) -> None:
         """Whether angles can be made of rope_scaling and the field `theta`. Raises FormatError."""
+        self.require(where, getattr(self, theta) >= 1, theta, "a number of at least 1")
+        for key in _SCALES_OF.get(type(self.rope_scaling), ()):
+            self.require(where, _is_scale(getattr(self.rope_scaling, key)), f"rope_scaling.{key}", SCALES)
         if isinstance(self.rope_scaling, Yarn):
-            for key in ("factor", "beta_fast", "beta_slow", "attention_factor"):
-                fits = 1 / MAX_SCALE <= getattr(self.rope_scaling, key) <= MAX_SCALE
-                self.require(where, fits, f"rope_scaling.{key}", f"a number from 1/{MAX_SCALE} to {MAX_SCALE}")
             fits = 0 <= self.rope_scaling.mscale_all_dim <= MAX_SCALE
             self.require(where, fits, "rope_scaling.mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
             self.require(where, getattr(self, theta) > 1, theta, "a number above 1, of which YaRN takes the logarithm")
-        if isinstance(self.rope_scaling, Llama3):
-            self.require(where, self.rope_scaling.factor > 0, "rope_scaling.factor", "a number above 0")
 
     def require_divides(self, where: Where, key: str, other: str) -> None:
         """Raises FormatError unless field `key` divides field `other`."""
         divisor, value = getattr(self, key), getattr(self, other)
         self.require(where, divisor > 0 and value % divisor == 0, key, f"a divisor of {where.key(other)} {value}")
+
+
+def _is_scale(value: float) -> bool:
+    return 1 / MAX_SCALE <= value <= MAX_SCALE
 
 
 def only(source: Fields, key: str, implemented: Any) -> None:

@@ -205,7 +205,7 @@ class DecoderConfig(ModelConfig):
             self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, UNIT_NORM))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
-        for key in ("clip_qkv", "swiglu_limit", "swa_rope_theta"):
+        for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)
             self.require(where, value is None or value > 0, key, "a number above 0")
         if self.swa_rope_theta is not None:

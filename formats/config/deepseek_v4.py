@@ -126,7 +126,7 @@ class DeepseekV4Config(ModelConfig):
         self.require(where, few, "hc_sinkhorn_iters", f"at most {MAX_ITERATIONS}")
         turned = self.index_head_dim >= self.rotary_dim
         self.require(where, turned, "index_head_dim", f"{where.key('rotary_dim')} {self.rotary_dim} or more")
-        for key in ("compress_rope_theta", "hc_eps", "swiglu_limit"):
+        for key in ("hc_eps", "swiglu_limit"):
             self.require(where, getattr(self, key) > 0, key, "a number above 0")
         self.check_scaling(where, "compress_rope_theta")
 

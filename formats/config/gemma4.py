@@ -91,7 +91,7 @@ class Gemma4Config(ModelConfig):
         fits = self.global_rotary_dim % 2 == 0 and self.global_rotary_dim <= self.global_head_dim
         self.require(where, fits, "global_rotary_dim", f"even, up to global_head_dim {self.global_head_dim}")
         self.require(where, self.global_head_dim % 2 == 0, "global_head_dim", "an even number")
-        self.require(where, self.global_rope_theta > 0, "global_rope_theta", "a number above 0")
+        self.check_scaling(where, "global_rope_theta")
         cap = self.final_logit_softcapping
         self.require(where, cap is None or cap > 0, "final_logit_softcapping", "a number above 0")
 

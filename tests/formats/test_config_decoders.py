@@ -311,7 +311,7 @@ def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, messag
         ("mimo_v2_flash", "partial_rotary_factor", 1e308, r"partial_rotary_factor is 1e\+308, expected a share of"),
         ("mimo_v2_flash", "partial_rotary_factor", -0.5, "partial_rotary_factor is -0.5, expected a share of head_dim"),
         ("mimo_v2_flash", "swa_num_key_value_heads", 5, "swa_num_key_value_heads is 5, expected a divisor of"),
-        ("mimo_v2_flash", "swa_rope_theta", 0, "swa_rope_theta is 0.0, expected a number above 0"),
+        ("mimo_v2_flash", "swa_rope_theta", 0, "swa_rope_theta is 0.0, expected a number of at least 1"),
         ("mimo_v2_flash", "hybrid_layer_pattern", None, "hybrid_layer_pattern is missing"),
         ("mimo_v2_flash", "hybrid_layer_pattern", [0, 1], "layer_types is .*, expected 48 entries"),
         ("mimo_v2_flash", "moe_layer_freq", 1, "moe_layer_freq is 1, expected a list"),

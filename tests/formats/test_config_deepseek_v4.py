@@ -132,7 +132,7 @@ def test_layers_and_rates_may_be_named() -> None:
         ("o_groups", 7, "o_groups is 7, expected a divisor of num_attention_heads 64"),
         ("index_head_dim", 32, "index_head_dim is 32, expected qk_rope_head_dim 64 or more"),
         ("qk_rope_head_dim", 63, "qk_rope_head_dim is 63, expected an even number"),
-        ("compress_rope_theta", 0, "compress_rope_theta is 0.0, expected a number above 0"),
+        ("compress_rope_theta", 0, "compress_rope_theta is 0.0, expected a number of at least 1"),
         ("compress_rope_theta", 1, "compress_rope_theta is 1.0, expected a number above 1, of which YaRN"),
         ("swiglu_limit", 0, "swiglu_limit is 0.0, expected a number above 0"),
         ("hc_eps", 0, "hc_eps is 0.0, expected a number above 0"),

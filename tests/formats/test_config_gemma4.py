@@ -116,7 +116,7 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         ("full_attention", "rope_type", "default", "full_attention.rope_type is default, only proportional"),
         ("full_attention", "factor", 8.0, "full_attention.factor is 8.0, only 1 is implemented"),
         ("full_attention", "partial_rotary_factor", 1.5, "partial_rotary_factor is 1.5, expected a share of head_dim"),
-        ("full_attention", "rope_theta", -1.0, "full_attention.rope_theta is -1.0, expected a number above 0"),
+        ("full_attention", "rope_theta", -1.0, "full_attention.rope_theta is -1.0, expected a number of at least 1"),
         ("sliding_attention", "rope_type", "yarn", "sliding_attention.rope_type is yarn, only default"),
         ("sliding_attention", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1 is implemented"),
         ("sliding_attention", "rope_theta", None, "sliding_attention.rope_theta is missing"),

@@ -9,7 +9,7 @@ import pytest
 from formats.config import Factors, Yarn, model_facts, read_model_facts
 from formats.errors import FormatError
 from formats.fields import Fields
-from tests.formats.published import GLM_4_5_AIR, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
+from tests.formats.published import DECODERS, GLM_4_5_AIR, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 
@@ -23,6 +23,18 @@ def test_yarn_is_read_in_either_of_its_forms() -> None:
     assert published.rope_scaling == Yarn(4.0, 32768, 32.0, 1.0, True, attention_factor=factor, mscale_all_dim=0.0)
     assert published.rope.attention_factor == factor
     assert read_model_facts(Fields(model_facts(published), "x")) == published
+
+
+@pytest.mark.parametrize("theta", [1e-320, 0.5, 0, -1])
+@pytest.mark.parametrize(
+    ("model_type", "key"),
+    [("qwen3_moe", "rope_theta"), ("llama4_text", "rope_theta"), ("mimo_v2_flash", "swa_rope_theta")],
+)
+def test_a_theta_below_1_is_refused(model_type: str, key: str, theta: float) -> None:
+    """With a theta near 0 the power overflows."""
+    config = LLAMA_4_SCOUT_TEXT if model_type == "llama4_text" else DECODERS[model_type]
+    with pytest.raises(FormatError, match=rf"config.json: {key} is {float(theta)}, expected a number of at least 1"):
+        read({**config, key: theta})
 
 
 def test_theta_is_that_of_the_parameters_before_the_one_at_the_top() -> None:
@@ -106,9 +118,9 @@ def test_factors_of_a_gguf_file_say_what_llama3_says() -> None:
     assert read_model_facts(Fields(json.loads(json.dumps(model_facts(found))), "x")) == found
 
 
-@pytest.mark.parametrize("factors", [[1.0] * 63, [0.0] * 64, []])
+@pytest.mark.parametrize("factors", [[1.0] * 63, [0.0] * 64, [1e-320] * 64, []])
 def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> None:
-    with pytest.raises(FormatError, match=r"rope_scaling is .*, expected 64 factors above 0"):
+    with pytest.raises(FormatError, match=r"rope_scaling is .*, expected 64 factors, each a number from"):
         llama4(rope_scaling={"rope_type": "factors", "factors": factors})
 
 
@@ -116,6 +128,8 @@ def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> Non
     ("key", "value", "message"),
     [
         ("factor", 0.0, "factor is 0.0, expected a number above 0"),
+        ("factor", 1e-320, "factor is 1e-320, expected a number from 1/1048576 to 1048576"),
+        ("low_freq_factor", -1.0, "low_freq_factor is -1.0, expected a number from 1/1048576 to 1048576"),
         ("high_freq_factor", 0.5, "high_freq_factor is 0.5, expected low_freq_factor 1.0 or more"),
     ],
 )
@@ -127,5 +141,5 @@ def test_a_scaling_of_llama3_that_means_nothing_is_refused(key: str, value: floa
 def test_a_scaling_of_llama3_without_a_factor_is_refused_in_an_index() -> None:
     facts = model_facts(llama4())
     facts["rope_scaling"]["factor"] = 0
-    with pytest.raises(FormatError, match=r"index.json: model.rope_scaling.factor is 0.0, expected a number above 0"):
+    with pytest.raises(FormatError, match=r"index.json: model.rope_scaling.factor is 0.0, expected a number from"):
         read_model_facts(Fields(json.loads(json.dumps(facts)), "index.json: model"))
