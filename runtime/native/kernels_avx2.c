@@ -16,19 +16,30 @@ INLINE __m256i load(const void *bytes) {
     return _mm256_loadu_si256(bytes);
 }
 
-/* 32 codes of 2, 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+/* 32 codes of 2, 3, 5 or 6 bits in order. Two codes go to each 16-bit lane, from a product that shifts them: narrow ones
+ * right to its end, where others would lose bits, those left to its top. */
 INLINE __m256i unpack_stream(const uint8_t *packed, int width) {
-#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
-    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
+    const int narrow = width <= 3, one = (1 << width) - 1;
+#define SHIFT(j) (2 * width * (j) % 8)
+#define BYTE(j) 2 * width * (j) / 8
+#define LANE(j) narrow && SHIFT(j) == 0 ? -1 : BYTE(j), narrow && SHIFT(j) == 0 ? BYTE(j) : BYTE(j) + 1
+#define FACTOR(j) (int16_t)(1 << (narrow ? (SHIFT(j) == 0 ? 8 : 16 - SHIFT(j)) : 16 - 2 * width - SHIFT(j)))
+    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
+    const __m256i factors = _mm256_broadcastsi128_si256(_mm_setr_epi16(
+        FACTOR(0), FACTOR(1), FACTOR(2), FACTOR(3), FACTOR(4), FACTOR(5), FACTOR(6), FACTOR(7)));
+#undef FACTOR
 #undef LANE
+#undef BYTE
+#undef SHIFT
     const __m128i low = _mm_loadu_si128((const void *)packed), high = _mm_loadu_si128((const void *)(packed + 2 * width));
     __m256i x = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), _mm256_broadcastsi128_si256(bytes));
-    if (width % 2 == 1) x = _mm256_srlv_epi32(x, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
-    const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
-    x = _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(two)),
-                        _mm256_and_si256(_mm256_slli_epi32(x, 16 - 2 * width), _mm256_set1_epi32(two << 16)));
-    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(one | one << 16)),
-                           _mm256_and_si256(_mm256_slli_epi32(x, 8 - width), _mm256_set1_epi32(one << 8 | one << 24)));
+    if (narrow) {
+        x = _mm256_and_si256(_mm256_mulhi_epu16(x, factors), _mm256_set1_epi16((1 << 2 * width) - 1));
+        return _mm256_and_si256(_mm256_or_si256(x, _mm256_slli_epi16(x, 8 - width)), _mm256_set1_epi16(one | one << 8));
+    }
+    x = _mm256_mullo_epi16(x, factors);
+    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, 16 - 2 * width), _mm256_set1_epi16((int16_t)one)),
+                           _mm256_and_si256(_mm256_srli_epi16(x, 8 - width), _mm256_set1_epi16((int16_t)(one << 8))));
 }
 
 /* What codes stand for. */

@@ -20,7 +20,10 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     const int64_t columns = tile->weights[0]->shape.columns;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m256 lanes[MAX_STREAMS][2][4];
-    memset(lanes, 0, sizeof lanes);
+    __m256 scales[MAX_STREAMS] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    int64_t scaled[MAX_STREAMS] = {0}; /* columns that have had their scale */
+    UNROLL
+    for (int i = 0; i < 16; i++) lanes[i / 8][i / 4 % 2][i % 4] = _mm256_setzero_ps();
     for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
         UNROLL
         for (int s = 0; s < streams; s++) {
@@ -31,18 +34,30 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 memset(copy, 0, sizeof copy);
                 values = memcpy(copy, values, (size_t)((columns - k) * size));
             }
-            __m256 scale = _mm256_setzero_ps();
-            if (value == VALUE_FP8) {
-                const uint8_t *scales = w->scales + (tile->first[s] + row) * w->scales_stride;
-                const int64_t at = w->per_scale == 128 ? k / 128 : k / w->per_scale;
-                scale = _mm256_set1_ps(256.0f * dtype_float(w->dtype, scales, at));
+            if (value == VALUE_FP8 && k == scaled[s]) {
+                const uint8_t *stored = w->scales + (tile->first[s] + row) * w->scales_stride;
+                scales[s] = _mm256_set1_ps(256.0f * dtype_float(w->dtype, stored, k / w->per_scale));
+                scaled[s] += w->per_scale;
             }
             UNROLL
             for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            const __m256i zero = _mm256_setzero_si256();
+            __m256i halves[2] = {zero, zero}; /* values 0 to 7 and 16 to 23, 8 to 15 and 24 to 31 */
+            if (value == VALUE_FP8) {
+                const __m256i bytes = _mm256_loadu_si256((const void *)values);
+                halves[0] = fp8_halves(_mm256_unpacklo_epi8(zero, bytes));
+                halves[1] = fp8_halves(_mm256_unpackhi_epi8(zero, bytes));
+            }
             UNROLL
             for (int i = 0; i < 4; i++) {
-                __m256 v = load_values(values + 8 * i * size, value);
-                if (value == VALUE_FP8) v = _mm256_mul_ps(v, scale);
+                __m256 v;
+                if (value == VALUE_FP8) {
+                    const __m256i pair = halves[i % 2];
+                    v = _mm256_cvtph_ps(i < 2 ? _mm256_castsi256_si128(pair) : _mm256_extracti128_si256(pair, 1));
+                    v = _mm256_mul_ps(v, scales[s]);
+                } else {
+                    v = load_values(values + 8 * i * size, value);
+                }
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
                     const float *x = (const float *)(const void *)tile->operands[token + t] + k + 8 * i;
@@ -51,7 +66,9 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
             }
         }
     }
+    UNROLL
     for (int s = 0; s < streams; s++) {
+        UNROLL
         for (int t = 0; t < tokens; t++) {
             const __m256 *l = lanes[s][t];
             tile->y[s][token + t][tile->first[s] + row] =

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels 
 
 REFERENCE = np.load(Path(__file__).resolve().parents[1] / "fixtures" / "demo" / "reference.npz")
 PROMPT = REFERENCE["prompt_ids"].tolist()
+TEXT = REFERENCE["validation_first_ids"][:150].tolist()  # more than one block of keys
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,11 @@ def test_exact_logits_and_greedy_ids_are_those_of_transformers(demo: dict[int, P
 def test_exact_logits_are_those_of_numpy_on_four_bits(demo: dict[int, Path]) -> None:
     options: dict[str, Any] = {"backend": "native", "precision": "exact"}
     with Engine.open(demo[4], backend="numpy") as numpy, Engine.open(demo[4], **options) as engine:
-        # Measured 2.7e-5 over 1,500 tokens.
-        assert np.abs(engine.logits(PROMPT) - numpy.logits(PROMPT)).max() < 1e-3
+        # Measured 2.7e-5 over 1,500 tokens. At 4 bits the fourth token of PROMPT has two experts 3e-8 apart in a
+        # router's logits, which BLAS chooses between as memory happens to lie; in TEXT none are closer than 2.5e-5.
+        assert np.abs(engine.logits(TEXT) - numpy.logits(TEXT)).max() < 1e-3
 
 
-TEXT = REFERENCE["validation_first_ids"][:150].tolist()  # more than one block of keys
 WHOLE = 1000
 
 
