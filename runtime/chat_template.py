@@ -102,6 +102,8 @@ class ChatTemplate:
             return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(self.source)))
         except jinja2.TemplateSyntaxError as error:
             raise FormatError(f"{self.name}: line {error.lineno}: {_one_line(error.message)}") from None
+        except RecursionError:
+            raise FormatError(f"{self.name}: nests too deeply") from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The prompt text.

@@ -303,5 +303,10 @@ def test_an_error_of_a_template_is_one_line(source: str, kind: type[StreamingExp
     assert "\n" not in str(error.value)
 
 
+def test_a_template_that_nests_too_deeply_to_be_asked_for_its_names_is_one_line() -> None:
+    with pytest.raises(FormatError, match=r"^chat_template\.jinja: nests too deeply$"):
+        demo_with("{{ " + "(" * 5000 + "tools" + ")" * 5000 + " }}").encode_chat(user("a"), tools=[])
+
+
 def test_a_bad_template_does_not_stop_raw_prompts() -> None:
     assert demo_with("{% if %}").encode("a") == plain_ids("a")
