@@ -70,18 +70,19 @@ INLINE struct groups float_groups(const float *scales, const float *biases) {
     return (struct groups){NULL, (const uint8_t *)scales, (const uint8_t *)biases};
 }
 
+/* One f16 in every lane. */
 INLINE __m256 f16_vector(const uint8_t *half) {
     uint16_t bits;
     memcpy(&bits, half, sizeof bits);
     return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 
-/* Eight bytes, without a sign, as floats. */
+/* The first eight bytes, without a sign, as floats. */
 INLINE __m256 byte_floats(__m128i bytes) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
-/* Number j of 6 bits from byte `first` of the words on, in lane j. */
+/* Eight numbers of 6 bits, packed from byte `first` of the words on, as floats. */
 INLINE __m256 six_bits(__m128i words, int first) {
 #define LANE(j) first + j * 6 / 8, first + (j * 6 + 5) / 8, -1, -1
     const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
@@ -92,11 +93,11 @@ INLINE __m256 six_bits(__m128i words, int first) {
     return _mm256_cvtepi32_ps(_mm256_and_si256(numbers, _mm256_set1_epi32(63)));
 }
 
-/* Whether groups lie in superblocks of ggml's: for most codes it needs no look at the encoding. */
+/* Whether groups lie in superblocks of ggml's. Only groups of 32 may do either: a compiler leaves out the rest. */
 INLINE int in_superblocks(const struct weights *w, struct kind kind) {
-    if (kind.code >= CODE_IQ3 || kind.group_size > 32) return kind.code >= CODE_IQ3;
+    if (kind.code >= CODE_IQ3) return 1;
     if (kind.group_size == 16) return kind.code != CODE_FP4;
-    return w->encoding == SE_Q4_K || w->encoding == SE_Q6_K;
+    return kind.group_size == 32 && (w->encoding == SE_Q4_K || w->encoding == SE_Q6_K);
 }
 
 /* Eight groups of ggml's superblocks, of 256 columns each, which have numbers in f16 that scales and biases are
