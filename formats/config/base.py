@@ -7,7 +7,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from formats.config.rope import Factors, Llama3, Rope, Scaling, Yarn
+from formats.config.rope import LOWEST_THETA, SCALES, Factors, Rope, Scaling, Yarn, flaw_of, is_scale
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
@@ -22,12 +22,6 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
-MAX_SCALE = 2**20  # of a scaling's numbers; published ones are below 100
-SCALES = f"a number from 1/{MAX_SCALE} to {MAX_SCALE}"
-_SCALES_OF: Mapping[type, tuple[str, ...]] = {
-    Yarn: ("factor", "beta_fast", "beta_slow", "attention_factor"),
-    Llama3: ("factor", "low_freq_factor", "high_freq_factor"),
-}
 
 
 class Activation(NamedTuple):
@@ -58,7 +52,6 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "ngrams.shards": ("split_ngram_parts",),
     "global_head_dim": ("per_layer_config.*.head_dim", "global_head_dim"),
     "num_global_key_value_heads": ("per_layer_config.*.num_key_value_heads", "num_global_key_value_heads"),
-    "global_rope_theta": ("rope_parameters.full_attention.rope_theta",),
 }
 
 
@@ -199,7 +192,7 @@ class ModelConfig(ABC):
         fits = 0 < self.rotary_dim <= self.head_dim
         self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
         if isinstance(scaling := self.rope_scaling, Factors):
-            fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(_is_scale, scaling.factors))
+            fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(is_scale, scaling.factors))
             self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors, each {SCALES}")
         self.check_scaling(where, "rope_theta")
 
@@ -227,22 +220,16 @@ class ModelConfig(ABC):
 
     def check_scaling(self, where: Where, theta: str) -> None:
         """Whether angles can be made of rope_scaling and the field `theta`. Raises FormatError."""
-        self.require(where, getattr(self, theta) >= 1, theta, "a number of at least 1")
-        for key in _SCALES_OF.get(type(self.rope_scaling), ()):
-            self.require(where, _is_scale(getattr(self.rope_scaling, key)), f"rope_scaling.{key}", SCALES)
+        self.require(where, getattr(self, theta) >= LOWEST_THETA, theta, f"a number of at least {LOWEST_THETA}")
+        if (flaw := flaw_of(self.rope_scaling)) is not None:
+            self.require(where, False, f"rope_scaling.{flaw.key}", flaw.expected)
         if isinstance(self.rope_scaling, Yarn):
-            fits = 0 <= self.rope_scaling.mscale_all_dim <= MAX_SCALE
-            self.require(where, fits, "rope_scaling.mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
             self.require(where, getattr(self, theta) > 1, theta, "a number above 1, of which YaRN takes the logarithm")
 
     def require_divides(self, where: Where, key: str, other: str) -> None:
         """Raises FormatError unless field `key` divides field `other`."""
         divisor, value = getattr(self, key), getattr(self, other)
         self.require(where, divisor > 0 and value % divisor == 0, key, f"a divisor of {where.key(other)} {value}")
-
-
-def _is_scale(value: float) -> bool:
-    return 1 / MAX_SCALE <= value <= MAX_SCALE
 
 
 def only(source: Fields, key: str, implemented: Any) -> None:

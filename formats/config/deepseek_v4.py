@@ -14,7 +14,7 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, Yarn, read_rope, read_yarn
+from formats.config.rope import Rope, Yarn, read_rope, read_theta, read_yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
 from formats.window import held_tokens
@@ -198,13 +198,13 @@ def _read_rope(config: Fields, share: float) -> tuple[float, float, Yarn | None]
         _, yarn = read_rope(config)
         if yarn is not None and "attention_factor" not in config.object("rope_scaling"):
             yarn = replace(yarn, attention_factor=1.0)
-        return config.number("rope_theta"), config.number("compress_rope_theta"), yarn
+        return read_theta(config), read_theta(config, "compress_rope_theta"), yarn
     only(config, "rope_scaling", None)
     main, compress = (config.object("rope_parameters").object(kind) for kind in ("main", "compress"))
     for parameters in (main, compress):
         _check_share(parameters, parameters.number("partial_rotary_factor"), share)
     only(main, "rope_type", "default")
-    return main.number("rope_theta"), compress.number("rope_theta"), read_yarn(compress, config)
+    return read_theta(main), read_theta(compress), read_yarn(compress, config)
 
 
 def _check_share(parameters: Fields, found: float, share: float) -> None:

@@ -14,7 +14,7 @@ from formats.config.base import (
     language_model,
     only,
 )
-from formats.config.rope import Rope
+from formats.config.rope import Rope, read_theta
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 from formats.window import held_tokens
@@ -124,7 +124,7 @@ class Gemma4Config(ModelConfig):
             num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),
             head_dim=head_dim,
             rotary_dim=head_dim,
-            rope_theta=sliding.number("rope_theta"),
+            rope_theta=read_theta(sliding),
             rope_scaling=None,
             num_experts=text.integer("num_experts", 1, 2**20),
             top_k=text.integer("top_k_experts", 1, 2**20),
@@ -134,7 +134,7 @@ class Gemma4Config(ModelConfig):
             global_head_dim=global_head_dim,
             num_global_key_value_heads=global_heads,
             global_rotary_dim=_turned_pairs(full, global_head_dim) * 2,
-            global_rope_theta=full.number("rope_theta"),
+            global_rope_theta=read_theta(full),
             final_logit_softcapping=text.nullable("final_logit_softcapping", text.number),
         )
 

@@ -2,7 +2,7 @@
 
 from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, only
 from formats.config.decoder import SIGMOID, DecoderConfig, read_decoder
-from formats.config.rope import read_rope
+from formats.config.rope import read_rope, read_theta
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
@@ -67,12 +67,12 @@ def _read_rope(config: Fields) -> tuple[float, float, float]:
         share = _rotary_share(full)
         if sliding.number("partial_rotary_factor") != share:
             raise sliding.wrong("partial_rotary_factor", f"{share} as that of {FULL_ATTENTION}")
-        return full.number("rope_theta"), sliding.number("rope_theta"), share
+        return read_theta(full), read_theta(sliding), share
     rope_theta, scaling = read_rope(config)
     if scaling is not None:
         found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
         raise UnsupportedError(f"{config.name('rope_scaling')} is {found}, only none is implemented")
-    return rope_theta, config.number("swa_rope_theta"), _rotary_share(config)
+    return rope_theta, read_theta(config, "swa_rope_theta"), _rotary_share(config)
 
 
 def _rotary_share(source: Fields) -> float:

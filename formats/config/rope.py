@@ -1,16 +1,21 @@
 """Rotary position embeddings: how config.json states them, and the angles they mean."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from formats.dtypes import Float64
-from formats.errors import UnsupportedError
+from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
 FACTORS = "factors"  # a rope_type
+LOWEST_THETA = 1
+MAX_SCALE = 2**20  # of a scaling's numbers; published ones are below 100
+SCALES = f"a number from 1/{MAX_SCALE} to {MAX_SCALE}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,35 @@ class Factors:
 
 
 Scaling = Yarn | Llama3 | Factors
+_SCALES_OF: Mapping[type, tuple[str, ...]] = {
+    Yarn: ("factor", "beta_fast", "beta_slow", "attention_factor"),
+    Llama3: ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
+class Flaw(NamedTuple):
+    """A number of which no angles can be made, by its field, and what was expected."""
+
+    key: str
+    expected: str
+
+
+def is_scale(value: float) -> bool:
+    """Whether angles can be made slower or faster by it."""
+    return 1 / MAX_SCALE <= value <= MAX_SCALE
+
+
+def flaw_of(scaling: Scaling | None) -> Flaw | None:
+    """What is wrong with a scaling, if anything is; whether Factors fit a head is for who knows its width."""
+    for key in _SCALES_OF.get(type(scaling), ()):
+        if not is_scale(getattr(scaling, key)):
+            return Flaw(key, SCALES)
+    if isinstance(scaling, Yarn) and not 0 <= scaling.mscale_all_dim <= MAX_SCALE:
+        return Flaw("mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
+    return None
+
+
+T = TypeVar("T", Yarn, Llama3)
 
 
 @dataclass(frozen=True)
@@ -118,7 +152,15 @@ def read_rope(config: Fields) -> tuple[float, Yarn | None]:
     """
     parameters = _rope_parameters(config)
     scaling = read_yarn(parameters, config)
-    return _beside(parameters, config, "rope_theta").number("rope_theta"), scaling
+    return read_theta(_beside(parameters, config, "rope_theta")), scaling
+
+
+def read_theta(source: Fields, key: str = "rope_theta") -> float:
+    """The base of the angles, named where it stands. Raises FormatError."""
+    theta = source.number(key)
+    if theta < LOWEST_THETA:
+        raise FormatError(f"{source.name(key)} is {theta}, expected a number of at least {LOWEST_THETA}")
+    return theta
 
 
 def read_yarn(parameters: Fields, config: Fields) -> Yarn | None:
@@ -130,10 +172,10 @@ def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
     """As `read_rope`, for models that are scaled as Llama 3 or not at all; `factors` is our own kind, of GGUF files."""
     parameters = _rope_parameters(config)
     kind = _kind(parameters, config, ("default", "llama3", FACTORS))
-    theta = _beside(parameters, config, "rope_theta").number("rope_theta")
+    theta = read_theta(_beside(parameters, config, "rope_theta"))
     if kind == FACTORS:
         return theta, Factors(tuple(parameters.numbers("factors")))
-    return theta, _read_llama3(parameters) if kind == "llama3" else None
+    return theta, _read_llama3(parameters, config) if kind == "llama3" else None
 
 
 def _rope_parameters(config: Fields) -> Fields:
@@ -171,9 +213,18 @@ def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int
     return int(rotary_dim)
 
 
+def _read_original(scaling: Fields, config: Fields) -> int:
+    """The context before it was stretched, looked for as transformers does; none said is the stretched one."""
+    source = config if "original_max_position_embeddings" in config else scaling
+    longest = config.integer("max_position_embeddings", 1, 2**31)
+    return source.integer("original_max_position_embeddings", 1, 2**31, default=longest)
+
+
 def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
-    original = scaling.integer("original_max_position_embeddings", 1, 2**31)
-    factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)
+    original = _read_original(scaling, config)
+    factor = scaling.nullable("factor", scaling.number)  # null: as the two lengths say
+    if factor is None:
+        factor = config.integer("max_position_embeddings", 1, 2**31) / original
     weight, all_dim = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
     for key, value in (("mscale", weight), ("mscale_all_dim", all_dim)):
         if value < 0:
@@ -188,24 +239,26 @@ def _read_yarn(scaling: Fields, config: Fields) -> Yarn:
         attention_factor=scaling.number("attention_factor", implied),
         mscale_all_dim=all_dim,
     )
-    for key in ("factor", "beta_fast", "beta_slow"):
-        if getattr(yarn, key) <= 0:
-            raise scaling.wrong(key, "a number above 0")
-    return yarn
+    return _without_flaw(yarn, scaling)
 
 
-def _read_llama3(scaling: Fields) -> Llama3:
+def _read_llama3(scaling: Fields, config: Fields) -> Llama3:
     llama3 = Llama3(
         factor=scaling.number("factor"),
-        original_max_position_embeddings=scaling.integer("original_max_position_embeddings", 1, 2**31),
+        original_max_position_embeddings=_read_original(scaling, config),
         low_freq_factor=scaling.number("low_freq_factor"),
         high_freq_factor=scaling.number("high_freq_factor"),
     )
-    if llama3.factor <= 0:
-        raise scaling.wrong("factor", "a number above 0")
     if llama3.high_freq_factor < llama3.low_freq_factor:
         raise scaling.wrong("high_freq_factor", f"low_freq_factor {llama3.low_freq_factor} or more")
-    return llama3
+    return _without_flaw(llama3, scaling)
+
+
+def _without_flaw(scaling: T, source: Fields) -> T:
+    """The scaling that was read from source. Raises FormatError naming the key there."""
+    if (flaw := flaw_of(scaling)) is not None:
+        raise FormatError(f"{source.name(flaw.key)} is {getattr(scaling, flaw.key)}, expected {flaw.expected}")
+    return scaling
 
 
 def _inv_freq(theta: float, dim: int) -> Float64:

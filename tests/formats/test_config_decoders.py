@@ -197,6 +197,8 @@ def test_mimo_that_transformers_saved_again_states_its_angles_by_layer_type() ->
         ("full_attention", "partial_rotary_factor", 2, "partial_rotary_factor is 2, expected a share of head_dim"),
         ("sliding_attention", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, expected 0.334 as that of"),
         ("sliding_attention", "rope_theta", None, "rope_theta is missing"),
+        ("sliding_attention", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
+        ("full_attention", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
     ],
 )
 def test_angles_of_mimo_that_differ_by_more_than_theta_are_refused(
@@ -270,7 +272,7 @@ def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, messag
     [
         ("qwen3_moe", "use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
         ("qwen3_moe", "rope_scaling", {"type": "linear", "factor": 4.0}, "type is linear, only default and yarn"),
-        ("qwen3_moe", "rope_scaling", {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings is missing"),
+        ("qwen3_moe", "rope_scaling", {"type": "yarn"}, "rope_scaling.factor is missing"),
         ("qwen3_moe", "rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is llama3, only"),
         ("qwen3_moe", "hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
         ("qwen3_moe", "num_experts_per_tok", 129, "num_experts_per_tok is 129, expected 1 to num_experts 128"),

@@ -70,6 +70,9 @@ def test_a_config_that_transformers_saved_again_is_the_published_one() -> None:
     [
         ("main", "rope_type", "yarn", "rope_type is yarn, only 'default' is implemented"),
         ("main", "rope_theta", None, "rope_theta is missing"),
+        ("main", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
+        ("compress", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
+        ("compress", "beta_slow", 0, "beta_slow is 0.0, expected a number from 1/1048576 to 1048576"),
         ("main", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, expected 0.125 as qk_rope_head_dim is"),
         ("compress", "rope_type", "llama3", "rope_type is llama3, only default and yarn are implemented"),
         ("compress", "partial_rotary_factor", None, "partial_rotary_factor is missing"),

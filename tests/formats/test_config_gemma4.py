@@ -120,6 +120,7 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         ("sliding_attention", "rope_type", "yarn", "sliding_attention.rope_type is yarn, only default"),
         ("sliding_attention", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1 is implemented"),
         ("sliding_attention", "rope_theta", None, "sliding_attention.rope_theta is missing"),
+        ("sliding_attention", "rope_theta", 0.5, "rope_parameters.sliding_attention.rope_theta is 0.5, expected a"),
     ],
 )
 def test_another_rotation_is_refused(layer_type: str, key: str, value: Any, message: str) -> None:

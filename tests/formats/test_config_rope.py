@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from formats.config import Factors, Yarn, model_facts, read_model_facts
+from formats.config import Factors, Llama3, Yarn, model_facts, read_model_facts
 from formats.errors import FormatError
 from formats.fields import Fields
 from tests.formats.published import DECODERS, GLM_4_5_AIR, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
@@ -25,6 +25,23 @@ def test_yarn_is_read_in_either_of_its_forms() -> None:
     assert read_model_facts(Fields(model_facts(published), "x")) == published
 
 
+def test_the_original_length_is_that_at_the_top_else_that_of_the_parameters_else_the_longest() -> None:
+    """transformers' standardize_rope_params; its YaRN has no factor where that is null."""
+    yarn = {"type": "yarn", "factor": 4.0}
+    unsaid = read({**QWEN3_30B, "rope_scaling": yarn})
+    assert unsaid == read({**QWEN3_30B, "rope_scaling": {**yarn, "original_max_position_embeddings": 40960}})
+    top = {**QWEN3_30B, "original_max_position_embeddings": 8192}
+    expected = read({**QWEN3_30B, "rope_scaling": {**yarn, "original_max_position_embeddings": 8192}})
+    assert read({**top, "rope_scaling": {**yarn, "original_max_position_embeddings": 16384}}) == expected
+    assert read({**top, "rope_scaling": {"type": "yarn", "factor": None}}).rope_scaling == Yarn(
+        5.0, 8192, 32.0, 1.0, True, attention_factor=0.1 * math.log(5) + 1, mscale_all_dim=0.0
+    )
+    llama3 = LLAMA_4_SCOUT_TEXT["rope_scaling"]
+    assert llama4(original_max_position_embeddings=4096).rope_scaling == Llama3(16.0, 4096, 1.0, 1.0)
+    unsaid = llama4(rope_scaling={key: llama3[key] for key in llama3 if not key.startswith("original")})
+    assert unsaid.rope_scaling == Llama3(16.0, LLAMA_4_SCOUT_TEXT["max_position_embeddings"], 1.0, 1.0)
+
+
 @pytest.mark.parametrize("theta", [1e-320, 0.5, 0, -1])
 @pytest.mark.parametrize(
     ("model_type", "key"),
@@ -35,6 +52,20 @@ def test_a_theta_below_1_is_refused(model_type: str, key: str, theta: float) -> 
     config = LLAMA_4_SCOUT_TEXT if model_type == "llama4_text" else DECODERS[model_type]
     with pytest.raises(FormatError, match=rf"config.json: {key} is {float(theta)}, expected a number of at least 1"):
         read({**config, key: theta})
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_a_theta_below_1_is_named_where_it_stands(place: str) -> None:
+    with pytest.raises(FormatError, match=rf"config.json: {place}.rope_theta is 0.5, expected a number of at least 1"):
+        read({**QWEN3_30B, place: {"rope_theta": 0.5}})
+    with pytest.raises(FormatError, match=rf"config.json: {place}.rope_theta is 0.5, expected a number of at least 1"):
+        llama4(**{"rope_scaling": None, place: {"rope_theta": 0.5}})
+
+
+def test_a_number_of_a_scaling_is_named_where_it_stands() -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e6, "beta_fast": 1e308, **ORIGINAL}
+    with pytest.raises(FormatError, match=r"config.json: rope_parameters.beta_fast is 1e\+308, expected a number from"):
+        read({**QWEN3_30B, "rope_parameters": yarn})
 
 
 def test_theta_is_that_of_the_parameters_before_the_one_at_the_top() -> None:
@@ -77,7 +108,7 @@ def test_a_scaling_of_yarn_that_makes_no_angles_is_refused_in_an_index(key: str,
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("factor", 0, "rope_scaling.factor is 0, expected a number above 0"),
+        ("factor", 0, "rope_scaling.factor is 0.0, expected a number from 1/1048576 to 1048576"),
         (
             "original_max_position_embeddings",
             0,
@@ -127,7 +158,7 @@ def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("factor", 0.0, "factor is 0.0, expected a number above 0"),
+        ("factor", 0.0, "factor is 0.0, expected a number from 1/1048576 to 1048576"),
         ("factor", 1e-320, "factor is 1e-320, expected a number from 1/1048576 to 1048576"),
         ("low_freq_factor", -1.0, "low_freq_factor is -1.0, expected a number from 1/1048576 to 1048576"),
         ("high_freq_factor", 0.5, "high_freq_factor is 0.5, expected low_freq_factor 1.0 or more"),
