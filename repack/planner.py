@@ -102,10 +102,9 @@ class _Planner:
         experts = {}
         for i in filter(config.has_experts, range(len(layers))):
             layers[i], experts[i] = self.expert_layer(i)
-        tied = config.tie_word_embeddings
-        resident.append(embedding if tied else self.take(head_prefix(self.prefix), self.family.head))
+        resident.append(self.head(embedding))
         ngrams = self.ngrams()
-        skipped = tuple(self.skip(tied))
+        skipped = tuple(self.skip())
         if self.quantization is not None and not self.quantized:
             raise FormatError(
                 f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
@@ -140,8 +139,20 @@ class _Planner:
     def shape(self, tensor: Tensor | Experts) -> tuple[int, ...]:
         return self.family.shape(tensor.shape, self.config)
 
+    def head(self, embedding: SourceMatrix) -> SourceMatrix:
+        """The head; where it is tied, the embedding, unless it is stored itself, as transformers has it."""
+        at, head = head_prefix(self.prefix), self.family.head
+        if self.config.tie_word_embeddings and not is_there(self.module(at, head), self.left):
+            return embedding
+        return self.take(at, head)
+
     def take(self, at: str, tensor: Tensor) -> SourceMatrix:
-        """A resident tensor's matrix; a vector is one row, and only the last axis of others are columns."""
+        """A resident tensor's matrix."""
+        module = self.module(at, tensor)
+        return self.matrix(module, take_module(module, self.left, self.quantization))
+
+    def module(self, at: str, tensor: Tensor) -> Module:
+        """Where a resident tensor is; a vector is one row, and only the last axis of others are columns."""
         shape = self.shape(tensor)
         module = Module(
             at + tensor.base,
@@ -152,9 +163,7 @@ class _Planner:
             num_experts=self.config.num_experts if tensor.dtype in INTEGERS else 0,
         )
         elsewhere = module._replace(base=at + tensor.also)
-        if tensor.also and is_there(elsewhere, self.left):
-            module = elsewhere
-        return self.matrix(module, take_module(module, self.left, self.quantization))
+        return elsewhere if tensor.also and is_there(elsewhere, self.left) else module
 
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:
         """The matrix of a module, or of one expert of a stacked one."""
@@ -250,14 +259,12 @@ class _Planner:
             raise UnsupportedError(f"{bias.base} is {found.encoding.label}, expected plain floats")
         return found
 
-    def skip(self, tied: bool) -> Iterator[Skipped]:
+    def skip(self) -> Iterator[Skipped]:
         """Account for all tensors that are left. Raises FormatError for one that nobody knows."""
         reasons: dict[str, list[SourceTensor]] = {}
         scales = set(activation_scales(self.left))
         for name, tensor in self.left.items():
             known = self.family.skip_reason(name, self.prefix, self.config)
-            if known is None and tied and name.startswith(f"{head_prefix(self.prefix)}{self.family.head.base}."):
-                known = "lm_head, which is tied to the embedding"
             if known is None and name in scales:
                 known = "scales of quantized activations"
             if known is None:

@@ -171,9 +171,13 @@ def test_a_tied_lm_head_is_made_of_the_embedding() -> None:
     assert made.layout.resident[-1].name == "lm_head"
 
 
-def test_a_tied_lm_head_that_is_stored_all_the_same_is_skipped() -> None:
-    (skipped,) = plan(tie_word_embeddings=True).skipped
-    assert (skipped.what, skipped.tensors) == ("lm_head, which is tied to the embedding", 1)
+def test_a_tied_lm_head_that_is_stored_all_the_same_is_the_head() -> None:
+    """A head that was trained apart: transformers' tie_weights ties no two tensors that are stored and differ."""
+    made = plan(tie_word_embeddings=True)
+    assert (made.resident[-1].tensor, made.skipped) == ("lm_head.weight", ())
+    listing = shapes(SMALL) | {"lm_head.bias": ("BF16", (96,))}
+    with refusal(FormatError, "lm_head.bias has no place in"):
+        plan(listing, tie_word_embeddings=True)
 
 
 def test_vision_and_multi_token_prediction_are_skipped_and_counted() -> None:
