@@ -166,14 +166,13 @@ def _read_awq(fields: Fields) -> Quantization:
 
 
 def _read_mlx(fields: Fields) -> Quantization:
-    default = _mlx_layer(fields, None)
-    return Quantization(MLX, fields.where, overrides=dict(_mlx_overrides(fields, default)), default=default)
+    return Quantization(MLX, fields.where, overrides=dict(_mlx_overrides(fields)), default=_mlx_layer(fields))
 
 
-def _mlx_overrides(fields: Fields, default: MLXLayer) -> Iterator[tuple[str, MLXLayer | None]]:
+def _mlx_overrides(fields: Fields) -> Iterator[tuple[str, MLXLayer | None]]:
     for path, value in fields.entries():
         if isinstance(value, dict):
-            yield path, _mlx_layer(Fields(value, fields.name(path)), default)
+            yield path, _mlx_layer(Fields(value, fields.name(path)))
         elif value is False:
             yield path, None
         elif path not in ("bits", "group_size", "mode"):
@@ -182,8 +181,9 @@ def _mlx_overrides(fields: Fields, default: MLXLayer) -> Iterator[tuple[str, MLX
                 raise FormatError(f"{fields.name(path)} is {shown(value)}, expected {expected}")
 
 
-def _mlx_layer(fields: Fields, default: MLXLayer | None) -> MLXLayer:
-    mode = _only(fields, "mode", MLX_MODES, "affine" if default is None else default.mode)
+def _mlx_layer(fields: Fields) -> MLXLayer:
+    """What a module's own says nothing of is MLX's default, and not what all modules have."""
+    mode = _only(fields, "mode", MLX_MODES, "affine")
     size = {"affine": 64, "mxfp4": 32, "nvfp4": 16}[mode]
     return MLXLayer(fields.integer("bits", default=4), fields.integer("group_size", default=size), mode)
 

@@ -77,6 +77,17 @@ def parts(layout: Layout) -> list[Encoding]:
 # ---- kept to the bit
 
 
+def test_a_module_of_mlx_that_says_no_mode_is_affine_whatever_the_others_are(tmp_path: Path) -> None:
+    """mlx-lm's Qwen3 MoE with --q-mode mxfp4: its routers say bits and group_size alone (its quant_predicate)."""
+    tensors = in_kind(shapes(SMALL, fused=False), "mlx_mxfp4", is_expert, np.random.default_rng(1))
+    gates = [f"{PREFIX}layers.{layer}.mlp.gate" for layer in range(2)]
+    tensors |= in_kind({f"{gate}.weight": ("BF16", (5, 64)) for gate in gates}, "mlx8", bool, np.random.default_rng(2))
+    config = said("mlx_mxfp4") | {gate: {"group_size": 32, "bits": 8} for gate in gates}
+    layout = converted(write_tensors(tmp_path / "source", CONFIG, tensors, config), tmp_path / "out")
+    assert {encoding.id for encoding in parts(layout)} == {"mxfp4"}
+    assert verified(tmp_path / "source", tmp_path / "out").sound
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bf16" and not kind.startswith("fp8")])
 def test_experts_that_arrive_quantized_are_kept_to_the_bit(tmp_path: Path, kind: str) -> None:
     source = checkpoint(tmp_path / "source", kind)
