@@ -126,12 +126,20 @@ def _read_compressed(fields: Fields) -> Quantization:
             continue
         weights = group.object("weights")
         bits.add(weights.integer("num_bits"))
-        if "group_size" in weights:
-            sizes.add(weights.integer("group_size", -1))
+        sizes.add(weights.integer("group_size", -1, default=-1))
         if weights.string("type", "int") == "int":
             _only(weights, "symmetric", (True,), True)
         _only(weights, "actorder", ("static", "weight", None), None)
+    if "transform_config" in fields:
+        _check_transforms(fields.object("transform_config"))
     return Quantization(COMPRESSED, fields.where, frozenset(bits), frozenset(sizes), form=fields.string("format"))
+
+
+def _check_transforms(fields: Fields) -> None:
+    """Rotations that are not in the weights already. Raises UnsupportedError."""
+    for name in fields.mapping("config_groups") if "config_groups" in fields else ():
+        for apply in fields.object("config_groups").object(name).objects("apply"):
+            _only(apply, "location", ("weight_input", "weight_output"))
 
 
 def _read_modelopt(fields: Fields) -> Quantization:

@@ -4,7 +4,7 @@ Tensors decide; the config must agree. Names are made of a module's `base` and o
 its plain tensor: `mlp.gate` and `mlp.gate.weight`, or twice `mlp.experts.gate_up_proj`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from typing import NamedTuple
 
 from formats.encodings.fp4 import MX_GROUP_SIZE, NV_GROUP_SIZE
@@ -211,12 +211,12 @@ class _Look:
             )
         if isinstance(encoding, (PackedSource, GPTQSource, AWQSource)):
             self._agree("bits", encoding.bits, said.bits)
-            whole = {self.module.columns} if -1 in said.group_sizes else set()
-            self._agree("group_size", encoding.group_size, said.group_sizes | whole)
+            sizes = {self.module.columns if size == -1 else size for size in said.group_sizes}
+            self._agree("group_size", encoding.group_size, sizes)
         if said.method == MLX:
             self._check_mlx(said, encoding)
 
-    def _agree(self, key: str, found: int, said: "frozenset[int] | set[int]") -> None:
+    def _agree(self, key: str, found: int, said: Set[int]) -> None:
         assert self.quantization is not None
         if said and found not in said:
             values = " or ".join(map(str, sorted(said)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from formats.container import open_container
-from formats.encodings import FP8, Affine, Encoding, Plain
+from formats.encodings import FP8, Affine, Encoding, Plain, Symmetric
 from formats.errors import RequestError
 from formats.layout import Layout
 from formats.origins import Origin, read_origins
@@ -97,6 +97,22 @@ def test_experts_that_arrive_quantized_are_kept_to_the_bit(tmp_path: Path, kind:
     assert result.sound
     (experts,) = (c for c in result.comparisons if c.tensors == 2 * 5 * 3)
     assert (experts.source, experts.exact, experts.max_abs_error) == (source_encoding(kind, 64, 64).label, True, 0.0)
+
+
+def test_groups_of_compressed_tensors_may_be_of_several_sizes_and_whole_rows(tmp_path: Path) -> None:
+    def is_down(name: str) -> bool:
+        return is_expert(name) and "down_proj" in name
+
+    def others(name: str) -> bool:
+        return is_expert(name) and not is_down(name)
+
+    listing, rng = shapes(SMALL, fused=False), np.random.default_rng(1)
+    tensors = in_kind({name: found for name, found in listing.items() if not is_down(name)}, "int4", others, rng)
+    tensors |= in_kind({name: found for name, found in listing.items() if is_down(name)}, "int8_channel", is_down, rng)
+    groups = {kind: {**said(kind)["config_groups"]["group_0"]} for kind in ("int4", "int8_channel")}
+    config = said("int4") | {"config_groups": groups, "transform_config": {}}
+    layout = converted(write_tensors(tmp_path / "source", CONFIG, tensors, config), tmp_path / "out")
+    assert parts(layout)[:3] == [Symmetric(4, 32, "bf16"), Symmetric(4, 32, "bf16"), Symmetric(8, 64, "bf16")]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("fp8")])

@@ -148,6 +148,12 @@ def test_content_that_no_weight_may_have_is_refused(tmp_path: Path, case: tuple[
             FormatError,
             "says gptq, but model.safetensors: EXPERT.weight",
         ),
+        (
+            "int4",
+            said("int4") | {"transform_config": {"config_groups": {"R4": {"apply": [{"location": "input"}]}}}},
+            UnsupportedError,
+            "transform_config.config_groups.R4.apply[0].location is input, only weight_input, weight_output",
+        ),
         ("bf16", CONFIGS["fp8_block"], FormatError, "says fp8, but every tensor is of plain floats"),
         ("int4", CONFIGS["mlx4"], FormatError, "quantization says mlx, but"),
         (
