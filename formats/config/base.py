@@ -235,6 +235,6 @@ class ModelConfig(ABC):
 def only(source: Fields, key: str, implemented: Any) -> None:
     """A key may be absent, null, or hold the one value that the code implements. Raises UnsupportedError."""
     value = source.raw(key, implemented)
-    if value != implemented or type(value) is not type(implemented):
+    if value != implemented or isinstance(value, bool) != isinstance(implemented, bool):  # True is 1, too
         wanted = "nothing" if implemented is None else repr(implemented)
         raise UnsupportedError(f"{source.name(key)} is {shown(value)}, only {wanted} is implemented")

@@ -15,7 +15,7 @@ from formats.config.base import (
     only,
 )
 from formats.config.decoder import SIGMOID, SOFTMAX
-from formats.config.rope import Rope, Yarn, mscale, read_rope
+from formats.config.rope import Rope, Yarn, mscale, read_rope, source_of
 from formats.fields import Fields
 
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
@@ -136,7 +136,7 @@ class DeepseekV3Config(ModelConfig):
         if scoring_func == SOFTMAX:  # transformers multiplies, the published code either normalises or multiplies
             only(text, "norm_topk_prob", False)
         only(text, "rope_interleave", True)
-        only(text, "partial_rotary_factor", 1.0)
+        only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
         rope_theta, rope_scaling = read_rope(text)
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         heads = text.integer("num_attention_heads", 1, 2**16)
@@ -181,13 +181,15 @@ class DeepseekV3Config(ModelConfig):
 
 
 def _read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
-    """Which layers choose and which share the choice before theirs: listed, or by a schedule (GLM-5.2)."""
-    only(config, "index_topk_pattern", None)
+    """Which layers choose and which share the choice before theirs: listed, or by a pattern or a schedule (GLM-5.2)."""
     every = config.integer("index_topk_freq", 1, 2**20, default=1)
     offset = config.integer("index_skip_topk_offset", 0, 2**20, default=2)
     scheduled = ["shared" if max(i - offset + 1, 0) % every else "full" for i in range(num_layers)]
+    key = "indexer_types" if "indexer_types" in config else "index_topk_pattern"
+    kinds = config.raw(key, scheduled)
+    if isinstance(kinds, str):  # a letter per layer
+        kinds = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in kinds]
     names = {"full": INDEXED_ATTENTION, "shared": SHARED_INDEX_ATTENTION}
-    kinds = config.strings("indexer_types", scheduled)
-    if not set(kinds) <= names.keys():
-        raise config.wrong("indexer_types", "only full and shared")
+    if not isinstance(kinds, list) or any(kind not in list(names) for kind in kinds):
+        raise config.wrong(key, "only full and shared")
     return tuple(names[kind] for kind in kinds)

@@ -8,7 +8,6 @@ from formats.fields import Fields
 def read_ernie4_5_moe(config: Fields) -> DecoderConfig:
     """Softmax with a correction bias, ungated shared experts. Raises FormatError or UnsupportedError naming the key."""
     only(config, "use_bias", False)
-    only(config, "rope_scaling", None)
     only(config, "moe_norm_min", 1e-12)  # below any sum of the chosen scores
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     first, last = config.integer("moe_layer_start_index", 0, num_layers, 1), _last_layer(config, num_layers)
@@ -18,6 +17,7 @@ def read_ernie4_5_moe(config: Fields) -> DecoderConfig:
     return read_decoder(
         config,
         model_type="ernie4_5_moe",
+        tie_word_embeddings=config.boolean("tie_word_embeddings", default=True),
         num_experts=config.integer("moe_num_experts", 1, 2**20),
         top_k=config.integer("moe_k", 1, 2**20),
         moe_intermediate_size=inner,

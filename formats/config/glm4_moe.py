@@ -10,13 +10,13 @@ def read_glm4_moe(config: Fields) -> DecoderConfig:
     """DeepSeek's router and shared expert behind attention. Raises FormatError or UnsupportedError naming the key."""
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     num_dense = config.integer("first_k_dense_replace", 0, num_layers, default=1)
-    inner = config.integer("moe_intermediate_size", 1, 2**24)
+    inner, head_dim = config.integer("moe_intermediate_size", 1, 2**24), config.integer("head_dim", 1, 2**16)
     return read_decoder(
         config,
         model_type="glm4_moe",
         num_experts=config.integer("n_routed_experts", 1, 2**20),
         moe_intermediate_size=inner,
-        rotary_dim=read_rotary_dim(config, config.integer("head_dim", 1, 2**16), 0.5),
+        rotary_dim=read_rotary_dim(config, head_dim, head_dim // 2),
         mlp_layer_types=(DENSE,) * num_dense + (SPARSE,) * (num_layers - num_dense),
         intermediate_size=config.integer("intermediate_size", 1, 2**24),
         attention_bias=config.boolean("attention_bias", default=False),

@@ -2,6 +2,7 @@
 
 from formats.config.base import only
 from formats.config.decoder import SIGMOID, WHOLE_NORM, DecoderConfig, read_decoder
+from formats.config.rope import read_rotary_dim
 from formats.fields import Fields
 
 
@@ -15,6 +16,7 @@ def read_minimax_m2(config: Fields) -> DecoderConfig:
         "shared_intermediate_size": 0,
     }.items():
         only(config, key, value)
+    head_dim = config.integer("head_dim", 1, 2**16)
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     only(config, "attn_type_list", [1] * num_layers)
     return read_decoder(
@@ -22,7 +24,7 @@ def read_minimax_m2(config: Fields) -> DecoderConfig:
         model_type="minimax_m2",
         num_experts=config.integer("num_local_experts", 1, 2**20),
         moe_intermediate_size=config.integer("intermediate_size", 1, 2**24),
-        rotary_dim=config.integer("rotary_dim", 2, 2**16),
+        rotary_dim=read_rotary_dim(config, head_dim, config.integer("rotary_dim", 2, 2**16, default=head_dim)),
         qk_norm=WHOLE_NORM,
         scoring_func=SIGMOID,
         e_score_correction_bias=True,

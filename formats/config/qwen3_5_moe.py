@@ -90,7 +90,7 @@ def read_hybrid(outer: Fields, text: Fields, model_type: str) -> dict[str, Any]:
         "num_attention_heads": text.integer("num_attention_heads", 1, 2**16),
         "num_key_value_heads": text.integer("num_key_value_heads", 1, 2**16),
         "head_dim": head_dim,
-        "rotary_dim": read_rotary_dim(text, head_dim, 0.25),
+        "rotary_dim": read_rotary_dim(text, head_dim, head_dim // 4),
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
         "num_experts": text.integer("num_experts", 1, 2**20),

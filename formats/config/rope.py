@@ -204,10 +204,17 @@ def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
     return kind
 
 
-def read_rotary_dim(config: Fields, head_dim: int, default_factor: float) -> int:
-    """How much of a head is turned: head_dim * partial_rotary_factor. Raises FormatError naming the key."""
-    source = _beside(_rope_parameters(config), config, "partial_rotary_factor")
-    rotary_dim = head_dim * source.number("partial_rotary_factor", default_factor)
+def source_of(config: Fields, key: str) -> Fields:
+    """Where a key of a config.json's rotary embeddings stands."""
+    return _beside(_rope_parameters(config), config, key)
+
+
+def read_rotary_dim(config: Fields, head_dim: int, default: int) -> int:
+    """How much of a head is turned: head_dim * partial_rotary_factor, if that is said. Raises FormatError."""
+    source = source_of(config, "partial_rotary_factor")
+    if "partial_rotary_factor" not in source:
+        return default
+    rotary_dim = head_dim * source.number("partial_rotary_factor")
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise source.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
     return int(rotary_dim)

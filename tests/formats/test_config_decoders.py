@@ -141,6 +141,18 @@ def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() ->
     assert read(config) == read(QWEN3_30B)
 
 
+def test_ernie_ties_its_head_if_nothing_is_said() -> None:
+    """As transformers' configuration_ernie4_5_moe.py, and no other decoder."""
+    for model_type, config in DECODERS.items():
+        assert read({**config, "tie_word_embeddings": None}).tie_word_embeddings == (model_type == "ernie4_5_moe")
+
+
+def test_a_whole_number_may_be_written_as_a_float_but_not_as_true() -> None:
+    assert read({**DECODERS["minimax_m2"], "shared_intermediate_size": 0.0}) == read(DECODERS["minimax_m2"])
+    with pytest.raises(StreamingExpertsError, match="shared_intermediate_size is False, only 0 is implemented"):
+        read({**DECODERS["minimax_m2"], "shared_intermediate_size": False})
+
+
 def test_qwen_says_in_two_ways_which_layers_are_dense() -> None:
     dense = {"num_hidden_layers": 4, "mlp_only_layers": [1], "decoder_sparse_step": 3, "intermediate_size": 6144}
     model = read({**QWEN3_30B, **dense})

@@ -120,13 +120,17 @@ def test_layers_of_glm_5_may_share_an_indexer_as_listed_or_by_schedule() -> None
     assert listed.layer_types.count("shared_index_attention") == 3
     assert listed.indexer == Indexer(32, 128, 2048, rope_interleave=True)
     assert read(GLM_5 | {"index_topk_freq": 4, "index_skip_topk_offset": 3}) == listed
+    assert read(GLM_5 | {"index_topk_pattern": "FFFSSSF", "index_topk_freq": 1}) == listed
+    assert read(GLM_5 | {"index_topk_pattern": ["full"] * 3 + ["shared"] * 3 + ["full"]}) == listed
     assert read(GLM_5).layer_types == ("indexed_attention",) * 7
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"index_topk_pattern": "FFSFFSF"}, "index_topk_pattern is FFSFFSF, only nothing is implemented"),
+        ({"index_topk_pattern": "FFSFFTF"}, "index_topk_pattern is FFSFFTF, expected only full and shared"),
+        ({"index_topk_pattern": [["full"]]}, r"index_topk_pattern is .*, expected only full and shared"),
+        ({"index_topk_pattern": "FS"}, "layer_types is .*, expected 7 entries"),
         ({"indexer_types": ["half"] * 7}, r"indexer_types is .*, expected only full and shared"),
         ({"indexer_types": ["shared"] * 7}, r"layer_types is .*, expected indexed_attention first"),
         ({"index_head_dim": 32}, "index_head_dim is 32, expected qk_rope_head_dim 64 or more"),
@@ -152,6 +156,7 @@ def test_queries_may_come_without_a_rank() -> None:
         ("moe_layer_freq", 2, "moe_layer_freq is 2, only 1 is implemented"),
         ("rope_interleave", False, "rope_interleave is False, only True is implemented"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
+        ("rope_scaling", {"partial_rotary_factor": 0.5}, "rope_scaling.partial_rotary_factor is 0.5, only 1.0 is"),
         ("n_group", 7, "n_group is 7, expected a divisor of n_routed_experts 256"),
         ("topk_group", 9, "topk_group is 9, expected 1 to n_group 8"),
         (

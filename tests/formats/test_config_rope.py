@@ -84,6 +84,20 @@ def test_the_share_of_a_head_that_turns_is_looked_for_where_theta_is() -> None:
     glm = {**GLM_4_5_AIR, "partial_rotary_factor": 0.5}
     assert read({**glm, "rope_parameters": {"rope_theta": 1e6}}).rotary_dim == 64
     assert read({**glm, "rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.25}}).rotary_dim == 32
+    assert read({**glm, "partial_rotary_factor": None}).rotary_dim == 64
+    minimax = DECODERS["minimax_m2"]  # published with rotary_dim 64, which is less than a share that is said
+    share = {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.25}
+    assert read({**minimax, "rope_parameters": share}).rotary_dim == 32
+    assert read({**minimax, "rotary_dim": None, "rope_parameters": share}).rotary_dim == 32
+    assert read({**minimax, "rotary_dim": None}).rotary_dim == 128
+
+
+def test_yarn_of_ernie_is_read_in_either_of_its_forms() -> None:
+    ernie = DECODERS["ernie4_5_moe"]
+    found = read({**ernie, "rope_scaling": {"type": "yarn", **ORIGINAL}})
+    assert isinstance(found.rope_scaling, Yarn)
+    parameters = {"rope_type": "yarn", "rope_theta": ernie["rope_theta"], **ORIGINAL}
+    assert read({**ernie, "rope_parameters": parameters}) == found
 
 
 @pytest.mark.parametrize(
