@@ -15,6 +15,7 @@ from repack.sources.base import SourceTensor
 
 Tensors = Mapping[str, SourceTensor]
 SPLIT_KV_B = ".self_attn.embed_q.weight"
+HALVES_OF_KV_B = (".embed_q.", ".unembed_out.")
 FUSED_RESIDUAL = "output_attn_res_score.weight"
 FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused")
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
@@ -45,7 +46,7 @@ def with_facts_of_tensors(config: ModelConfig, model: ModelConfig) -> ModelConfi
 
 def without_added_ones(tensors: Tensors) -> dict[str, SourceTensor]:
     """Norms around zero, which MLX stores around one: it is told by its convolutions, [channels, kernel, 1]."""
-    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1] == 1 for name, tensor in tensors.items())
+    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1:] == (1,) for name, tensor in tensors.items())
     if not by_mlx:
         return dict(tensors)
     return {
@@ -58,7 +59,7 @@ def without_head_axes(tensors: Tensors) -> dict[str, SourceTensor]:
     """MLX's halves of kv_b_proj, [heads, rows, columns], as matrices."""
     return {
         name: tensor._replace(shape=(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:]))
-        if len(tensor.shape) == 3 and name.split(".")[-2] in ("embed_q", "unembed_out")
+        if len(tensor.shape) == 3 and any(half in name for half in HALVES_OF_KV_B)
         else tensor
         for name, tensor in tensors.items()
     }

@@ -10,6 +10,7 @@ from formats.config import read_config
 from formats.encodings import Affine, Plain
 from formats.encodings.sources import PlainSource
 from formats.errors import FormatError, RequestError, UnsupportedError
+from repack.carriers import without_head_axes
 from repack.plan import Options, Plan, SourceMatrix, SourcePlane
 from repack.planner import make_plan
 from tests.repack.checkpoints import PREFIX, QWEN3_5_397B, SMALL, Shapes, config_json, shapes, source_tensors
@@ -178,6 +179,14 @@ def test_a_tied_lm_head_that_is_stored_all_the_same_is_the_head() -> None:
     listing = shapes(SMALL) | {"lm_head.bias": ("BF16", (96,))}
     with refusal(FormatError, "lm_head.bias has no place in"):
         plan(listing, tie_word_embeddings=True)
+
+
+def test_tensors_of_any_shape_and_name_are_refused_in_one_line_where_mlx_is_looked_for() -> None:
+    with refusal(FormatError, "linear_attn.conv1d.weight has shape [], expected [128, 1, 4]"):
+        plan(shapes(SMALL) | {f"{LAYER0}linear_attn.conv1d.weight": ("BF16", ())})
+    split: Shapes = {f"{PREFIX}layers.0.self_attn.embed_q.weight": ("BF16", (2, 3, 4)), "x": ("BF16", (1, 1, 1))}
+    found = {tensor.name: tensor.shape for tensor in without_head_axes(source_tensors(split)).values()}
+    assert list(found.values()) == [(6, 4), (1, 1, 1)]
 
 
 def test_vision_and_multi_token_prediction_are_skipped_and_counted() -> None:
