@@ -151,7 +151,8 @@ def _read_gptq(fields: Fields) -> Quantization:
     bits, size = fields.integer("bits"), fields.integer("group_size", -1)
     if fields.boolean("desc_act", False) and size != -1:
         raise UnsupportedError(f"{fields.name('desc_act')} is true: GPTQ with act-order is not supported")
-    layout = _only(fields, "checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    key = "checkpoint_format" if "checkpoint_format" in fields else "format"  # as GPTQModel calls it by now
+    layout = _only(fields, key, ("gptq", "gptq_v2"), "gptq")
     symmetric = fields.boolean("sym", True)
     all_bits, sizes = {bits}, {size}
     for rule, change in fields.mapping("dynamic").items() if "dynamic" in fields else ():
@@ -167,7 +168,7 @@ def _read_gptq(fields: Fields) -> Quantization:
 
 
 def _read_awq(fields: Fields) -> Quantization:
-    _only(fields, "version", ("gemm", "GEMM"), "gemm")
+    _only(fields, "version" if "version" in fields else "format", ("gemm", "GEMM"), "gemm")
     _only(fields, "zero_point", (True,), True)
     bits = _only(fields, "bits", (4,))
     return Quantization(AWQ, fields.where, frozenset({bits}), frozenset({fields.integer("group_size", -1)}))

@@ -77,6 +77,19 @@ def parts(layout: Layout) -> list[Encoding]:
 # ---- kept to the bit
 
 
+def test_which_gptq_it_is_may_be_said_by_format(tmp_path: Path) -> None:
+    """As GPTQModel calls checkpoint_format, which it still writes beside it: zero points differ by one."""
+    tensors = in_kind(shapes(SMALL, fused=False), "gptq_v2", is_expert, np.random.default_rng(1))
+    config = said("gptq_v2")
+    source = write_tensors(tmp_path / "source", CONFIG, tensors, config)
+    renamed = {"format" if key == "checkpoint_format" else key: value for key, value in config.items()}
+    other = write_tensors(tmp_path / "other", CONFIG, tensors, renamed)
+    converted(source, tmp_path / "out")
+    converted(other, tmp_path / "other_out")
+    name = "experts/layer-000.bin"
+    assert (tmp_path / "other_out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
 def test_a_module_of_mlx_that_says_no_mode_is_affine_whatever_the_others_are(tmp_path: Path) -> None:
     """mlx-lm's Qwen3 MoE with --q-mode mxfp4: its routers say bits and group_size alone (its quant_predicate)."""
     tensors = in_kind(shapes(SMALL, fused=False), "mlx_mxfp4", is_expert, np.random.default_rng(1))

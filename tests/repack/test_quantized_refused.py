@@ -176,6 +176,7 @@ def test_content_that_no_weight_may_have_is_refused(tmp_path: Path, case: tuple[
             "checkpoint_format is marlin",
         ),
         ("awq", {**said("awq"), "version": "gemv"}, UnsupportedError, "version is gemv, only gemm, GEMM"),
+        ("awq", {**said("awq"), "version": None, "format": "gemv"}, UnsupportedError, "format is gemv, only gemm"),
         ("mlx4", {**said("mlx4"), "bits": 8}, FormatError, "bits of EXPERT is 8, but"),
         (
             "mlx4",
