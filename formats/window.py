@@ -1,18 +1,20 @@
-"""What a cache of keys and values keeps of a layer with a window: its tokens, in whole blocks, and room for more.
+"""How many tokens caches of keys and values hold, and what they keep of a layer with a window.
 
-A layer that attends in chunks keeps one chunk.
+That is its tokens, in whole blocks, and room for more. A layer that attends in chunks keeps one chunk.
 """
 
+LANES = 16  # keys, and values of one, that kernels keep together
 BLOCK = 128  # kernels take keys in blocks from multiples of this, so tokens are forgotten in such
 
 
-def forgets(window: int, ctx_size: int) -> bool:
-    """Whether a cache forgets at all: for short contexts it holds every token."""
-    return ctx_size > _worth_it(window)
+def in_lanes(number: int) -> int:
+    """What kernels make room for where so many tokens or values are held."""
+    return -(-number // LANES) * LANES
 
 
-def _worth_it(window: int) -> int:
-    return 4 * room(window, 0)
+def forgets(window: int, ctx_size: int, chunk_size: int) -> bool:
+    """Whether a cache forgets at all: an old one lives until the step ends that moved to a new one."""
+    return ctx_size > 2 * room(window, chunk_size)
 
 
 def first_kept(window: int, length: int) -> int:
@@ -26,12 +28,14 @@ def room(window: int, tokens: int) -> int:
 
 
 def held_tokens(window: int, ctx_size: int, chunk_size: int) -> int:
-    """Tokens in memory at most: an old cache lives until the step ends that moved to a new one."""
-    if not forgets(window, ctx_size):
-        return ctx_size
-    return max(_worth_it(window), min(2 * room(window, chunk_size), 2 * ctx_size))
+    """Tokens that caches have room for at most, in steps of up to chunk_size."""
+    return min(in_lanes(ctx_size), 2 * room(window, chunk_size))
 
 
 def chunked_tokens(chunk: int, ctx_size: int, chunk_size: int) -> int:
-    """As `held_tokens`, of a layer whose attention begins anew every `chunk` tokens."""
-    return min(ctx_size, chunk + min(chunk, chunk_size))
+    """As `held_tokens`, of a layer whose attention begins anew every `chunk` tokens.
+
+    Of a new cache only what a step writes is in memory while the old one lives.
+    """
+    after = min(chunk, chunk_size, max(0, ctx_size - chunk))
+    return in_lanes(min(chunk, ctx_size)) + in_lanes(after)

@@ -93,7 +93,7 @@ class Engine:
             )
             pool = resources.enter_context(ThreadPoolExecutor(threads, "compute", ignore_nan))
             self.resident = load_resident(container)
-            self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size, ngrams)
+            self.ops = NumpyOps(layout, self.resident, embedding, self.experts, pool, ctx_size, chunk_size, ngrams)
             if backend == "native":
                 self.ops = resources.enter_context(
                     closing(
@@ -104,6 +104,7 @@ class Engine:
                             self.experts,
                             pool,
                             ctx_size,
+                            chunk_size,
                             threads=threads,
                             precision=precision,
                             ngrams=ngrams,

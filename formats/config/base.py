@@ -161,15 +161,9 @@ class ModelConfig(ABC):
         """Query heads that share a key head, in the layer where most do."""
         return self.num_attention_heads // self.num_key_value_heads
 
-    @property
-    def cache_values_per_token(self) -> int:
-        """Keys and values that one token adds to the caches of all layers."""
-        full = self.layer_types.count(FULL_ATTENTION)
-        return full * 2 * self.num_key_value_heads * self.head_dim
-
+    @abstractmethod
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
-        """Keys and values in the caches of all layers at most, of a sequence read in chunks."""
-        return ctx_size * self.cache_values_per_token
+        """Keys and values that the caches of all layers have room for at most, of a sequence read in chunks."""
 
     @property
     @abstractmethod

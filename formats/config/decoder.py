@@ -20,7 +20,7 @@ from formats.config.base import (
 )
 from formats.config.rope import Rope, read_rope
 from formats.fields import Fields
-from formats.window import chunked_tokens, held_tokens
+from formats.window import chunked_tokens, held_tokens, in_lanes
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
@@ -160,10 +160,6 @@ class DecoderConfig(ModelConfig):
     def queries_per_key(self) -> int:
         return self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
 
-    @property
-    def cache_values_per_token(self) -> int:
-        return sum(map(self._cached_values, range(self.num_hidden_layers)))
-
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         return sum(
             self._held_tokens(layer, ctx_size, chunk_size) * self._cached_values(layer)
@@ -172,14 +168,14 @@ class DecoderConfig(ModelConfig):
 
     def _cached_values(self, layer: int) -> int:
         """Keys and values of a token in one layer."""
-        return self.key_heads(layer) * (self.head_dim + self.value_dim)
+        return self.key_heads(layer) * (self.head_dim + in_lanes(self.value_dim))
 
     def _held_tokens(self, layer: int, ctx_size: int, chunk_size: int) -> int:
         if (window := self.window(layer)) is not None:
             return held_tokens(window, ctx_size, chunk_size)
         if (chunk := self.chunk(layer)) is not None:
             return chunked_tokens(chunk, ctx_size, chunk_size)
-        return ctx_size
+        return in_lanes(ctx_size)
 
     @property
     def state_values(self) -> int:

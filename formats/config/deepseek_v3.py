@@ -17,6 +17,7 @@ from formats.config.base import (
 from formats.config.decoder import SIGMOID, SOFTMAX
 from formats.config.rope import Rope, Yarn, mscale, read_rope, source_of
 from formats.fields import Fields
+from formats.window import in_lanes
 
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
 
@@ -79,11 +80,10 @@ class DeepseekV3Config(ModelConfig):
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
 
-    @property
-    def cache_values_per_token(self) -> int:
+    def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
         latents = sum(kind != LINEAR_ATTENTION for kind in self.layer_types)
-        return latents * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed
+        return in_lanes(ctx_size) * (latents * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed)
 
     @property
     def known_layer_types(self) -> tuple[str, ...]:

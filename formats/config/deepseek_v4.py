@@ -17,7 +17,7 @@ from formats.config.base import (
 from formats.config.rope import Rope, Yarn, read_rope, read_theta, read_yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
-from formats.window import held_tokens
+from formats.window import held_tokens, in_lanes
 
 HASH_MOE, MOE = "hash_moe", "moe"  # experts by a table of token ids, or by scores
 MAX_STREAMS, MAX_ITERATIONS = 64, 1000  # of hyper-connections
@@ -92,12 +92,7 @@ class DeepseekV4Config(ModelConfig):
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         windows = self.num_hidden_layers * held_tokens(self.sliding_window, ctx_size, chunk_size) * 2 * self.head_dim
-        return windows + sum(-(-ctx_size // rate) * width for rate, width, _ in self.compressors())
-
-    @property
-    def cache_values_per_token(self) -> int:
-        """Of a long context: what layers keep of their entries, rounded up."""
-        return sum(-(-width // rate) for rate, width, _ in self.compressors())
+        return windows + sum(in_lanes(-(-ctx_size // rate)) * width for rate, width, _ in self.compressors())
 
     @property
     def state_values(self) -> int:

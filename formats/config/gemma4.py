@@ -17,7 +17,7 @@ from formats.config.base import (
 from formats.config.rope import Rope, read_theta
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
-from formats.window import held_tokens
+from formats.window import held_tokens, in_lanes
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,12 @@ class Gemma4Config(ModelConfig):
         """Tokens that a token of this layer sees, itself included; None for all before it."""
         return self.sliding_window if self.layer_types[layer] == SLIDING_ATTENTION else None
 
-    @property
-    def cache_values_per_token(self) -> int:
-        return sum(2 * heads * width for heads, width in map(self.key_heads, range(self.num_hidden_layers)))
-
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         total = 0
         for layer in range(self.num_hidden_layers):
             (heads, width), window = self.key_heads(layer), self.window(layer)
-            tokens = ctx_size if window is None else held_tokens(window, ctx_size, chunk_size)
-            total += tokens * 2 * heads * width
+            tokens = in_lanes(ctx_size) if window is None else held_tokens(window, ctx_size, chunk_size)
+            total += tokens * heads * (width + in_lanes(width))
         return total
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 from formats.config.base import DENSE, FULL_ATTENTION, LINEAR_ATTENTION, SPARSE, Where, only
 from formats.config.deepseek_v3 import DeepseekV3Config
 from formats.fields import Fields
+from formats.window import in_lanes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class KimiLinearConfig(DeepseekV3Config):
 
     @property
     def state_values(self) -> int:
-        recurrent = self.linear_width * self.linear_head_dim
+        recurrent = self.linear_width * in_lanes(self.linear_head_dim)
         convolution = (self.linear_conv_kernel_dim - 1) * 3 * self.linear_width
         return self.layer_types.count(LINEAR_ATTENTION) * (recurrent + convolution)
 

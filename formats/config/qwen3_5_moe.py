@@ -6,6 +6,7 @@ from typing import Any
 from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, Where, language_model, only
 from formats.config.rope import read_rope, read_rotary_dim
 from formats.fields import Fields
+from formats.window import in_lanes
 
 GROUPED, TILED = "grouped", "tiled"
 
@@ -34,9 +35,13 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
     def known_layer_types(self) -> tuple[str, ...]:
         return LINEAR_ATTENTION, FULL_ATTENTION
 
+    def cache_values(self, ctx_size: int, chunk_size: int) -> int:
+        layers = sum(kind != LINEAR_ATTENTION for kind in self.layer_types)
+        return layers * in_lanes(ctx_size) * self.num_key_value_heads * (self.head_dim + in_lanes(self.head_dim))
+
     @property
     def state_values(self) -> int:
-        recurrent = self.linear_num_value_heads * self.linear_key_head_dim * self.linear_value_head_dim
+        recurrent = self.linear_num_value_heads * self.linear_key_head_dim * in_lanes(self.linear_value_head_dim)
         convolution = self.linear_conv_channels * (self.linear_conv_kernel_dim - 1)
         return self.layer_types.count(LINEAR_ATTENTION) * (recurrent + convolution)
 

@@ -8,6 +8,7 @@ from formats.config.base import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENT
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig, read_hybrid
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
+from formats.window import in_lanes
 
 SIGMOID_GATE = "sigmoid"  # an output_gate_type, as SILU
 GAMMA, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of splitmix64 (Steele et al., 2014)
@@ -111,20 +112,14 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
     def ngrams_per_token(self) -> int:
         return 0 if self.ngrams is None else self.ngrams.rows_per_token
 
-    @property
-    def cache_values_per_token(self) -> int:
-        keys = 2 * self.num_key_value_heads * self.head_dim + self.indexer_head_dim  # as if blocks were of one token
-        return self.layer_types.count(INDEXED_ATTENTION) * keys
-
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
-        blocks = ctx_size // self.indexer_compress_ratio + 1
-        keys = ctx_size * 2 * self.num_key_value_heads * self.head_dim + blocks * self.indexer_head_dim
-        chosen = chunk_size * ctx_size // 2  # of one layer, a byte per token and key, twice while it is made
-        return self.layer_types.count(INDEXED_ATTENTION) * keys + chosen
+        blocks = self.layer_types.count(INDEXED_ATTENTION) * in_lanes(-(-ctx_size // self.indexer_compress_ratio))
+        return super().cache_values(ctx_size, chunk_size) + blocks * self.indexer_head_dim
 
     @property
     def state_values(self) -> int:
-        last_keys = self.layer_types.count(INDEXED_ATTENTION) * self.indexer_compress_ratio * self.indexer_head_dim
+        after = self.indexer_compress_ratio - 1  # tokens behind the last whole block, at most
+        last_keys = self.layer_types.count(INDEXED_ATTENTION) * after * self.indexer_head_dim
         ngrams = self.ngrams
         convolution = 0 if ngrams is None else (ngrams.conv_kernel_size - 1) * ngrams.size * self.hc_width
         return super().state_values + last_keys + convolution

@@ -109,7 +109,6 @@ FUNCTIONS = (  # enum se_function
     "se_attention", "se_causal_conv1d", "se_delta_rule", "se_experts_streamed", "copy", "add_scaled", "find",
 )  # fmt: skip
 CALL_WORDS = 16  # int64 of se_call: which function, then its arguments
-LANES = 16  # keys, and columns of a state, that lie side by side
 MAP_SIGMOID, MAP_SILU = 0, 1  # enum se_map_kind
 SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_CHOSEN_SIGMOID, SCORE_SQRT_SOFTPLUS = 0, 1, 2, 3  # enum se_scoring
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from formats.dtypes import Float32
 from formats.errors import FormatError, UnsupportedError
-from runtime.backends import abi, native
+from formats.window import LANES
+from runtime.backends import native
 from runtime.backends.native import address
 from runtime.backends.native_latent import NativeLatentOps
 from runtime.backends.native_states import Entries
@@ -20,8 +21,8 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
     _told: Told
 
     def new_entries(self, width: int, rate: int) -> Entries:
-        if width % abi.LANES != 0:
-            raise UnsupportedError(f"head_dim is {width}, expected a multiple of {abi.LANES}")
+        if width % LANES != 0:
+            raise UnsupportedError(f"head_dim is {width}, expected a multiple of {LANES}")
         return Entries.empty(-(-self._ctx_size // rate), width)
 
     def pool(self, values: Float32, gates: Float32) -> Float32:

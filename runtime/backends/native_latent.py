@@ -9,6 +9,7 @@ from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
 from formats.kernels import matrix as matrix_of
+from formats.window import LANES, in_lanes
 from runtime.backends import abi
 from runtime.backends.facts import State
 from runtime.backends.native import address
@@ -27,9 +28,9 @@ class NativeLatentOps:
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
         """Latents, then the key with position, as keys of one head whose first kv_lora_rank are the values."""
-        if kv_lora_rank % abi.LANES != 0:
-            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {abi.LANES}")
-        capacity = -(-self._ctx_size // abi.LANES) * abi.LANES
+        if kv_lora_rank % LANES != 0:
+            raise UnsupportedError(f"kv_lora_rank is {kv_lora_rank}, expected a multiple of {LANES}")
+        capacity = in_lanes(self._ctx_size)
         keys = np.empty((capacity, kv_lora_rank + rope_dim), np.float32)
         memory = abi.KVCache(keys.ctypes.data, None, capacity, 1, kv_lora_rank + rope_dim, kv_lora_rank)
         return NativeCache(memory, (keys,), 0)

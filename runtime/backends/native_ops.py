@@ -17,7 +17,7 @@ from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError
 from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
-from formats.window import forgets, room
+from formats.window import LANES, forgets, in_lanes, room
 from runtime.backends import abi, native
 from runtime.backends.facts import Beside, State, Turn
 from runtime.backends.native import address
@@ -60,6 +60,7 @@ class NativeOps(NativeLayerOps):
         experts: Experts,
         pool: ThreadPoolExecutor,
         ctx_size: int,
+        chunk_size: int,
         *,
         threads: int,
         precision: str,
@@ -67,7 +68,7 @@ class NativeOps(NativeLayerOps):
         ngrams: EmbeddingRows | None = None,
     ) -> None:
         """Raises UnsupportedError without the library, or for an encoding or level that it does not have."""
-        super().__init__(layout, resident, embedding, experts, pool, ctx_size, ngrams)
+        super().__init__(layout, resident, embedding, experts, pool, ctx_size, chunk_size, ngrams)
         self._resident, self._base = resident, resident.ctypes.data
         for tensor in layout.resident:
             weight = self._weights[tensor.name]
@@ -181,10 +182,10 @@ class NativeOps(NativeLayerOps):
         max_tokens: int | None = None,
         value_dim: int | None = None,
     ) -> State:
-        if window is not None and forgets(window, self._ctx_size):
+        if window is not None and forgets(window, self._ctx_size, self._chunk_size):
             return new_cache(num_heads, head_dim, value_dim or head_dim, room(window, 0))._replace(window=window)
         tokens = min(max_tokens or self._ctx_size, self._ctx_size)
-        return new_cache(num_heads, head_dim, value_dim or head_dim, -(-tokens // abi.LANES) * abi.LANES)
+        return new_cache(num_heads, head_dim, value_dim or head_dim, in_lanes(tokens))
 
     def attention(
         self,
@@ -245,7 +246,7 @@ class NativeOps(NativeLayerOps):
         return y, after
 
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
-        shape = (num_heads, -(-value_dim // abi.LANES), key_dim, abi.LANES)
+        shape = (num_heads, in_lanes(value_dim) // LANES, key_dim, LANES)
         return DeltaState(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
     def gated_delta_rule(
@@ -262,7 +263,7 @@ class NativeOps(NativeLayerOps):
             (k, (tokens, key_heads, key_dim)),
             (log_decay, (tokens, heads, key_dim) if by_channel else (tokens, heads)),
             (beta, (tokens, heads)),
-            (state.now, (heads, -(-value_dim // abi.LANES), key_dim, abi.LANES)),
+            (state.now, (heads, in_lanes(value_dim) // LANES, key_dim, LANES)),
         )
         shape = abi.DeltaShape(heads, key_heads, key_dim, value_dim, by_channel)
         inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]

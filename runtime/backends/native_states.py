@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.dtypes import Float32
-from formats.window import first_kept, room
+from formats.window import LANES, first_kept, in_lanes, room
 from runtime.backends import abi
 from runtime.backends.numpy_latent import Bool
 
@@ -24,7 +24,7 @@ class NativeCache(NamedTuple):
         if self.window is None or self.length - self.first + tokens <= self.memory.capacity:
             return self
         first = first_kept(self.window, self.length)
-        kept = -(-(self.length - first) // abi.LANES) * abi.LANES  # keys of LANES tokens lie together
+        kept = in_lanes(self.length - first)  # keys of LANES tokens lie together
         new = new_cache(self.memory.heads, self.memory.width, self.memory.value_width, room(self.window, tokens))
         for old, array in zip(self.arrays, new.arrays, strict=True):
             array[:, :kept] = old[:, first - self.first :][:, :kept]
@@ -34,7 +34,7 @@ class NativeCache(NamedTuple):
 def new_cache(heads: int, width: int, value_width: int, capacity: int) -> NativeCache:
     """An empty one; its memory becomes resident only as tokens come."""
     keys = np.empty((heads, capacity, width), np.float32)
-    values = np.empty((heads, capacity, -(-value_width // abi.LANES) * abi.LANES), np.float32)
+    values = np.empty((heads, capacity, in_lanes(value_width)), np.float32)
     memory = abi.KVCache(keys.ctypes.data, values.ctypes.data, capacity, heads, width, value_width)
     return NativeCache(memory, (keys, values), 0)
 
@@ -47,12 +47,12 @@ class Entries(NamedTuple):
 
     @classmethod
     def empty(cls, capacity: int, width: int) -> "Entries":
-        return cls(np.empty((-(-capacity // abi.LANES), width, abi.LANES), np.float32), 0)
+        return cls(np.empty((in_lanes(capacity) // LANES, width, LANES), np.float32), 0)
 
     def extended(self, keys: Float32) -> "Entries":
         """With the next keys [any, width]."""
         places = np.arange(self.length, self.length + len(keys))
-        self.keys[places // abi.LANES, :, places % abi.LANES] = keys
+        self.keys[places // LANES, :, places % LANES] = keys
         return self._replace(length=self.length + len(keys))
 
     def seen_by(self, selection: Bool, gathered: bool) -> abi.Beside:

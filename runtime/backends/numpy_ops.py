@@ -19,7 +19,7 @@ from formats.encodings import Encoding
 from formats.errors import FormatError
 from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
-from formats.window import first_kept, forgets, room
+from formats.window import first_kept, forgets, in_lanes, room
 from runtime.backends.composed import ComposedOps
 from runtime.backends.facts import Beside, Routing, State, Turn
 from runtime.backends.numpy_compressed import CompressedOps, visible
@@ -104,13 +104,14 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         experts: Experts,
         pool: ThreadPoolExecutor,
         ctx_size: int,
+        chunk_size: int,
         ngrams: EmbeddingRows | None = None,
     ) -> None:
         self._layout = layout
         self._embedding, self._ngrams = embedding, ngrams
         self._experts = experts
         self._pool = pool
-        self._ctx_size = ctx_size
+        self._ctx_size, self._chunk_size = ctx_size, chunk_size
         self._weights: dict[str, Weight] = {}
         for tensor in layout.resident:
             arrays = {array.name: array.view(resident, tensor.offset) for array in tensor.arrays}
@@ -233,7 +234,7 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         max_tokens: int | None = None,
         value_dim: int | None = None,
     ) -> State:
-        if window is not None and not forgets(window, self._ctx_size):
+        if window is not None and not forgets(window, self._ctx_size, self._chunk_size):
             window = None
         capacity = min(max_tokens or self._ctx_size, self._ctx_size) if window is None else room(window, 0)
         keys, values = (
@@ -317,7 +318,7 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         return latent_attention(q, q_rope, matrices, extended, scale, selection), extended
 
     def new_index_cache(self, head_dim: int, rate: int = 1) -> IndexCache:
-        return IndexCache(np.empty((-(-self._ctx_size // rate), head_dim), np.float32), 0)
+        return IndexCache(np.empty((in_lanes(-(-self._ctx_size // rate)), head_dim), np.float32), 0)
 
     def select_tokens(
         self,

@@ -44,7 +44,7 @@ def test_the_demo_is_read(config: dict[str, Any]) -> None:
     assert model.rotary_dim == 16
     assert model.layer_types == tuple(text["layer_types"])
     assert model.linear_conv_channels == 2 * 2 * 64 + 4 * 64
-    assert model.cache_values_per_token == 2 * 2 * 2 * 64
+    assert model.cache_values(1000, 64) == 1008 * 2 * 2 * 2 * 64
     assert model.state_values == 6 * (4 * 64 * 64 + 512 * 3)
 
 

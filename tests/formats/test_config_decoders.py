@@ -131,7 +131,7 @@ def test_published_configs_become_facts(model_type: str) -> None:
             assert getattr(model, key) == expected, (key, value)
     assert model.state_values == 0
     alike = model.num_hidden_layers * 2 * model.num_key_value_heads * model.head_dim
-    assert model.cache_values_per_token == CACHED.get(model_type, alike)
+    assert model.cache_values(64, 64) == 64 * CACHED.get(model_type, alike)
     assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
 
 

@@ -80,7 +80,7 @@ def test_deepseek_v3_is_read() -> None:
     model = read(DEEPSEEK_V3)
     assert [model.has_experts(layer) for layer in (0, 2, 3, 60)] == [False, False, True, True]
     assert (model.head_dim, model.rotary_dim, model.q_lora_rank) == (192, 64, 1536)
-    assert model.cache_values_per_token == 61 * 576
+    assert model.cache_values(64, 64) == 64 * 61 * 576
     assert model.state_values == 0
     assert read_model_facts(Fields(model_facts(model), "x")) == model
 
@@ -111,7 +111,7 @@ def test_deepseek_v32_has_an_indexer_in_every_layer() -> None:
     model = read(DEEPSEEK_V32)
     assert model.indexer == Indexer(64, 128, 2048, rope_interleave=False)
     assert model.layer_types == ("indexed_attention",) * 61
-    assert model.cache_values_per_token == 61 * (576 + 128)
+    assert model.cache_values(64, 64) == 64 * 61 * (576 + 128)
     assert read_model_facts(Fields(model_facts(model), "x")) == model
 
 

@@ -49,11 +49,11 @@ def test_layers_by_interval_are_indexed() -> None:
     assert read(layer_types=None) == read()
 
 
-def test_caches_hold_keys_of_blocks_and_what_a_chunk_chose() -> None:
+def test_caches_hold_keys_of_tokens_and_of_blocks() -> None:
     model = read()
-    assert model.cache_values(4000, 100) == 12 * (4000 * 2 * 2 * 256 + 1001 * 128) + 100 * 4000 // 2
+    assert model.cache_values(4000, 100) == 12 * (4000 * 2 * 2 * 256 + 1008 * 128)  # in lanes of 16
     delta = 36 * (48 * 128 * 128 + (2 * 16 + 48) * 128 * 3)
-    assert model.state_values == delta + 12 * 4 * 128 + 9 * 10240
+    assert model.state_values == delta + 12 * 3 * 128 + 9 * 10240
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ CTX_SIZE = 500
 NOTHING: Any = None
 LAYOUT = replace(make_layout(), layers=(None,) * 4, resident=())  # the tests bring their own weights
 RESIDENT = np.zeros(LAYOUT.resident_bytes, np.uint8)
-REFERENCE = NumpyOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, CTX_SIZE)
+REFERENCE = NumpyOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, CTX_SIZE, CTX_SIZE)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -33,7 +33,7 @@ def every_ops(threads: Sequence[int] = (1, 2, 3)) -> Iterator[NativeOps]:
     with ThreadPoolExecutor(1) as pool:
         for level in native.levels():
             for n in threads:
-                arguments = (LAYOUT, RESIDENT, NOTHING, NOTHING, pool, CTX_SIZE)
+                arguments = (LAYOUT, RESIDENT, NOTHING, NOTHING, pool, CTX_SIZE, CTX_SIZE)
                 ops = NativeOps(*arguments, threads=n, precision="exact", level=level)
                 yield ops
                 ops.close()

@@ -100,10 +100,11 @@ def test_attention_is_its_definition_whatever_computes_it_and_however_it_is_cut(
 @pytest.mark.parametrize(("window", "seed"), [(1, 0), (11, 1), (128, 2), (200, 3)])
 def test_a_cache_that_forgets_what_its_window_hides_changes_no_bit(window: int, seed: int) -> None:
     tokens, width, sizes = 3000, 16, (700, 1, 129, 64)
+    arguments = LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens, max(sizes)
     shapes = (2, width), (1, width), (1, 12)  # values narrower than keys
     q, k, v = (normal(seed + i, tokens, *shape) for i, shape in enumerate(shapes))
-    ops = NativeOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens, threads=2, precision="exact")
-    for backend in (ops, NumpyOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, 4 * tokens)):
+    ops = NativeOps(*arguments, threads=2, precision="exact")
+    for backend in (ops, NumpyOps(*arguments)):
         whole, cache = (backend.new_kv_cache(1, width, forgets, value_dim=12) for forgets in (None, window))
         start, turn = 0, 0
         while start < tokens:
@@ -129,7 +130,7 @@ def test_a_step_behind_a_long_cache_is_its_definition_for_any_threads(group: int
     expected = p / p.sum(axis=1, keepdims=True) @ v[:, 0]
     results = []
     for threads in (1, 2, 3):
-        ops = NativeOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, tokens, threads=threads, precision="exact")
+        ops = NativeOps(LAYOUT, RESIDENT, NOTHING, NOTHING, NOTHING, tokens, 512, threads=threads, precision="exact")
         cache = ops.new_kv_cache(1, width)
         _, cache = ops.attention(earlier, k[:-1], v[:-1], cache, 0.25, window=1)
         results.append(ops.attention(q, k[-1:], v[-1:], cache, 0.25)[0])

@@ -24,7 +24,7 @@ TOKENS, HEADS, KV_HEADS, WIDTH = 7, 4, 2, 8
 def ops() -> NumpyOps:
     layout = make_layout()
     nothing: Any = None
-    return NumpyOps(layout, np.zeros(layout.resident_bytes, np.uint8), nothing, nothing, ThreadPoolExecutor(1), 64)
+    return NumpyOps(layout, np.zeros(layout.resident_bytes, np.uint8), nothing, nothing, ThreadPoolExecutor(1), 64, 64)
 
 
 def normal(*shape: int, seed: int = 0) -> Float32:
