@@ -190,6 +190,14 @@ class ModelConfig(ABC):
             self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors, each {SCALES}")
         self.check_scaling(where, "rope_theta")
 
+    def check_mlp_layer_types(self, where: Where, known: tuple[str, ...]) -> None:
+        """Of models that state for each layer what its feed-forward part is. Raises FormatError."""
+        key = "mlp_layer_types"
+        self.require(where, len(getattr(self, key)) == self.num_hidden_layers, key, self._entries)
+        self.require_known(where, key, known)
+        any_experts = any(map(self.has_experts, range(self.num_hidden_layers)))
+        self.require(where, any_experts, key, "at least one layer with experts")
+
     @property
     def _entries(self) -> str:
         return f"{self.num_hidden_layers} entries"

@@ -188,11 +188,9 @@ class DecoderConfig(ModelConfig):
 
     def check(self, where: Where) -> None:
         super().check(where)
-        layers, entries = self.num_hidden_layers, f"{self.num_hidden_layers} entries"
         chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)
         self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION, *chunked))
-        self.require(where, len(self.mlp_layer_types) == layers, "mlp_layer_types", entries)
-        self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
+        self.check_mlp_layer_types(where, (DENSE, SPARSE))
         if DENSE in self.mlp_layer_types:
             self.require(where, self.intermediate_size is not None, "intermediate_size", "a width, for dense layers")
         if SLIDING_ATTENTION in self.layer_types:

@@ -110,9 +110,7 @@ class DeepseekV3Config(ModelConfig):
             wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
             self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
             self.require(where, self.q_lora_rank is not None, "q_lora_rank", "a rank, which the indexer needs")
-        count = len(self.mlp_layer_types) == self.num_hidden_layers
-        self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
-        self.require_known(where, "mlp_layer_types", (DENSE, SPARSE))
+        self.check_mlp_layer_types(where, (DENSE, SPARSE))
         scoring = self.scoring_func in (SIGMOID, SOFTMAX)
         self.require(where, scoring, "scoring_func", f"{SIGMOID} or {SOFTMAX}")
         widths = self.qk_nope_head_dim + self.qk_rope_head_dim

@@ -111,9 +111,7 @@ class DeepseekV4Config(ModelConfig):
     def check(self, where: Where) -> None:
         super().check(where)
         self.require_known(where, "layer_types", tuple(_BY_RATIO.values()))
-        count = len(self.mlp_layer_types) == self.num_hidden_layers
-        self.require(where, count, "mlp_layer_types", f"{self.num_hidden_layers} entries")
-        self.require_known(where, "mlp_layer_types", (HASH_MOE, MOE))
+        self.check_mlp_layer_types(where, (HASH_MOE, MOE))
         self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
         self.require_divides(where, "o_groups", "num_attention_heads")
         self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")

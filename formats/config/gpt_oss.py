@@ -9,8 +9,8 @@ def read_gpt_oss(config: Fields) -> DecoderConfig:
     """Sinks, windows, biases and a clamped activation. Raises FormatError or UnsupportedError naming the key."""
     only(config, "attention_bias", True)
     only(config, "swiglu_alpha", SWIGLU_ALPHA)
-    if "rope_parameters" not in config:
-        config.raw("rope_scaling")  # transformers would scale by YaRN if it were missing
+    if "rope_parameters" not in config and not config.mapping("rope_scaling"):
+        raise config.wrong("rope_scaling", "a rope_type: transformers would take numbers of its own")
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     in_turn = [FULL_ATTENTION if i % 2 else SLIDING_ATTENTION for i in range(num_layers)]
     return read_decoder(

@@ -130,6 +130,9 @@ KIMI_LINEAR = replace(
         )
         for tensor in DEEPSEEK_V3.moe
     ),
+    dense=tuple(  # as transformers saves them again
+        tensor._replace(also=tensor.name.replace("mlp.", "block_sparse_moe.")) for tensor in DENSE_MLP
+    ),
     expert_layouts=(W1_W3_W2, SWITCH_MLP),
     skipped={},
 )

@@ -153,6 +153,7 @@ def test_queries_may_come_without_a_rank() -> None:
         ("scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
         ("attention_bias", True, "attention_bias is True, only False is implemented"),
+        ("first_k_dense_replace", 61, "mlp_layer_types is .*, expected at least one layer with experts"),
         ("moe_layer_freq", 2, "moe_layer_freq is 2, only 1 is implemented"),
         ("rope_interleave", False, "rope_interleave is False, only True is implemented"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),

@@ -1,17 +1,21 @@
 """The table of DeepSeek-V3 against its published names and shapes, and what of a checkpoint is skipped."""
 
 import math
+import re
+from collections.abc import Mapping
 
 import pytest
 
-from formats.config import DeepseekV3Config
+from formats.config import DeepseekV3Config, KimiLinearConfig
 from formats.errors import FormatError
 from formats.families.deepseek import DEEPSEEK_V3
 from formats.fields import Fields
 from repack.plan import Options
 from repack.planner import make_plan
 from repack.sources.base import SourceTensor
+from tests.fixtures import kimi_linear_tiny
 from tests.fixtures.deepseek_tiny import CASES
+from tests.fixtures.recipe import TinyCheckpoint
 from tests.formats.test_config_deepseek import DEEPSEEK_V3 as PUBLISHED_CONFIG
 
 CONFIG = DeepseekV3Config.read(Fields(PUBLISHED_CONFIG, "x"))
@@ -36,11 +40,23 @@ SPARSE = {
 }
 
 
-def source(case: str) -> dict[str, SourceTensor]:
+def source(case: str, cases: Mapping[str, TinyCheckpoint] = CASES) -> dict[str, SourceTensor]:
     return {
         name: SourceTensor(name, "model.safetensors", dtype, shape, 0, 4 * math.prod(shape))
-        for name, (dtype, shape, _) in CASES[case].tensors().items()
+        for name, (dtype, shape, _) in cases[case].tensors().items()
     }
+
+
+def test_a_dense_layer_of_kimi_linear_may_have_the_name_of_experts() -> None:
+    """As transformers 5.24 saves what it has renamed when it loaded the published checkpoint."""
+    config = KimiLinearConfig.read(Fields(kimi_linear_tiny.CASES["kimi_linear"].config, "x"))
+    published = source("kimi_linear", kimi_linear_tiny.CASES)
+    dense = re.compile(r"(model\.layers\.0\.)mlp(\.\w+_proj\.weight)")
+    saved = {dense.sub(r"\1block_sparse_moe\2", name): tensor for name, tensor in published.items()}
+    assert saved.keys() != published.keys()
+    saved = {name: tensor._replace(name=name) for name, tensor in saved.items()}
+    found, expected = (make_plan(tensors, config, Options(16, 64, 16)) for tensors in (saved, published))
+    assert found.layout == expected.layout
 
 
 @pytest.mark.parametrize(("layer", "feed_forward"), [(2, DENSE), (3, SPARSE)])
