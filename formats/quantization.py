@@ -22,7 +22,6 @@ FP8, COMPRESSED, MODELOPT, MXFP4, GPTQ, AWQ, MLX = (
     "awq",
     "mlx",
 )
-METHODS = (FP8, COMPRESSED, MODELOPT, MXFP4, GPTQ, AWQ)  # values of quant_method; MLX writes none
 COMPRESSED_FORMATS = (
     "pack-quantized",
     "float-quantized",
@@ -49,7 +48,7 @@ class Quantization:
     default: "MLXLayer | None" = None  # MLX
     form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt
     left_out: tuple[str, ...] = ()  # patterns of modules that are not quantized
-    expert_dtype: str = ""  # DeepSeek-V4: experts in fp4 or fp8, which its config says beside quantization_config
+    expert_dtype: str = ""  # DeepSeek-V4: experts in fp4 or fp8
 
     def mlx_layer(self, module: str) -> "MLXLayer | None":
         """What MLX's config says of a module."""
@@ -72,11 +71,12 @@ def read_quantization(config: bytes, modelopt: bytes | None = None, where: str =
     """
     outer = Fields(parse_json(config, where), where)
     for fields in (outer, *([outer.object("text_config")] if "text_config" in outer else ())):
-        if "quantization_config" in fields and "quant_method" in fields.object("quantization_config"):
-            found = _read_method(fields.object("quantization_config"))
-            if "expert_dtype" not in fields:
-                return found
-            return replace(found, expert_dtype=_only(fields, "expert_dtype", ("fp4", "fp8")))
+        if "quantization_config" in fields and "quant_method" in (said := fields.object("quantization_config")):
+            found = _read_method(said)
+            for source in (said, fields):  # of DeepSeek-V4.1, of V4
+                if "expert_dtype" in source:
+                    return replace(found, expert_dtype=_only(source, "expert_dtype", ("fp4", "fp8")))
+            return found
         for key in ("quantization", "quantization_config"):  # MLX writes both, the same
             if key in fields:
                 return _read_mlx(fields.object(key))
@@ -96,7 +96,7 @@ def _read_method(fields: Fields) -> Quantization:
         AWQ: _read_awq,
     }
     if method not in readers:
-        raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(METHODS)}")
+        raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(readers)}")
     return replace(readers[method](fields), left_out=_left_out(fields))
 
 

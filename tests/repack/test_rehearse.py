@@ -205,6 +205,10 @@ def test_experts_of_deepseek_v4_arrive_in_fp4_or_fp8_and_nothing_else(tmp_path: 
         path.write_text(json.dumps(config | {"expert_dtype": dtype}))
         origins = prepare_rehearsal(read_geometry(path), Options(16, 64, 16), 0).plan.origins()
         assert {origin.encoding for origin in origins.experts[0]} == {arrives}
+        beside = {key: value for key, value in config.items() if key != "expert_dtype"}  # as DeepSeek-V4.1 says it
+        said = config["quantization_config"] | {"expert_dtype": dtype}
+        path.write_text(json.dumps(beside | {"quantization_config": said}))
+        assert prepare_rehearsal(read_geometry(path), Options(16, 64, 16), 0).plan.origins() == origins
     path.write_text(json.dumps(config | {"expert_dtype": "int4"}))
     with pytest.raises(UnsupportedError, match="expert_dtype is int4, only fp4, fp8 is implemented"):
         read_geometry(path)
