@@ -114,7 +114,7 @@ class Gemma4Config(ModelConfig):
             num_hidden_layers=text.integer("num_hidden_layers", 1, 10_000),
             max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
             rms_norm_eps=text.number("rms_norm_eps"),
-            tie_word_embeddings=text.boolean("tie_word_embeddings", default=True),
+            tie_word_embeddings=outer.boolean("tie_word_embeddings", default=True),
             layer_types=layer_types,
             num_attention_heads=text.integer("num_attention_heads", 1, 2**16),
             num_key_value_heads=text.integer("num_key_value_heads", 1, 2**16),

@@ -22,7 +22,6 @@ def read_llama4(outer: Fields) -> DecoderConfig:
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         rope_interleave=True,
-        tie_word_embeddings=outer.boolean("tie_word_embeddings", config.boolean("tie_word_embeddings", False)),
         layer_types=_read_layer_types(config, num_layers),
         attention_chunk_size=config.integer("attention_chunk_size", 1, 2**31),
         full_attention_rope=False,

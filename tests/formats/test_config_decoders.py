@@ -21,7 +21,7 @@ from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from formats.window import held_tokens
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, QWEN3_30B, llama4, read
+from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
@@ -223,6 +223,14 @@ def test_angles_of_mimo_that_differ_by_more_than_theta_are_refused(
 
 def test_the_text_of_llama_4_is_the_same_alone() -> None:
     assert llama4() == read(DECODERS["llama4"])
+
+
+def test_whether_the_head_of_llama_4_is_tied_is_the_text_s_to_say() -> None:
+    """Its whole model ties nothing in transformers; the language model within does."""
+    text = {**LLAMA_4_SCOUT_TEXT, "tie_word_embeddings": True}
+    assert read({"model_type": "llama4", "text_config": text, "tie_word_embeddings": False}).tie_word_embeddings
+    whole = {"model_type": "llama4", "text_config": LLAMA_4_SCOUT_TEXT, "tie_word_embeddings": True}
+    assert not read(whole).tie_word_embeddings
 
 
 def test_llama_4_says_in_two_ways_which_layers_have_experts_and_which_know_positions() -> None:

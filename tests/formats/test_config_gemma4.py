@@ -41,6 +41,16 @@ def test_the_language_model_alone_has_a_flat_config() -> None:
     assert read_config(json.dumps(flat).encode()) == read()
 
 
+def test_whether_the_head_is_tied_stands_beside_the_text_as_transformers_looks_for_it() -> None:
+    text = PUBLISHED["text_config"]
+    untied = PUBLISHED | {"tie_word_embeddings": False, "text_config": text | {"tie_word_embeddings": True}}
+    assert not read_config(json.dumps(untied).encode()).tie_word_embeddings
+    unsaid = PUBLISHED | {"tie_word_embeddings": None, "text_config": text | {"tie_word_embeddings": False}}
+    assert read_config(json.dumps(unsaid).encode()).tie_word_embeddings
+    flat = text | {"model_type": "gemma4_text", "tie_word_embeddings": False}
+    assert not read_config(json.dumps(flat).encode()).tie_word_embeddings
+
+
 def saved_again(changes: dict[str, Any]) -> Gemma4Config:
     """As transformers 5.24's Gemma4TextConfig.to_dict has it: layers of full attention state what differs there."""
     return read(global_head_dim=None, num_global_key_value_heads=None, per_layer_config=changes)
