@@ -188,6 +188,6 @@ def _read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
     if isinstance(kinds, str):  # a letter per layer
         kinds = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in kinds]
     names = {"full": INDEXED_ATTENTION, "shared": SHARED_INDEX_ATTENTION}
-    if not isinstance(kinds, list) or any(kind not in list(names) for kind in kinds):
+    if not isinstance(kinds, list) or any(kind not in [*names] for kind in kinds):  # some of which have no hash
         raise config.wrong(key, "only full and shared")
     return tuple(names[kind] for kind in kinds)
