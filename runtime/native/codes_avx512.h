@@ -7,7 +7,7 @@
 
 enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
 
-/* Runs of a group (kernels.h) for codes of 2 and 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
+/* Runs of a group (kernels.h) for codes of 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
  * groups to give as easily as the columns that follow. Six bits in fast are slower with runs (docs/LEARNED.md 77). */
 #if defined(SE_VBMI)
 enum { RUNS_3 = 4, RUNS_6 = 2 };
@@ -15,12 +15,12 @@ enum { RUNS_3 = 4, RUNS_6 = 2 };
 enum { RUNS_3 = 1, RUNS_6 = 1 };
 #endif
 #define RUNS \
-    {{RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},             \
+    {{1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},                            \
      {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}}
 
-/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
 INLINE int parts_of(struct kind kind) {
-    return code_width(kind.code) == 4 ? 2 : 1;
+    return codes_of_byte(kind.code);
 }
 
 /* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
@@ -40,7 +40,7 @@ INLINE __m512i integers(__m512i codes, int code) {
     return code < CODE_FP4 ? codes : _mm512_shuffle_epi8(table_of(code), codes);
 }
 
-/* Vector v of codes of 2, 3, 5 or 6 bits, in the order of the shape. */
+/* Vector v of codes of 3, 5 or 6 bits, in the order of the shape. */
 #if defined(SE_VBMI)
 /* Eight codes, which fill whole bytes, go to each 64-bit lane, and each of its bytes takes the bits of one. */
 INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
@@ -80,9 +80,9 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
 }
 #endif
 
-/* 128 codes of 4 bits: the even ones, then the odd ones. */
-INLINE void nibbles(__m512i *codes, __m512i packed, struct kind kind) {
-    const __m512i nibble = _mm512_set1_epi8(15);
+/* The codes of 64 bytes: their first ones, then their second ones, and so on. */
+INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
+    const int width = code_width(kind.code);
 #if defined(SE_VBMI)
     if (kind.code >= CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
         const __m512i table = table_of(kind.code);
@@ -91,8 +91,11 @@ INLINE void nibbles(__m512i *codes, __m512i packed, struct kind kind) {
         return;
     }
 #endif
-    codes[0] = integers(_mm512_and_si512(packed, nibble), kind.code);
-    codes[1] = integers(_mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble), kind.code);
+    UNROLL
+    for (int part = 0; part < parts_of(kind); part++) {
+        const __m512i low = part == 0 ? packed : _mm512_srli_epi16(packed, width * part);
+        codes[part] = integers(_mm512_and_si512(low, _mm512_set1_epi8((1 << width) - 1)), kind.code);
+    }
 }
 
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */
@@ -100,10 +103,10 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
     const int width = code_width(kind.code);
     if (width == 8) {
         codes[0] = _mm512_loadu_si512(packed + 64 * v);
-    } else if (width != 4) {
+    } else if (parts_of(kind) == 1) {
         codes[0] = integers(unpack_stream(packed, v, kind), kind.code);
     } else {
-        nibbles(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
+        take_apart(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
     }
 }
 
@@ -117,7 +120,7 @@ INLINE int block_bytes(struct kind kind) {
 
 /* Bytes behind the codes of a block that may be read with them. */
 INLINE int overread(struct kind kind) {
-    return code_width(kind.code) == 4 || code_width(kind.code) == 8 ? 0 : OVERREAD;
+    return parts_of(kind) > 1 || code_width(kind.code) == 8 ? 0 : OVERREAD;
 }
 
 /* How many rows may be read where they are, whole blocks each. Behind the end of a row are the codes of the next one, which

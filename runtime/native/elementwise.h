@@ -44,20 +44,20 @@ INLINE int32_t take_digit(int32_t *X) {
 
 /* The integers of a group, `group` of its block, to their places in a plane. */
 INLINE void order_group(const struct shape *shape, const int32_t *integers, int64_t group, int32_t *ordered) {
-    const int64_t parts = shape->order == ORDER_PAIRS ? 2 : 1, n = shape->group_size / parts, run = n / shape->runs;
+    const int64_t parts = order_parts(shape->order), n = shape->group_size / parts, run = n / shape->runs;
     const int64_t vectors = 64 * shape->runs, first = group * n / vectors * vectors;
     const int64_t at = shape->runs == 1 ? group * n : first + (group * n - first) / shape->runs;
-    const int64_t period = shape->order == ORDER_PAIRS ? 2 * n : 32; /* of it the even columns first, then the odd ones */
-    int32_t halves[MAX_GROUP];
-    for (int64_t i = 0; i < shape->group_size && shape->order != ORDER_PLAIN; i += period) {
-        for (int64_t j = 0; j < period / 2; j++) halves[i + j] = integers[i + 2 * j];
-        for (int64_t j = 0; j < period / 2; j++) halves[i + period / 2 + j] = integers[i + 2 * j + 1];
+    const int64_t step = shape->order == ORDER_WIDE ? 2 : parts; /* of a period every step-th column first */
+    const int64_t period = shape->order == ORDER_WIDE ? 32 : shape->group_size, columns = period / step;
+    int32_t turned[MAX_GROUP];
+    for (int64_t i = 0; i < shape->group_size && step > 1; i += columns) {
+        for (int64_t j = 0; j < columns; j++) turned[i + j] = integers[i / period * period + i % period / columns + step * j];
     }
-    const int32_t *from = shape->order == ORDER_PLAIN ? integers : halves;
+    const int32_t *from = step == 1 ? integers : turned;
     for (int64_t part = 0; part < parts; part++) {
         int32_t *to = ordered + part * BLOCK_GROUPS * n + at;
         for (int64_t r = 0; r < shape->runs; r++, to += 64) {
-            for (int64_t i = 0; i < run; i += 8, from += 8) memcpy(to + i, from, 8 * sizeof *to);
+            for (int64_t i = 0; i < run; i += 4, from += 4) memcpy(to + i, from, 4 * sizeof *to);
         }
     }
 }

@@ -104,13 +104,20 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
     *bias = _mm512_mul_ps(_mm512_permutexvar_ps(halves, dmin), _mm512_cvtepi32_ps(mins));
 }
 
+/* One f16 in every lane. */
+INLINE __m512 f16_vector(const uint8_t *half) {
+    uint16_t bits;
+    memcpy(&bits, half, sizeof bits);
+    return _mm512_cvtph_ps(_mm256_set1_epi16((int16_t)bits));
+}
+
 /* A superblock of Q2_K: a byte for each group, its scale below its min. */
 INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock) {
     const __m512i both = load_bytes(from->scales + 16 * superblock, 0xffff), low = _mm512_set1_epi32(15);
-    const __m512 d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, superblock));
-    const __m512 dmin = _mm512_set1_ps(-dtype_float(SE_F16, from->mins, superblock));
+    const __m512 d = f16_vector(from->biases + 2 * superblock), dmin = f16_vector(from->mins + 2 * superblock);
     *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(both, low)));
-    *bias = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)));
+    const __m512 min = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)));
+    *bias = _mm512_xor_ps(min, _mm512_set1_ps(-0.0f));
 }
 
 /* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32. */
@@ -119,7 +126,7 @@ INLINE void levels_vectors(__m512 *scale, __m512 *bias, const struct groups *fro
     const struct weights *w = from->w;
     __m512 d;
     if (kind.group_size == 16) {
-        d = _mm512_set1_ps(dtype_float(SE_F16, from->biases, at / 16) * w->unit);
+        d = _mm512_mul_ps(f16_vector(from->biases + 2 * (at / 16)), _mm512_set1_ps(w->unit));
     } else {
         const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         const __m128i bits = _mm_maskz_loadu_epi8(mask >> 8 ? 15 : 3, from->biases + 2 * (at / 8));

@@ -47,6 +47,12 @@ static inline int code_width(int code) {
     return code == CODE_8 ? 8 : code == CODE_IQ2 || code == CODE_IQ1 ? 3 : code >= CODE_FP4 ? 4 : code + 2;
 }
 
+/* Codes that share a byte and nothing else: 4 of 2 bits, 2 of 4. */
+static inline int codes_of_byte(int code) {
+    const int width = code_width(code);
+    return width == 2 || width == 4 ? 8 / width : 1;
+}
+
 /* From CODE_FP4 on codes stand for other integers, by nibble, or by 3 bits twice: (largest_code + 1) / 2 is zero, and what
  * lies above it is a multiple of the value; of FP4 (E2M1) twice. */
 static const uint8_t CODE_INTEGERS[NUM_CODES - CODE_FP4][16] = {
@@ -79,6 +85,7 @@ static inline int is_wide(int code) {
 enum order {
     ORDER_PLAIN, /* at j */
     ORDER_PAIRS, /* 4-bit codes lie in pairs in their bytes: all even columns, then all odd ones */
+    ORDER_FOURS, /* 2-bit codes lie in fours: the columns of the first codes of all bytes, then of the second, and so on */
     ORDER_WIDE,  /* 16-bit digits, of every 32 columns the even ones, then the odd ones */
 };
 
@@ -97,6 +104,11 @@ struct shape {
     int32_t runs; /* that the digits of a group are cut into */
     int32_t digits; /* enum se_precision; 0: plain weights, the operand is float x[columns rounded up to PLAIN_LANES] */
 };
+
+/* Columns of one byte, whose digits lie in as many parts of a plane. */
+static inline int order_parts(int32_t order) {
+    return order == ORDER_FOURS ? 4 : order == ORDER_PAIRS ? 2 : 1;
+}
 
 static inline int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;

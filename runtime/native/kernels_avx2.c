@@ -5,9 +5,9 @@
  * Wide codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
 #include "plain_avx2.h"
 
-/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
 INLINE int parts_of(struct kind kind) {
-    return code_width(kind.code) == 4 && !is_wide(kind.code) ? 2 : 1;
+    return is_wide(kind.code) ? 1 : codes_of_byte(kind.code);
 }
 
 /* ---- unpack */
@@ -16,7 +16,7 @@ INLINE __m256i load(const void *bytes) {
     return _mm256_loadu_si256(bytes);
 }
 
-/* 32 codes of 2, 3, 5 or 6 bits in order. Two codes go to each 16-bit lane, from a product that shifts them: narrow ones
+/* 32 codes of 3, 5 or 6 bits in order. Two codes go to each 16-bit lane, from a product that shifts them: narrow ones
  * right to its end, where others would lose bits, those left to its top. */
 INLINE __m256i unpack_stream(const uint8_t *packed, int width) {
     const int narrow = width <= 3, one = (1 << width) - 1;
@@ -52,18 +52,21 @@ INLINE __m256i integers(__m256i codes, int code) {
 /* Vector v of packed codes as bytes: codes [parts]. */
 INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kind) {
     const int width = code_width(kind.code);
-    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i one = _mm256_set1_epi8((1 << width) - 1);
     if (width == 8) {
         codes[0] = load(packed + 32 * v);
-    } else if (width != 4) {
-        codes[0] = integers(unpack_stream(packed + 4 * width * v, width), kind.code);
-    } else if (is_wide(kind.code)) {
+    } else if (kind.code == CODE_IQ4) {
         const __m256i p = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(packed + 16 * v)));
-        codes[0] = integers(_mm256_and_si256(_mm256_or_si256(p, _mm256_slli_epi16(p, 4)), nibble), kind.code);
+        codes[0] = integers(_mm256_and_si256(_mm256_or_si256(p, _mm256_slli_epi16(p, 4)), one), kind.code);
+    } else if (parts_of(kind) == 1) {
+        codes[0] = integers(unpack_stream(packed + 4 * width * v, width), kind.code);
     } else {
         const __m256i p = load(packed + 32 * v);
-        codes[0] = integers(_mm256_and_si256(p, nibble), kind.code);
-        codes[1] = integers(_mm256_and_si256(_mm256_srli_epi16(p, 4), nibble), kind.code);
+        UNROLL
+        for (int part = 0; part < parts_of(kind); part++) {
+            const __m256i low = part == 0 ? p : _mm256_srli_epi16(p, width * part);
+            codes[part] = integers(_mm256_and_si256(low, one), kind.code);
+        }
     }
 }
 
@@ -120,7 +123,7 @@ INLINE __m256i dot_narrow(const __m256i *codes, const int8_t *digits, struct kin
     __m256i sum = _mm256_setzero_si256(), all = _mm256_setzero_si256();
     UNROLL
     for (int i = 0; i < count; i++) {
-        const int8_t *x = digits + i / parts * 32 + i % parts * BLOCK_GROUPS / 2 * kind.group_size;
+        const int8_t *x = digits + i / parts * 32 + i % parts * BLOCK_GROUPS / parts * kind.group_size;
         const __m256i product = _mm256_maddubs_epi16(codes[i], load(x));
         sum = i % room == 0 ? product : _mm256_add_epi16(sum, product);
         if (count > room && (i % room == room - 1 || i == count - 1)) all = _mm256_add_epi32(all, widen(sum));
@@ -148,10 +151,19 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
     const int parts = parts_of(kind), wide = is_wide(kind.code);
     const int group_bytes = kind.group_size / parts;                 /* of a group in a vector of codes */
     const int joined = group_bytes > 32 ? group_bytes / 32 : 1;      /* vectors of a group */
-    const int vectors = HALF_GROUPS * group_bytes / 32 / joined;     /* 8, 4 or 2 */
+    const int vectors = HALF_GROUPS * group_bytes / 32 / joined;     /* 8, 4, 2 or 1 */
     const int most = room_of(kind) / (joined * parts), stages = wide || most < 1 ? -1 : most >= 4 ? 2 : most / 2;
     const int plane = BLOCK_GROUPS * kind.group_size * (wide ? 2 : 1);
     __m256i quad[3][2], first[3];
+    if (vectors == 1) { /* a group is a lane already */
+        __m256i codes[4];
+        if (half->codes == NULL) unpack(codes, half->packed, 0, kind);
+        UNROLL
+        for (int p = 0; p < kind.planes; p++) {
+            sums[p] = widen(dot_narrow(half->codes == NULL ? codes : half->codes, digits + p * plane, kind, joined));
+        }
+        return;
+    }
     UNROLL
     for (int i = 0; i < vectors / 2; i++) { /* two groups, or two vectors of groups, at a time */
         __m256i codes[2][8];
@@ -162,8 +174,8 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
             if (half->codes == NULL) {
                 unpack(to, half->packed, v, kind);
             } else {
-                to[0] = half->codes[parts * v];
-                if (parts == 2) to[1] = half->codes[parts * v + 1];
+                UNROLL
+                for (int part = 0; part < parts; part++) to[part] = half->codes[parts * v + part];
             }
         }
         UNROLL

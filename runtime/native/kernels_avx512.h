@@ -27,7 +27,8 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
     const int vectors = parts * joined, plane = BLOCK_GROUPS * kind.group_size;
     const int lanes = kind.group_size / vectors / 4;             /* of a group in a sum, and so many sums has the block */
     const int together = lanes < 4 ? lanes : 4;                  /* sums that are added up together */
-    const int beside = vectors > 2 && planes > 1 ? 1 : 2;
+    const int beside = lanes == 1 || (vectors > 2 && planes > 1) ? 1 : 2;
+    const bool apart = lanes == 1;                               /* planes have a sum each, where a block is one sum */
     __m512i quads[MAX_STREAMS][4] = {0};
     UNROLL
     for (int q = 0; q < lanes / together; q++) {
@@ -45,31 +46,36 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
                     if (b->decoded == NULL) {
                         unpack(to, b[row].packed, first + j, kind);
                     } else {
-                        to[0] = b[row].decoded[parts * (first + j)];
-                        if (parts == 2) to[1] = b[row].decoded[parts * (first + j) + 1];
+                        UNROLL
+                        for (int part = 0; part < parts; part++) to[part] = b[row].decoded[parts * (first + j) + part];
                     }
                 }
             }
             UNROLL
-            for (int row = 0; row < rows; row++) sum[row][i] = sum[row][i + beside - 1] = _mm512_setzero_si512();
+            for (int row = 0; row < rows; row++) {
+                sum[row][i] = sum[row][i + beside - 1] = _mm512_setzero_si512();
+                if (apart) sum[row][1] = sum[row][2] = _mm512_setzero_si512();
+            }
             UNROLL
             for (int j = 0; j < beside * planes * vectors; j++) {
                 const int n = j % beside, k = j / beside % vectors, p = j / beside / vectors;
                 const int v = first + joined * n + k / parts;
-                __m512i x = _mm512_loadu_si512(digits + p * plane + k % parts * plane / 2 + 64 * v);
+                __m512i x = _mm512_loadu_si512(digits + p * plane + k % parts * plane / parts + 64 * v);
                 if (rows > 1) x = in_register(x);
                 UNROLL
                 for (int row = 0; row < rows; row++) {
-                    __m512i *to = &sum[row][i + n];
-                    if (p > 0 && k == 0) *to = _mm512_slli_epi32(*to, 8);
+                    __m512i *to = &sum[row][apart ? p : i + n];
+                    if (p > 0 && k == 0 && !apart) *to = _mm512_slli_epi32(*to, 8);
                     *to = dot4(*to, codes[row][vectors * n + k], x, kind.code);
                 }
             }
         }
         UNROLL
         for (int row = 0; row < rows; row++) {
-            const __m512i *v = sum[row];
-            quads[row][q] = together == 4 ? quads_i(v[0], v[1], v[2], v[3]) : halves_i(v[0], v[1]);
+            __m512i *v = sum[row];
+            UNROLL
+            for (int p = 1; p < planes && apart; p++) v[0] = _mm512_add_epi32(_mm512_slli_epi32(v[0], 8), v[p]);
+            quads[row][q] = together == 4 ? quads_i(v[0], v[1], v[2], v[3]) : together == 2 ? halves_i(v[0], v[1]) : v[0];
         }
     }
     UNROLL
@@ -101,7 +107,7 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t gro
 /* Whether codes are asked for ahead. The processor's own prefetchers bring more than may be asked for (34 against 24 GB/s),
  * but only to loops that come back soon: not with three planes, nor with the scales of Q4_K (docs/LEARNED.md 50). */
 INLINE bool asks_ahead(struct kind kind) {
-    return kind.planes > 1 || kind.group_size == 16 || (kind.group_size == 32 && kind.code == CODE_4);
+    return kind.planes > 1 || kind.group_size == 16 || kind.code == CODE_2 || (kind.group_size == 32 && kind.code == CODE_4);
 }
 
 /* One operand: each stream from its first byte to its last, which is how DRAM is fastest. All rows are in place, so no

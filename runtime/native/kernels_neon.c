@@ -22,9 +22,9 @@ struct kind {
     int planes; /* of digits */
 };
 
-/* Vectors of codes that lie over one another in the packed bytes: the even and the odd columns of ORDER_PAIRS. */
+/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
 INLINE int parts_of(struct kind kind) {
-    return code_width(kind.code) == 4 ? 2 : 1;
+    return codes_of_byte(kind.code);
 }
 
 /* A block of a row: 16 groups. */
@@ -37,7 +37,7 @@ struct block {
 
 /* ---- codes */
 
-/* 16 codes of 2, 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+/* 16 codes of 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
 INLINE uint8x16_t unpack_stream(const uint8_t *packed, int width) {
 #define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
     const uint8_t places[16] = {LANE(0), LANE(1), LANE(2), LANE(3)};
@@ -55,19 +55,16 @@ INLINE uint8x16_t unpack_stream(const uint8_t *packed, int width) {
 
 /* Vector i of a block's codes as signed bytes, in the order of the shape: codes [parts]. */
 INLINE void decode(int8x16_t *codes, const uint8_t *packed, int i, struct kind kind) {
-    const int width = code_width(kind.code), table = kind.code - CODE_FP4;
+    const int width = code_width(kind.code), parts = parts_of(kind), table = kind.code - CODE_FP4;
     const uint8x16_t top = vdupq_n_u8(is_wide(kind.code) ? 0x80 : 0);
-    uint8x16_t found[2];
-    if (width == 8) {
-        found[0] = vld1q_u8(packed + 16 * i);
-    } else if (width == 4) {
-        found[0] = vandq_u8(vld1q_u8(packed + 16 * i), vdupq_n_u8(15));
-        found[1] = vshrq_n_u8(vld1q_u8(packed + 16 * i), 4);
-    } else {
-        found[0] = unpack_stream(packed + 2 * width * i, width);
+    uint8x16_t found[4];
+    found[0] = width == 8 || parts > 1 ? vld1q_u8(packed + 16 * i) : unpack_stream(packed + 2 * width * i, width);
+    UNROLL
+    for (int part = parts - 1; part >= 0 && parts > 1; part--) {
+        found[part] = vandq_u8(vshlq_u8(found[0], vdupq_n_s8((int8_t)(-width * part))), vdupq_n_u8((uint8_t)((1 << width) - 1)));
     }
     UNROLL
-    for (int part = 0; part < parts_of(kind); part++) {
+    for (int part = 0; part < parts; part++) {
         if (table >= 0) found[part] = vqtbl1q_u8(vld1q_u8(CODE_INTEGERS[table]), found[part]);
         codes[part] = vreinterpretq_s8_u8(veorq_u8(found[part], top));
     }
@@ -80,13 +77,13 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
                      struct kind kind) {
     const int parts = parts_of(kind), plane = BLOCK_GROUPS * kind.group_size;
     const int per_quad = kind.group_size / 4 / parts;       /* vectors of codes */
-    const int together = per_quad < 4 ? per_quad : 4;       /* sums; two groups share one where per_quad is 2 */
+    const int together = per_quad < 4 ? per_quad : 4;       /* sums; two groups share one where per_quad is 2, all if 1 */
     const int vectors = per_quad / together;                /* of one sum */
     const int8x16_t half = vdupq_n_s8(64);                  /* of what wide codes have lost */
     int32x4_t sum[MAX_STREAMS][4], lost[4];
     UNROLL
     for (int i = 0; i < together; i++) {
-        int8x16_t codes[MAX_STREAMS][8][2];
+        int8x16_t codes[MAX_STREAMS][8][4];
         const int first = per_quad * quad + vectors * i;
         UNROLL
         for (int row = 0; row < rows; row++) {
@@ -110,7 +107,7 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
             if (p > 0) lost[i] = vshlq_n_s32(lost[i], 8);
             UNROLL
             for (int v = 0; v < vectors * parts; v++) {
-                const int8x16_t x = vld1q_s8(digits + p * plane + v % parts * plane / 2 + 16 * (first + v / parts));
+                const int8x16_t x = vld1q_s8(digits + p * plane + v % parts * plane / parts + 16 * (first + v / parts));
                 if (is_wide(kind.code)) lost[i] = vdotq_s32(lost[i], half, x);
                 UNROLL
                 for (int row = 0; row < rows; row++) sum[row][i] = vdotq_s32(sum[row][i], codes[row][v / parts][v % parts], x);
@@ -124,7 +121,9 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
     UNROLL
     for (int row = 0; row < rows; row++) {
         const int32x4_t *s = sum[row];
-        sums[row] = together == 2 ? vpaddq_s32(s[0], s[1]) : vpaddq_s32(vpaddq_s32(s[0], s[1]), vpaddq_s32(s[2], s[3]));
+        sums[row] = together == 1   ? s[0]
+                    : together == 2 ? vpaddq_s32(s[0], s[1])
+                                    : vpaddq_s32(vpaddq_s32(s[0], s[1]), vpaddq_s32(s[2], s[3]));
     }
 }
 

@@ -12,9 +12,9 @@ static float add_lanes(const float *lane) {
 
 /* Where the digit of column j of a block stands in its plane. */
 static inline int64_t place(const struct shape *shape, int64_t j) {
-    if (shape->order == ORDER_PAIRS) return j / 2 + j % 2 * (BLOCK_GROUPS / 2 * shape->group_size);
+    const int parts = order_parts(shape->order);
     if (shape->order == ORDER_WIDE) return j / 32 * 32 + j % 2 * 16 + j % 32 / 2;
-    return j;
+    return j / parts + j % parts * (BLOCK_GROUPS / parts * shape->group_size);
 }
 
 /* D = sum of code * X over one group, or H and L of wide codes, as kernels.h has them. `at`: its place in a block. */

@@ -76,7 +76,8 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     if (levels != NULL) w->encoding = SE_Q6_K, w->unit = levels->unit, w->middle = levels->middle;
     if (m->encoding == SE_IQ4_NL) w->encoding = SE_SYMMETRIC; /* about 128, the middle of wide codes */
     const bool wide = is_wide(code) && kernels->order_8 == ORDER_WIDE;
-    const int32_t order = wide ? ORDER_WIDE : code_width(code) == 4 ? ORDER_PAIRS : ORDER_PLAIN;
+    static const enum order by_codes[] = {[1] = ORDER_PLAIN, [2] = ORDER_PAIRS, [4] = ORDER_FOURS};
+    const int32_t order = wide ? ORDER_WIDE : by_codes[codes_of_byte(code)];
     const int32_t wanted = kernels->runs[code][precision - 1], runs = 8 * wanted > group_size ? group_size / 8 : wanted;
     w->shape = (struct shape){m->columns, code, group_size, order, runs, precision};
     p->tile = kernels->coded[code][group_index(group_size)][precision - 1];

@@ -60,8 +60,9 @@ INLINE __m512i halves_i(__m512i a, __m512i b) {
 }
 
 /* Sums of 16 groups, in their order, from the quads of their vectors, in which a group had 4, 8 or 16 lanes; from
- * halves_i if it had two. */
+ * halves_i if it had two, from the vector itself if it had one. */
 INLINE __m512i order_groups(const __m512i *quads, int lanes) {
+    if (lanes == 1) return quads[0];
     if (lanes == 2) {
         const __m512i order = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
         return _mm512_permutexvar_epi32(order, quads[0]);

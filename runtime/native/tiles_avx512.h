@@ -27,10 +27,9 @@ struct turned {
     __m512 bias[BLOCK_GROUPS][TURNED_VECTORS];
 };
 
-/* With one plane of digits, codes that are neither nibbles nor bytes take longer to turn than that saves (LEARNED 76). */
+/* With one plane of digits, codes that lie across bytes take longer to turn than that saves (LEARNED 76). */
 INLINE bool is_turned(int64_t tokens, struct kind kind) {
-    const int width = code_width(kind.code);
-    return tokens >= LEAST_TURNED && (kind.planes > 1 || width == 4 || width == 8);
+    return tokens >= LEAST_TURNED && (kind.planes > 1 || 8 % code_width(kind.code) == 0);
 }
 
 INLINE int slice_columns(struct kind kind) {
@@ -78,7 +77,7 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         row[i] = block_codes(w, first + (i < rows ? i : rows - 1), block, copies[i], kind);
         UNROLL
         for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(row[i] + (slice + 1) * slice_bytes + j, _MM_HINT_T1);
-        if (parts == 2) continue;
+        if (parts > 1) continue;
         for (int v = 0; v < vectors; v++) {
             __m512i codes;
             unpack(&codes, row[i], slice * vectors + v, kind);
@@ -88,13 +87,13 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     }
     for (int v = 0; v < vectors; v++) {
         __m512i words[16];
-        turn(words, row, 64 * (parts == 2 ? slice * vectors + v : v));
+        turn(words, row, 64 * (parts > 1 ? slice * vectors + v : v));
         UNROLL
         for (int i = 0; i < 16; i++) {
-            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[2] = {words[i]};
-            if (parts == 2) nibbles(codes, words[i], kind);
-            _mm512_store_si512(&to[0][vector], codes[0]);
-            if (parts == 2) _mm512_store_si512(&to[columns / 8][vector], codes[1]);
+            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[4] = {words[i]};
+            if (parts > 1) take_apart(codes, words[i], kind);
+            UNROLL
+            for (int part = 0; part < parts; part++) _mm512_store_si512(&to[part * columns / parts / 4][vector], codes[part]);
         }
     }
     if (slice != 0) return;
@@ -141,7 +140,7 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
     UNROLL
     for (int m = 0; m < parts * runs; m++) {
         const int part = m % parts, r = m / parts; /* of the runs */
-        const __m512i *codes = turned->codes[part * slice_columns(kind) / 8 + first + 16 * r];
+        const __m512i *codes = turned->codes[part * slice_columns(kind) / parts / 4 + first + 16 * r];
         for (int i = 0; i < run; i++, codes += TURNED_VECTORS) {
             __m512i c[TURNED_VECTORS];
             UNROLL
@@ -149,7 +148,7 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
             UNROLL
             for (int n = 0; n < operands * kind.planes; n++) {
                 int32_t four;
-                memcpy(&four, digits[n / kind.planes] + n % kind.planes * plane + part * plane / 2 + 64 * r + 4 * i, sizeof four);
+                memcpy(&four, digits[n / kind.planes] + n % kind.planes * plane + part * plane / parts + 64 * r + 4 * i, sizeof four);
                 const __m512i all = in_register(_mm512_set1_epi32(four));
                 UNROLL
                 for (int v = 0; v < TURNED_VECTORS; v++) d[n][v] = dot4(d[n][v], c[v], all, kind.code);
