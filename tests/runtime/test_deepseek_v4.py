@@ -3,7 +3,6 @@
 Its logits are compared with transformers in test_decoders.py.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +93,6 @@ def test_no_chunk_size_changes_a_bit_of_a_long_sequence(container: Path) -> None
     assert all(np.array_equal(logits, found[0]) for logits in found)
     with opened(container, "numpy", ctx_size=LONG, chunk_size=1000) as engine:
         assert np.abs(engine.prefill(engine.new_session(), ids) - found[0][1]).max() < 1e-3
-
-
-def test_what_a_session_holds_is_what_is_counted(container: Path) -> None:
-    with opened(container, "numpy", ctx_size=801) as engine:
-        held = sum(array.nbytes for state in engine.new_session().states for array in arrays_of(state))
-        assert held == engine.terms.kv_bytes + engine.terms.state_bytes // 2  # a step writes beside what it reads
-
-
-def arrays_of(state: Any) -> Iterator[np.ndarray[Any, Any]]:
-    """All arrays of a layer's state."""
-    if isinstance(state, np.ndarray):
-        yield state
-    elif state is not None and not isinstance(state, int):
-        for part in state if isinstance(state, tuple) else vars(state).values():
-            yield from arrays_of(part)
 
 
 @pytest.mark.parametrize(
