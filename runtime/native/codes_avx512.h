@@ -31,13 +31,16 @@ INLINE int runs_of(struct kind kind) {
     return runs < whole ? whole : runs;
 }
 
-/* What codes stand for. */
-INLINE __m512i table_of(int code) {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)CODE_INTEGERS[code - CODE_FP4]));
-}
-
-INLINE __m512i integers(__m512i codes, int code) {
-    return code < CODE_FP4 ? codes : _mm512_shuffle_epi8(table_of(code), codes);
+/* What codes in the low bits of bytes stand for, whatever lies above them. */
+INLINE __m512i integers(__m512i bytes, int code) {
+    const __m512i low = _mm512_set1_epi8((char)((1 << code_width(code)) - 1));
+    if (code < CODE_FP4) return _mm512_and_si512(bytes, low);
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)CODE_INTEGERS[code - CODE_FP4]));
+#if defined(SE_VBMI)
+    return _mm512_permutexvar_epi8(bytes, table); /* which is there four times */
+#else
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(bytes, low));
+#endif
 }
 
 /* Vector v of codes of 3, 5 or 6 bits, in the order of the shape. */
@@ -56,7 +59,7 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
     const __m512i bits = _mm512_set1_epi64(0x0706050403020100 * width), low = _mm512_loadu_si512(packed + v / runs * bytes);
     const __m512i high = _mm512_loadu_si512(packed + v / runs * bytes + (bytes > 64 ? bytes - 64 : 0));
     const __m512i x = bytes > 64 ? _mm512_permutex2var_epi8(low, places, high) : _mm512_permutexvar_epi8(places, low);
-    return _mm512_and_si512(_mm512_multishift_epi64_epi8(bits, x), _mm512_set1_epi8((char)((1 << width) - 1)));
+    return integers(_mm512_multishift_epi64_epi8(bits, x), kind.code);
 }
 #else
 /* Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
@@ -75,26 +78,17 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
     const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
     x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(two)),
                         _mm512_and_si512(_mm512_slli_epi32(x, 16 - 2 * width), _mm512_set1_epi32(two << 16)));
-    return _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(one | one << 16)),
-                           _mm512_and_si512(_mm512_slli_epi32(x, 8 - width), _mm512_set1_epi32(one << 8 | one << 24)));
+    x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(one | one << 16)),
+                        _mm512_and_si512(_mm512_slli_epi32(x, 8 - width), _mm512_set1_epi32(one << 8 | one << 24)));
+    return kind.code < CODE_FP4 ? x : integers(x, kind.code);
 }
 #endif
 
 /* The codes of 64 bytes: their first ones, then their second ones, and so on. */
 INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
-    const int width = code_width(kind.code);
-#if defined(SE_VBMI)
-    if (kind.code >= CODE_FP4) { /* the table four times, so bits above a nibble choose nothing */
-        const __m512i table = table_of(kind.code);
-        codes[0] = _mm512_permutexvar_epi8(packed, table);
-        codes[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
-        return;
-    }
-#endif
     UNROLL
     for (int part = 0; part < parts_of(kind); part++) {
-        const __m512i low = part == 0 ? packed : _mm512_srli_epi16(packed, width * part);
-        codes[part] = integers(_mm512_and_si512(low, _mm512_set1_epi8((1 << width) - 1)), kind.code);
+        codes[part] = integers(part == 0 ? packed : _mm512_srli_epi16(packed, code_width(kind.code) * part), kind.code);
     }
 }
 
@@ -104,7 +98,7 @@ INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kin
     if (width == 8) {
         codes[0] = _mm512_loadu_si512(packed + 64 * v);
     } else if (parts_of(kind) == 1) {
-        codes[0] = integers(unpack_stream(packed, v, kind), kind.code);
+        codes[0] = unpack_stream(packed, v, kind);
     } else {
         take_apart(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
     }
