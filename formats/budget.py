@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
+from formats.config import ModelConfig
 from formats.errors import RequestError
 from formats.layout import Layout
 
@@ -27,6 +28,7 @@ _SIZE_UNITS = {"": 1, "b": 1} | {
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
 SCORES_BYTES = 4 << 20  # attention scores computed at a time
+ROPE_TABLES = 16  # of positions, kept
 LOGITS_ROWS = 32  # rows of logits made at a time, where all positions are wanted
 
 
@@ -87,8 +89,8 @@ def memory_terms(
         resident_bytes=layout.resident_bytes,
         state_bytes=2 * model.state_values * VALUE_BYTES,  # a step writes beside what it reads
         kv_bytes=model.cache_values(ctx_size, min(chunk_size, ctx_size)) * VALUE_BYTES,
-        scratch_bytes=_activation_bytes(layout, min(chunk_size, ctx_size), ctx_size)
-        + 2 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES
+        scratch_bytes=_activation_bytes(model, min(chunk_size, ctx_size), ctx_size)
+        + 3 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES  # as they are, and scaled or capped by way of another
         + 3 * threads * ROW_BLOCK_BYTES,
         min_slots_bytes=MIN_SLOTS * largest_record_bytes(layout),
     )
@@ -101,18 +103,27 @@ def _tokenizer_bytes(json_bytes: int | None, vocab_size: int, ctx_size: int) -> 
     return TOKENIZER_FACTOR * (json_bytes or 0) + TOKENIZER_ENTRY_BYTES * vocab_size + ENCODING_BYTES * ctx_size
 
 
-def _activation_bytes(layout: Layout, tokens: int, ctx_size: int) -> int:
-    """Activations alive at the widest point of a step over `tokens` tokens: mixer, attention scores or experts.
+def _activation_bytes(model: ModelConfig, tokens: int, ctx_size: int) -> int:
+    """Activations alive at the widest point of a step over `tokens` tokens, in a mixer or among experts.
 
-    A quarter is added for what the allocator holds between them.
+    An eighth is added for what the allocator holds between them.
     """
-    model = layout.model
-    scores = max(SCORES_BYTES, ctx_size * model.queries_per_key * VALUE_BYTES)
-    queries = 5 * tokens * model.query_values_per_token * VALUE_BYTES
-    experts = (model.top_k + 4) * model.hidden_size + 6 * model.moe_intermediate_size
-    per_token = max(model.mixer_values_per_token, experts)
-    widest = max(tokens * per_token * VALUE_BYTES, queries + 4 * scores)
-    return (4 * tokens * model.hidden_size * VALUE_BYTES + widest) * 5 // 4
+    experts = tokens * (4 * model.hidden_size + 3 * model.feed_forward_width)
+    values = tokens * _kept_values_per_token(model) + max(model.mixer_values(tokens), experts)
+    marks = tokens * model.marks_per_token(ctx_size)
+    scores = max(SCORES_BYTES, VALUE_BYTES * model.scores_per_token(ctx_size))
+    return (VALUE_BYTES * values + marks + 4 * scores) * 9 // 8
+
+
+def _kept_values_per_token(model: ModelConfig) -> int:
+    """What lives through the layers of a step.
+
+    The stream and what is added to it, before and after a layer; what each expert gives; the kernels' scratch, which
+    is an input and what lies between the matrices of a feed-forward part; scores of experts; angles of positions.
+    """
+    stream, given = 6 * model.hidden_size, model.top_k * model.expert_hidden_size
+    scratch = model.hidden_size + 3 * model.feed_forward_width
+    return stream + given + scratch + 4 * model.num_experts + ROPE_TABLES * model.rotary_dim
 
 
 def largest_record_bytes(layout: Layout) -> int:

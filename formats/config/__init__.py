@@ -36,7 +36,7 @@ from formats.config.decoder import (
     DecoderConfig,
     Temperature,
 )
-from formats.config.deepseek_v3 import DeepseekV3Config, Indexer
+from formats.config.deepseek_v3 import ABSORBED_VALUES, DeepseekV3Config, Indexer
 from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.gemma4 import Gemma4Config
@@ -58,6 +58,7 @@ from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
 
 __all__ = [
+    "ABSORBED_VALUES",
     "CHOSEN_SIGMOID",
     "CHUNKED_ATTENTION",
     "COMPRESSED_SPARSE_ATTENTION",

@@ -152,14 +152,9 @@ class ModelConfig(ABC):
         return Activation()
 
     @property
-    def query_values_per_token(self) -> int:
-        """Width of all queries of a token, in the layer where they are widest."""
-        return self.num_attention_heads * self.head_dim
-
-    @property
-    def queries_per_key(self) -> int:
-        """Query heads that share a key head, in the layer where most do."""
-        return self.num_attention_heads // self.num_key_value_heads
+    def feed_forward_width(self) -> int:
+        """Width between the matrices of the widest expert, shared expert or dense layer."""
+        return self.moe_intermediate_size
 
     @abstractmethod
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
@@ -170,10 +165,17 @@ class ModelConfig(ABC):
     def state_values(self) -> int:
         """Values of recurrent and convolution state of one sequence, whatever its length."""
 
-    @property
     @abstractmethod
-    def mixer_values_per_token(self) -> int:
-        """Activations per token alive at the widest point of a mixer (attention or what stands for it)."""
+    def mixer_values(self, tokens: int) -> int:
+        """Activations of a step alive at the widest point of a mixer (attention or what stands for it), but scores."""
+
+    def scores_per_token(self, ctx_size: int) -> int:
+        """Scores of one token that are there together: of the queries that share a key head, or of an indexer."""
+        return ctx_size * self.num_attention_heads // self.num_key_value_heads
+
+    def marks_per_token(self, ctx_size: int) -> int:
+        """Bytes that mark what a token sees of its context, where an indexer chooses."""
+        return 0
 
     def check(self, where: Where) -> None:
         """Relations between values. Raises FormatError naming both; families add their own."""

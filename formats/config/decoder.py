@@ -156,10 +156,6 @@ class DecoderConfig(ModelConfig):
         """Whether queries and keys of this layer know their positions."""
         return self.full_attention_rope or self.layer_types[layer] != FULL_ATTENTION
 
-    @property
-    def queries_per_key(self) -> int:
-        return self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
-
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         return sum(
             self._held_tokens(layer, ctx_size, chunk_size) * self._cached_values(layer)
@@ -182,9 +178,17 @@ class DecoderConfig(ModelConfig):
         return 0
 
     @property
-    def mixer_values_per_token(self) -> int:
-        width = max(self.intermediate_size or 0, self.shared_expert_intermediate_size or 0)
-        return max(6 * self.num_attention_heads * max(self.head_dim, self.value_dim), 3 * width)
+    def feed_forward_width(self) -> int:
+        others = self.intermediate_size or 0, self.shared_expert_intermediate_size or 0
+        return max(self.moe_intermediate_size, *others)
+
+    def mixer_values(self, tokens: int) -> int:
+        """Projections, normalised or cut, turned, and what attention gives, twice."""
+        heads = self.num_attention_heads + max(map(self.key_heads, range(self.num_hidden_layers)))
+        return tokens * 5 * heads * max(self.head_dim, self.value_dim)
+
+    def scores_per_token(self, ctx_size: int) -> int:
+        return ctx_size * self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
 
     def check(self, where: Where) -> None:
         super().check(where)

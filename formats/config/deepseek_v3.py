@@ -19,6 +19,7 @@ from formats.config.rope import Rope, Yarn, mscale, read_rope, source_of
 from formats.fields import Fields
 from formats.window import in_lanes
 
+ABSORBED_VALUES = 16 << 20  # of a block of tokens in the space of latents
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
 
 
@@ -94,12 +95,28 @@ class DeepseekV3Config(ModelConfig):
         return 0
 
     @property
-    def mixer_values_per_token(self) -> int:
-        queries = self.num_attention_heads * (2 * self.head_dim + self.qk_rope_head_dim)
+    def feed_forward_width(self) -> int:
+        return max(self.intermediate_size, self.shared_expert_intermediate_size, self.moe_intermediate_size)
+
+    def mixer_values(self, tokens: int) -> int:
+        queries = self.num_attention_heads * (self.head_dim + self.qk_rope_head_dim)  # and the turned part of them
         outputs = 2 * self.num_attention_heads * self.v_head_dim
-        latents = 2 * self.kv_lora_rank + (self.q_lora_rank or 0)  # of one head at a time
+        latents = 2 * self.kv_lora_rank + (self.q_lora_rank or 0)
         index = 3 * self.indexer.index_n_heads * self.indexer.index_head_dim if self.indexer else 0
-        return max(queries + outputs + latents + index, 3 * self.intermediate_size)
+        absorbed = self.absorbed_values_per_token
+        return tokens * (queries + outputs + latents + index) + min(tokens * absorbed, max(ABSORBED_VALUES, absorbed))
+
+    @property
+    def absorbed_values_per_token(self) -> int:
+        """Of queries in the space of latents, and of what is mixed for them."""
+        return self.num_attention_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim)
+
+    def scores_per_token(self, ctx_size: int) -> int:
+        return ctx_size * (self.indexer.index_n_heads if self.indexer else 1)
+
+    def marks_per_token(self, ctx_size: int) -> int:
+        """Of a layer, of the one that chose before it, and a copy of a part."""
+        return 3 * ctx_size if self.indexer else 0
 
     def check(self, where: Where) -> None:
         super().check(where)

@@ -87,6 +87,11 @@ class DeepseekV4Config(ModelConfig):
         return self.hc_mult * self.hidden_size
 
     @property
+    def queries_width(self) -> int:
+        """Values of all queries of a token."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
     def expert_activation(self) -> Activation:
         return Activation(SILU_CLAMPED, limit=self.swiglu_limit)
 
@@ -102,11 +107,16 @@ class DeepseekV4Config(ModelConfig):
             for rate, width, overlap in self.compressors()
         )
 
-    @property
-    def mixer_values_per_token(self) -> int:
-        queries = 6 * self.query_values_per_token
+    def mixer_values(self, tokens: int) -> int:
         compressed = 8 * self.head_dim + 3 * self.index_n_heads * self.index_head_dim
-        return 4 * self.streams_width + queries + compressed
+        return tokens * (2 * self.streams_width + 6 * self.queries_width + compressed)
+
+    def scores_per_token(self, ctx_size: int) -> int:
+        return max(self.num_attention_heads, self.index_n_heads) * -(-ctx_size // self.sparse_compress_rate)
+
+    def marks_per_token(self, ctx_size: int) -> int:
+        """As chosen, as far as they are complete, and both."""
+        return 3 * -(-ctx_size // self.sparse_compress_rate)
 
     def check(self, where: Where) -> None:
         super().check(where)

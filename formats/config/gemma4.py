@@ -63,20 +63,20 @@ class Gemma4Config(ModelConfig):
         return total
 
     @property
-    def query_values_per_token(self) -> int:
-        return self.num_attention_heads * max(self.head_dim, self.global_head_dim)
-
-    @property
-    def queries_per_key(self) -> int:
-        return self.num_attention_heads // min(self.num_key_value_heads, self.num_global_key_value_heads)
-
-    @property
     def state_values(self) -> int:
         return 0
 
     @property
-    def mixer_values_per_token(self) -> int:
-        return max(6 * self.query_values_per_token, 3 * self.intermediate_size)
+    def feed_forward_width(self) -> int:
+        return max(self.moe_intermediate_size, self.intermediate_size)
+
+    def mixer_values(self, tokens: int) -> int:
+        """As of a plain decoder, in the layers that are wider."""
+        kinds = (self.num_key_value_heads, self.head_dim), (self.num_global_key_value_heads, self.global_head_dim)
+        return tokens * max(5 * (self.num_attention_heads + heads) * width for heads, width in kinds)
+
+    def scores_per_token(self, ctx_size: int) -> int:
+        return ctx_size * self.num_attention_heads // min(self.num_key_value_heads, self.num_global_key_value_heads)
 
     def check(self, where: Where) -> None:
         super().check(where)

@@ -26,11 +26,11 @@ class KimiK3Config(KimiLinearConfig):
     def expert_activation(self) -> Activation:
         return Activation(SITU, self.activation_situ_beta, self.activation_situ_linear_beta)
 
-    @property
-    def mixer_values_per_token(self) -> int:
-        kept = -(-self.num_hidden_layers // self.attn_res_block_size) + 1  # beginnings and the sum since the last
+    def mixer_values(self, tokens: int) -> int:
+        begun = -(-self.num_hidden_layers // self.attn_res_block_size) * self.hidden_size
+        mixture = 3 * (begun + self.hidden_size)  # with the sum since the last: as they are, normalised, operands
         gates = self.num_attention_heads * self.v_head_dim
-        return super().mixer_values_per_token + gates + 4 * kept * self.hidden_size
+        return tokens * begun + max(super().mixer_values(tokens) + tokens * gates, tokens * mixture)
 
     def check(self, where: Where) -> None:
         super().check(where)

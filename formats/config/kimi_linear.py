@@ -35,9 +35,8 @@ class KimiLinearConfig(DeepseekV3Config):
         convolution = (self.linear_conv_kernel_dim - 1) * 3 * self.linear_width
         return self.layer_types.count(LINEAR_ATTENTION) * (recurrent + convolution)
 
-    @property
-    def mixer_values_per_token(self) -> int:
-        return max(super().mixer_values_per_token, 12 * self.linear_width)
+    def mixer_values(self, tokens: int) -> int:
+        return max(super().mixer_values(tokens), tokens * 14 * self.linear_width)
 
     def check(self, where: Where) -> None:
         super().check(where)

@@ -46,10 +46,14 @@ class Qwen3_5MoeConfig(ModelConfig):  # noqa: N801 - the family's name
         return self.layer_types.count(LINEAR_ATTENTION) * (recurrent + convolution)
 
     @property
-    def mixer_values_per_token(self) -> int:
-        attention = 9 * self.num_attention_heads * self.head_dim
-        head = 2 * self.linear_key_head_dim + 7 * self.linear_value_head_dim
-        return max(attention, 3 * self.linear_conv_channels + self.linear_num_value_heads * head)
+    def feed_forward_width(self) -> int:
+        return max(self.moe_intermediate_size, self.shared_expert_intermediate_size)
+
+    def mixer_values(self, tokens: int) -> int:
+        attention = (8 * self.num_attention_heads + 3 * self.num_key_value_heads) * self.head_dim
+        values = self.linear_num_value_heads * self.linear_value_head_dim
+        keys = self.linear_num_key_heads * self.linear_key_head_dim
+        return tokens * max(attention, 2 * self.linear_conv_channels + 2 * keys + 7 * values)
 
     def check(self, where: Where) -> None:
         super().check(where)

@@ -124,10 +124,14 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
         convolution = 0 if ngrams is None else (ngrams.conv_kernel_size - 1) * ngrams.size * self.hc_width
         return super().state_values + last_keys + convolution
 
-    @property
-    def mixer_values_per_token(self) -> int:
+    def mixer_values(self, tokens: int) -> int:
         index = 3 * self.indexer_n_heads * self.indexer_head_dim
-        return super().mixer_values_per_token + index + 8 * self.hc_width
+        mixer = super().mixer_values(tokens) + tokens * index
+        return tokens * 2 * self.hc_width + max(mixer, tokens * 6 * self.hc_width)  # or what n-grams add
+
+    def marks_per_token(self, ctx_size: int) -> int:
+        """Of blocks, and of their tokens twice while they are spread over them."""
+        return 2 * ctx_size + 2 * -(-ctx_size // self.indexer_compress_ratio)
 
     def check(self, where: Where) -> None:
         super().check(where)

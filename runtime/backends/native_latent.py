@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from formats.budget import SCORES_BYTES
+from formats.config import ABSORBED_VALUES
 from formats.dtypes import Float32
 from formats.encodings import Plain
 from formats.errors import UnsupportedError
@@ -46,24 +47,45 @@ class NativeLatentOps:
         scale: float,
         selection: Bool | None = None,
     ) -> tuple[Float32, State]:
-        heads, n = q.shape[1:]
+        """Some tokens at a time: in the space of latents queries are wide (128 heads of 576 in DeepSeek-V3)."""
+        tokens, heads = q.shape[:2]
+        block = max(1, ABSORBED_VALUES // (heads * (cache.memory.value_width + cache.memory.width)))
+        outputs = []
+        for first in range(0, tokens, block):
+            rows = slice(first, min(first + block, tokens))
+            seen = selection[rows, : cache.length + rows.stop - first] if selection is not None else None
+            queries = q[rows], q_rope[rows]
+            output, cache = self._latent_attention(queries, latent[rows], k_rope[rows], kv_b, cache, scale, seen)
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs), cache
+
+    def _latent_attention(
+        self,
+        queries: tuple[Float32, Float32],
+        latent: Float32,
+        k_rope: Float32,
+        kv_b: Sequence[Weight],
+        cache: NativeCache,
+        scale: float,
+        selection: Bool | None,
+    ) -> tuple[Float32, NativeCache]:
+        """`latent_attention` of a block; queries: without, and with position."""
+        tokens, heads, n = queries[0].shape
         if len(kv_b) == 1:
-            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, n), transposed=True)
-            values = slice(n, kv_b[0].rows // heads)
+            rows, values = slice(0, n), slice(n, kv_b[0].rows // heads)
         else:  # W_k transposed and W_v, each a matrix of its own
-            absorbed = self.heads_product(q, kv_b[0], heads, slice(0, kv_b[0].rows // heads))
-            values = slice(0, kv_b[1].rows // heads)
-        queries = np.concatenate([absorbed, q_rope], axis=2)
-        keys, mixed = np.concatenate([latent, k_rope], axis=1), np.empty_like(absorbed)
-        tokens, memory = len(q), cache.memory
+            rows, values = (slice(0, matrix.rows // heads) for matrix in kv_b)
+        absorbed = self.heads_product(queries[0], kv_b[0], heads, rows, transposed=len(kv_b) == 1)
+        wide, keys = np.concatenate([absorbed, queries[1]], axis=2), np.concatenate([latent, k_rope], axis=1)
+        memory, mixed = cache.memory, absorbed  # whose memory is free now
         require_shapes(
             "latent attention",
-            (queries, (tokens, heads, memory.width)),
+            (wide, (tokens, heads, memory.width)),
             (keys, (tokens, memory.width)),
             (mixed, (tokens, heads, memory.value_width)),
         )
         self._call(
-            "se_attention", cache.memory, cache.length, address(queries), address(keys), None, tokens, heads,
+            "se_attention", memory, cache.length, address(wide), address(keys), None, tokens, heads,
             scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
             None, None, address(mixed),
         )  # fmt: skip
@@ -109,6 +131,7 @@ class NativeLatentOps:
             )  # fmt: skip
             np.maximum(dots, 0, out=dots)
             rows = slice(first, first + len(part))
-            scores = np.add.reduce(dots * weights[rows, :, None], axis=1)  # [n, number], head after head
+            dots *= weights[rows, :, None]
+            scores = np.add.reduce(dots, axis=1)  # [n, number], head after head
             choose_tokens(scores, each[rows], top_k, selection[rows])
         return selection, cache

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from formats.budget import ROPE_TABLES
 from formats.config import SIGMOID, SILU, Rope
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi
@@ -129,7 +130,7 @@ class NativeRowOps(CompressedOps):
         return weights
 
 
-@lru_cache(maxsize=16)  # all layers of a step ask for the same
+@lru_cache(maxsize=ROPE_TABLES)  # all layers of a step ask for the same
 def placed_tables(rope: Rope, position: int, tokens: int) -> tuple[int, int, tuple[Float32, Float32]]:
     """Where the tables of a rotation lie, cos and sin, and they themselves."""
     cos, sin = rope_tables(rope, position, tokens)

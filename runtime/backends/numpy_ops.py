@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from formats.budget import ROW_BLOCK_BYTES, SCORES_BYTES
+from formats.budget import ROPE_TABLES, ROW_BLOCK_BYTES, SCORES_BYTES
 from formats.config import Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
@@ -382,7 +382,7 @@ def _rows(table: EmbeddingRows, numbers: AnyArray) -> Float32:
     return layout.encoding.decode(layout.views(table.read(distinct.tolist())))[places]
 
 
-@lru_cache(maxsize=16)  # all layers of a step ask for the same
+@lru_cache(maxsize=ROPE_TABLES)  # all layers of a step ask for the same
 def rope_tables(rope: Rope, position: int, tokens: int) -> tuple[Float32, Float32]:
     """cos and sin of the angles of tokens from position on, made in float64: [T, dim / 2] each."""
     angles = np.arange(position, position + tokens)[:, None] * rope.inv_freq

@@ -181,7 +181,7 @@ def test_layers_of_mimo_with_a_window_have_key_heads_sinks_and_a_theta_of_their_
     assert [model.key_heads(layer) for layer in (0, 1, 5)] == [4, 8, 4]
     assert [model.has_sinks(layer) for layer in (0, 1, 5)] == [False, True, False]
     assert [model.rope_of(layer).theta for layer in (0, 1, 5)] == [5e6, 1e4, 5e6]
-    assert model.queries_per_key == 16
+    assert model.scores_per_token(1000) == 16 * 1000
     # Nine layers hold every token; what the others hold of a long context is that of a cache that forgets.
     held = held_tokens(129, 2**18, 512)
     assert model.cache_values(2**18, 512) == (9 * 2**18 * 4 + 39 * held * 8) * (192 + 128)

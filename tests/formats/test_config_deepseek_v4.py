@@ -24,7 +24,8 @@ def test_deepseek_v4_flash_is_read() -> None:
     assert [model.compress_rate(layer) for layer in (0, 1, 2, 3, 41, 42)] == [None, None, 4, 128, 128, 4]
     assert [model.has_indexer(layer) for layer in (1, 2, 3)] == [False, True, False]
     assert model.mlp_layer_types == ("hash_moe",) * 3 + ("moe",) * 40
-    assert (model.head_dim, model.rotary_dim, model.num_key_value_heads, model.queries_per_key) == (512, 64, 1, 64)
+    assert (model.head_dim, model.rotary_dim, model.num_key_value_heads) == (512, 64, 1)
+    assert model.scores_per_token(1000) == 64 * 250
     assert (model.rope.theta, model.rope.scaling) == (10000, None)
     assert model.compress_rope.theta == 160000
     assert model.compress_rope.attention_factor == 1  # which YaRN would make 1.28

@@ -92,7 +92,7 @@ def test_caches_count_the_heads_of_each_layer_and_only_what_a_window_keeps() -> 
     held = held_tokens(1024, 32768, 512)
     assert held == 2 * 22 * 128  # an old cache and a new one, in whole blocks
     assert model.cache_values(32768, 512) == 2 * (25 * 8 * 256 * held + 5 * 2 * 512 * 32768)
-    assert (model.query_values_per_token, model.queries_per_key) == (16 * 512, 8)
+    assert model.scores_per_token(1000) == 8 * 1000
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from formats.config import DeepseekV3Config
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
+from runtime.backends import native_latent
 from runtime.backends.native_ops import NativeOps
 from runtime.backends.numpy_ops import NumpyOps
 from tests.fixtures.deepseek_tiny import CASES, has_indexer
@@ -82,6 +84,19 @@ def test_no_chunk_size_changes_a_bit_of_native_logits(container: Path, expected:
         options: dict[str, Any] = {"backend": "native", "chunk_size": chunk_size, "threads": threads}
         with Engine.open(container, ram_bytes=PLENTY, **options) as engine:
             found.append(engine.logits(expected["prompt_ids"].tolist()))
+    assert all(np.array_equal(logits, found[0]) for logits in found)
+
+
+def test_no_number_of_tokens_that_are_absorbed_at_a_time_changes_a_bit(
+    container: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, found = expected["prompt_ids"].tolist(), []
+    with Engine.open(container, ram_bytes=PLENTY, backend="native") as engine:
+        c = engine.config
+        assert isinstance(c, DeepseekV3Config)
+        for tokens in (len(prompt), 1, 7):
+            monkeypatch.setattr(native_latent, "ABSORBED_VALUES", tokens * c.absorbed_values_per_token)
+            found.append(engine.logits(prompt))
     assert all(np.array_equal(logits, found[0]) for logits in found)
 
 
