@@ -90,7 +90,7 @@ def memory_terms(
         state_bytes=2 * model.state_values * VALUE_BYTES,  # a step writes beside what it reads
         kv_bytes=model.cache_values(ctx_size, min(chunk_size, ctx_size)) * VALUE_BYTES,
         scratch_bytes=_activation_bytes(model, min(chunk_size, ctx_size), ctx_size)
-        + 3 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES  # as they are, and scaled or capped by way of another
+        + 3 * LOGITS_ROWS * model.vocab_size * VALUE_BYTES  # those before, and new ones as they are and scaled
         + 3 * threads * ROW_BLOCK_BYTES,
         min_slots_bytes=MIN_SLOTS * largest_record_bytes(layout),
     )

@@ -127,7 +127,7 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
     def mixer_values(self, tokens: int) -> int:
         index = 3 * self.indexer_n_heads * self.indexer_head_dim
         mixer = super().mixer_values(tokens) + tokens * index
-        return tokens * 2 * self.hc_width + max(mixer, tokens * 6 * self.hc_width)  # or what n-grams add
+        return tokens * 3 * self.hc_width + max(mixer, tokens * 6 * self.hc_width)  # or what n-grams add
 
     def marks_per_token(self, ctx_size: int) -> int:
         """Of blocks, and of their tokens twice while they are spread over them."""
