@@ -51,7 +51,7 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
     const int bytes = 8 * width * runs; /* of `runs` vectors; the last 64 of them are a load of their own */
 #define COLUMN(i) (8 * (i) / run * kind.group_size + r * run + 8 * (i) % run)
 #define BYTE(i) (COLUMN(i) * width / 8 + (COLUMN(i) * width / 8 + width > 64 ? 128 - bytes : 0))
-#define LANE(i) 0x0706050403020100 + 0x0101010101010101 * BYTE(i)
+#define LANE(i) (int64_t)(0x0706050403020100u + 0x0101010101010101u * BYTE(i)) /* bytes behind the last one may wrap */
     const __m512i places = _mm512_setr_epi64(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
 #undef LANE
 #undef BYTE
