@@ -111,8 +111,9 @@ INLINE bool asks_ahead(struct kind kind) {
 }
 
 /* One operand: each stream from its first byte to its last, which is how DRAM is fastest. All rows are in place, so no
- * loop over blocks calls anything, or constants would lose their registers. lanes [2][TILE_ROWS][16] */
-INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, float *lanes, struct kind kind) {
+ * loop over blocks calls anything, or constants would lose their registers. */
+INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, struct kind kind) {
+    _Alignas(64) float lanes[MAX_STREAMS * TILE_ROWS * 16];
     const int streams = 2, last = (int)tile->streams - 1; /* one stream alone is rare: it is computed twice */
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
@@ -143,6 +144,17 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, fl
             multiply(sum, b, streams, left, &x, block, kind);
         }
         for (int s = 0; s <= last; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
+    }
+    for (int s = 0; s <= last; s++) {
+        float *y = tile->y[s][0] + tile->first[s] + first;
+        _mm512_mask_storeu_ps(y, present(rows), add_rows(lanes + 16 * TILE_ROWS * s));
+    }
+}
+
+/* Rows first..end of all streams times one operand. */
+INLINE void streams_by_one(const struct tile *tile, int64_t first, int64_t end, struct kind kind) {
+    for (; first < end; first += TILE_ROWS) {
+        rows_by_one(tile, first, end - first < TILE_ROWS ? end - first : TILE_ROWS, kind);
     }
 }
 
@@ -178,8 +190,9 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
     }
 }
 
-/* Rows first..first + rows of one stream times all tokens. lanes [TILE_TOKENS][TILE_ROWS][16] */
-INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, float *lanes, struct kind kind) {
+/* Rows first..first + rows of one stream times all tokens. */
+INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, struct kind kind) {
+    _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
     for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
         const int64_t left = tile->tokens - token, tokens = left < TILE_TOKENS ? left : TILE_TOKENS;
         memset(lanes, 0, (size_t)tokens * TILE_ROWS * 16 * sizeof *lanes);
@@ -191,45 +204,78 @@ INLINE void stream_by_many(const struct tile *tile, int s, int64_t first, int64_
     }
 }
 
-INLINE void coded_tile(const struct tile *tile, struct kind kind) {
-    if (is_turned(tile->tokens, kind)) {
-        turned_tile(tile, kind);
-        return;
+/* Rows first..end of all streams times all tokens. */
+INLINE void streams_by_many(const struct tile *tile, int64_t first, int64_t end, struct kind kind) {
+    for (; first < end; first += TILE_ROWS) {
+        const int64_t rows = end - first < TILE_ROWS ? end - first : TILE_ROWS;
+        for (int s = 0; s < tile->streams; s++) stream_by_many(tile, s, first, rows, kind);
     }
-    _Alignas(64) float lanes[TILE_TOKENS * TILE_ROWS * 16];
+}
+
+/* streams_by_one and streams_by_many of one kind. Their lanes are their own: what a pointer may lead to is loaded again. */
+typedef void rows_fn(const struct tile *tile, int64_t first, int64_t end);
+
+APART void coded_tile(const struct tile *tile, struct kind kind, rows_fn *by_one, rows_fn *by_many) {
     int64_t in_place = tile->tokens == 1 ? tile->rows : 0;
     for (int s = 0; s < tile->streams; s++) {
         const int64_t rows = rows_in_place(tile->weights[s], kind) - tile->first[s];
         in_place = rows < in_place ? rows : in_place;
     }
-    for (int64_t first = 0, rows; first < tile->rows; first += rows) {
-        const int64_t end = first < in_place ? in_place : tile->rows;
-        rows = end - first < TILE_ROWS ? end - first : TILE_ROWS;
-        if (first < in_place) rows_by_one(tile, first, rows, lanes, kind);
-        for (int s = 0; s < tile->streams; s++) {
-            if (first < in_place) {
-                float *y = tile->y[s][0] + tile->first[s] + first;
-                _mm512_mask_storeu_ps(y, present(rows), add_rows(lanes + 16 * TILE_ROWS * s));
-            } else {
-                stream_by_many(tile, s, first, rows, lanes, kind);
-            }
-        }
-    }
+    in_place = in_place < 0 ? 0 : in_place;
+    by_one(tile, 0, in_place);
+    by_many(tile, in_place, tile->rows);
 }
 
 /* ---- the table */
 
-#define KERNEL(code, group_size, planes)                                                       \
-    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
-        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
+#define KERNEL(linkage, code, group_size, planes)                                                                    \
+    static void one_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {          \
+        streams_by_one(tile, first, end, (struct kind){CODE_##code, group_size, planes});                            \
+    }                                                                                                                \
+    static void many_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {         \
+        streams_by_many(tile, first, end, (struct kind){CODE_##code, group_size, planes});                           \
+    }                                                                                                                \
+    static void turned_##code##_##group_size##_##planes(const struct tile *tile, int s, int64_t first, int64_t rows, \
+                                                        int64_t token, int64_t tokens) {                             \
+        const struct kind kind = {CODE_##code, group_size, planes}, close = {CODE_##code, group_size, SE_CLOSE};     \
+        const int alike = runs_of(kind) == runs_of(close);                                                           \
+        turned_by_many(tile, s, first, rows, token, tokens, kind,                                                    \
+                       alike ? turn_##code##_##group_size : turn_exact_##code##_##group_size);                       \
+    }                                                                                                                \
+    linkage void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                    \
+        const struct kind kind = {CODE_##code, group_size, planes};                                                  \
+        if (is_turned(tile->tokens, kind)) {                                                                         \
+            turned_tile(tile, kind, turned_##code##_##group_size##_##planes);                                        \
+        } else {                                                                                                     \
+            coded_tile(tile, kind, one_##code##_##group_size##_##planes, many_##code##_##group_size##_##planes);     \
+        }                                                                                                            \
     }
-#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
-KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
+
+/* Codes are turned alike for every precision, but for other runs in exact. */
+#define TURN(name, code, group_size, planes)                                                                           \
+    APART void name##_##code##_##group_size(struct turned *turned, int vector, const struct weights *w, int64_t first, \
+                                            int64_t rows, int64_t block, int slice) {                                  \
+        turn_rows(turned, vector, w, first, rows, block, slice, (struct kind){CODE_##code, group_size, planes});       \
+    }
+#define KERNELS_OF(linkage, code, group_size)                                           \
+    TURN(turn, code, group_size, SE_CLOSE) TURN(turn_exact, code, group_size, SE_EXACT) \
+    KERNEL(linkage, code, group_size, 1) KERNEL(linkage, code, group_size, 2) KERNEL(linkage, code, group_size, 3)
+#define KERNELS(code, group_size) KERNELS_OF(static, code, group_size)
+/* Nothing of VBMI is in these: kernels_avx512vbmi.c takes those of kernels_avx512vnni.c. */
+#if defined(SE_VBMI)
+#define VNNI_KERNELS(code, group_size) \
+    tile_fn tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3;
+#elif defined(SE_VNNI)
+#define VNNI_KERNELS(code, group_size) KERNELS_OF(extern, code, group_size)
+#else
+#define VNNI_KERNELS(code, group_size) KERNELS(code, group_size)
+#endif
+VNNI_KERNELS(2, 16) VNNI_KERNELS(2, 32) VNNI_KERNELS(2, 64) VNNI_KERNELS(2, 128)
 KERNELS(3, 16) KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
-KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
+VNNI_KERNELS(4, 32) VNNI_KERNELS(4, 64) VNNI_KERNELS(4, 128)
 KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
-KERNELS(8, 32) KERNELS(8, 64) KERNELS(8, 128)
+VNNI_KERNELS(8, 32) VNNI_KERNELS(8, 64) VNNI_KERNELS(8, 128)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
 KERNELS(IQ4, 32) KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
 #define BY_PRECISION(code, group_size) \

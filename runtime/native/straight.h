@@ -13,6 +13,9 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
+/* A function of its own: the time of compilers grows faster than what a function has in it (docs/LEARNED.md 90). */
+#define APART static __attribute__((noinline))
+
 /* The pointer itself, of which the compiler no longer knows how it was made: else it keeps a register, or a place on the
  * stack, for every constant offset from it. */
 INLINE const void *opaque(const void *pointer) {

@@ -64,6 +64,16 @@ INLINE void turn(__m512i *to, const uint8_t *const *rows, int64_t at) {
     }
 }
 
+/* The same of as many vectors as each row has: word w of all rows at to[w][0]. */
+APART void turn_vectors(__m512i (*to)[TURNED_VECTORS], const uint8_t *const *rows, int vectors) {
+    for (int v = 0; v < vectors; v++) {
+        __m512i words[16];
+        turn(words, rows, 64 * v);
+        UNROLL
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to[16 * v + i], words[i]);
+    }
+}
+
 /* Slice `slice` of a block of 16 rows from `first` on, of which the last may stand for those that do not exist. */
 INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows,
                       int64_t block, int slice, struct kind kind) {
@@ -74,24 +84,25 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     uint8_t copies[16][MAX_BLOCK_BYTES + OVERREAD];
     const uint8_t *row[16];
     for (int64_t i = 0; i < 16; i++) {
-        row[i] = block_codes(w, first + (i < rows ? i : rows - 1), block, copies[i], kind);
+        row[i] = block_codes(w, first + (i < rows ? i : rows - 1), block, copies[i], kind) + slice * slice_bytes;
+        for (int j = slice_bytes; j < 2 * slice_bytes; j += 64) _mm_prefetch(row[i] + j, _MM_HINT_T1);
+        if (8 % code_width(kind.code) == 0) continue;
         UNROLL
-        for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(row[i] + (slice + 1) * slice_bytes + j, _MM_HINT_T1);
-        if (parts > 1) continue;
         for (int v = 0; v < vectors; v++) {
             __m512i codes;
-            unpack(&codes, row[i], slice * vectors + v, kind);
+            unpack(&codes, row[i], v, kind);
             _mm512_store_si512(bytes[i] + 64 * v, codes);
         }
         row[i] = bytes[i];
     }
-    for (int v = 0; v < vectors; v++) {
+    if (parts == 1) turn_vectors((void *)&turned->codes[0][vector], row, vectors);
+    for (int v = 0; v < vectors && parts > 1; v++) {
         __m512i words[16];
-        turn(words, row, 64 * (parts > 1 ? slice * vectors + v : v));
+        turn(words, row, 64 * v);
         UNROLL
         for (int i = 0; i < 16; i++) {
-            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[4] = {words[i]};
-            if (parts > 1) take_apart(codes, words[i], kind);
+            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[4];
+            take_apart(codes, words[i], kind);
             UNROLL
             for (int part = 0; part < parts; part++) _mm512_store_si512(&to[part * columns / parts / 4][vector], codes[part]);
         }
@@ -108,14 +119,13 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         scales[i] = (const uint8_t *)scale[i];
         biases[i] = (const uint8_t *)bias[i];
     }
-    __m512i words[16];
-    turn(words, scales, 0);
-    UNROLL
-    for (int i = 0; i < 16; i++) turned->scale[i][vector] = _mm512_castsi512_ps(words[i]);
-    turn(words, biases, 0);
-    UNROLL
-    for (int i = 0; i < 16; i++) turned->bias[i][vector] = _mm512_castsi512_ps(words[i]);
+    turn_vectors((void *)&turned->scale[0][vector], scales, 1);
+    turn_vectors((void *)&turned->bias[0][vector], biases, 1);
 }
+
+/* turn_rows of one kind. */
+typedef void turn_fn(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows, int64_t block,
+                     int slice);
 
 /* A group, `at` within its block and `local` within its slice, of 64 rows times some operands. lanes: those of this
  * group, by operand */
@@ -176,36 +186,9 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
     }
 }
 
-/* Rows first..first + rows, 64 at most, times up to TURNED_TOKENS operands. */
-INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
-                           struct kind kind) {
-    const struct weights *w = tile->weights[s];
-    const int slices = BLOCK_GROUPS * kind.group_size / slice_columns(kind), in_slice = BLOCK_GROUPS / slices;
-    const int64_t groups = w->shape.columns / kind.group_size;
-    struct turned turned;
-    __m512 lanes[BLOCK_GROUPS][TURNED_TOKENS][TURNED_VECTORS]; /* tokens side by side: 4 KiB apart they evict each other */
-    struct operand x[TURNED_TOKENS];
-    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
-    for (int64_t i = groups; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
-    for (int64_t block = 0; block * BLOCK_GROUPS < groups; block++) {
-        const int64_t left = groups - block * BLOCK_GROUPS;
-        for (int slice = 0; slice < slices && slice * in_slice < left; slice++) {
-            for (int v = 0; v < TURNED_VECTORS; v++) {
-                const int64_t skip = 16 * v < rows ? 16 * v : rows - 1; /* vectors of no rows repeat the last one */
-                turn_rows(&turned, v, w, tile->first[s] + first + skip, rows - skip < 16 ? rows - skip : 16, block, slice,
-                          kind);
-            }
-            for (int i = 0; i < in_slice && slice * in_slice + i < left; i++) {
-                const int at = slice * in_slice + i;
-                const int together = TURNED_SUMS / TURNED_VECTORS / kind.planes;
-                int64_t t = 0;
-                for (; t + together <= tokens; t += together) {
-                    group_by_many(lanes[at] + t, &turned, x + t, together, block, at, i, kind);
-                }
-                for (; t < tokens; t++) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
-            }
-        }
-    }
+/* Lanes of 64 rows at most, by token, to the tree of kernels.h. */
+APART void add_turned(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
+                      const __m512 (*lanes)[TURNED_TOKENS][TURNED_VECTORS]) {
     for (int64_t t = 0; t < tokens; t++) {
         float *y = tile->y[s][token + t] + tile->first[s] + first;
         for (int v = 0; 16 * v < rows; v++) {
@@ -221,27 +204,61 @@ INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_
     }
 }
 
+/* Rows first..first + rows, 64 at most, times up to TURNED_TOKENS operands. */
+INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
+                           struct kind kind, turn_fn *turn_some) {
+    const struct weights *w = tile->weights[s];
+    const int slices = BLOCK_GROUPS * kind.group_size / slice_columns(kind), in_slice = BLOCK_GROUPS / slices;
+    const int64_t groups = w->shape.columns / kind.group_size;
+    struct turned turned;
+    __m512 lanes[BLOCK_GROUPS][TURNED_TOKENS][TURNED_VECTORS]; /* tokens side by side: 4 KiB apart they evict each other */
+    struct operand x[TURNED_TOKENS];
+    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
+    for (int64_t i = groups; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
+    for (int64_t block = 0; block * BLOCK_GROUPS < groups; block++) {
+        const int64_t left = groups - block * BLOCK_GROUPS;
+        for (int slice = 0; slice < slices && slice * in_slice < left; slice++) {
+            for (int v = 0; v < TURNED_VECTORS; v++) {
+                const int64_t skip = 16 * v < rows ? 16 * v : rows - 1; /* vectors of no rows repeat the last one */
+                turn_some(&turned, v, w, tile->first[s] + first + skip, rows - skip < 16 ? rows - skip : 16, block, slice);
+            }
+            for (int i = 0; i < in_slice && slice * in_slice + i < left; i++) {
+                const int at = slice * in_slice + i;
+                const int together = TURNED_SUMS / TURNED_VECTORS / kind.planes;
+                int64_t t = 0;
+                for (; t + together <= tokens; t += together) {
+                    group_by_many(lanes[at] + t, &turned, x + t, together, block, at, i, kind);
+                }
+                for (; t < tokens; t++) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
+            }
+        }
+    }
+    add_turned(tile, s, first, rows, token, tokens, lanes);
+}
+
 /* Asks for what is turned first: rows lie further apart than the processor looks by itself. */
-INLINE void ask_for_rows(const struct weights *w, int64_t first, int64_t rows, struct kind kind) {
+static void ask_for_rows(const struct weights *w, int64_t first, int64_t rows, struct kind kind) {
     const int slice_bytes = slice_columns(kind) * code_width(kind.code) / 8;
     for (int64_t row = first; row < first + rows; row++) {
         const struct groups from = groups_of(w, row);
-        UNROLL
         for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(w->weight + row * w->weight_stride + j, _MM_HINT_T1);
         _mm_prefetch(from.scales, _MM_HINT_T1);
         _mm_prefetch(from.biases, _MM_HINT_T1);
     }
 }
 
+/* turned_by_many of one kind. */
+typedef void turned_fn(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens);
+
 /* All rows of all streams times all tokens. */
-INLINE void turned_tile(const struct tile *tile, struct kind kind) {
+APART void turned_tile(const struct tile *tile, struct kind kind, turned_fn *by_many) {
     for (int s = 0; s < tile->streams; s++) ask_for_rows(tile->weights[s], tile->first[s], tile->rows, kind);
     for (int s = 0; s < tile->streams; s++) {
         for (int64_t first = 0; first < tile->rows; first += TURNED_ROWS) {
             const int64_t rows = tile->rows - first < TURNED_ROWS ? tile->rows - first : TURNED_ROWS;
             for (int64_t token = 0; token < tile->tokens; token += TURNED_TOKENS) {
                 const int64_t left = tile->tokens - token;
-                turned_by_many(tile, s, first, rows, token, left < TURNED_TOKENS ? left : TURNED_TOKENS, kind);
+                by_many(tile, s, first, rows, token, left < TURNED_TOKENS ? left : TURNED_TOKENS);
             }
         }
     }
