@@ -59,7 +59,7 @@ INLINE void decode(int8x16_t *codes, const uint8_t *packed, int i, struct kind k
     const uint8x16_t top = vdupq_n_u8(is_wide(kind.code) ? 0x80 : 0);
     uint8x16_t found[4];
     found[0] = width == 8 || parts > 1 ? vld1q_u8(packed + 16 * i) : unpack_stream(packed + 2 * width * i, width);
-    UNROLL
+    UNROLL /* the first comes last, for the others are taken from it */
     for (int part = parts - 1; part >= 0 && parts > 1; part--) {
         found[part] = vandq_u8(vshlq_u8(found[0], vdupq_n_s8((int8_t)(-width * part))), vdupq_n_u8((uint8_t)((1 << width) - 1)));
     }
