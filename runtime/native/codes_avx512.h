@@ -18,9 +18,16 @@ enum { RUNS_3 = 1, RUNS_6 = 1 };
     {{1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},                            \
      {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}}
 
-/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
+/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. Without
+ * VBMI two codes of 3 bits are unpacked as one of 6. */
+#if defined(SE_VBMI)
+#define ORDERS ORDERS_OF(ORDER_PLAIN, ORDER_PLAIN, ORDER_PAIRS)
+#else
+#define ORDERS ORDERS_OF(ORDER_PAIRS, ORDER_PLAIN, ORDER_PAIRS)
+#endif
 INLINE int parts_of(struct kind kind) {
-    return codes_of_byte(kind.code);
+    static const enum order by_code[NUM_CODES] = ORDERS;
+    return order_parts(by_code[kind.code]);
 }
 
 /* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
@@ -62,25 +69,28 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
     return integers(_mm512_multishift_epi64_epi8(bits, x), kind.code);
 }
 #else
-/* Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
+/* Eight codes, which fill whole bytes, go to each 64-bit lane by the two words that they lie in, and two of them to each of
+ * its 16-bit lanes, where they are shifted to the end and parted. Codes of 3 bits stay in pairs: a pair is a code here. */
 INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
-    const int width = code_width(kind.code);
-    packed += 8 * width * v;
-#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
-    const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
-#undef LANE
-    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const void *)packed));
-    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 2 * width)), 1);
-    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 4 * width)), 2);
-    x = _mm512_inserti32x4(x, _mm_loadu_si128((const void *)(packed + 6 * width)), 3);
-    x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(bytes));
-    if (width % 2 == 1) x = _mm512_srlv_epi32(x, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 0, 4)));
-    const int two = (1 << 2 * width) - 1, one = (1 << width) - 1;
-    x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(two)),
-                        _mm512_and_si512(_mm512_slli_epi32(x, 16 - 2 * width), _mm512_set1_epi32(two << 16)));
-    x = _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(one | one << 16)),
-                        _mm512_and_si512(_mm512_slli_epi32(x, 8 - width), _mm512_set1_epi32(one << 8 | one << 24)));
-    return kind.code < CODE_FP4 ? x : integers(x, kind.code);
+    const int width = code_width(kind.code) * parts_of(kind);
+#define WORD(i) (int64_t)(width * (i) / 4)
+#define WORDS(i) (WORD(i) | (WORD(i) + 1) << 32)
+#define BYTE(i, j) (int64_t)(8 * ((i) % 2) + width * (i) % 4 + 2 * width * (j) / 8)
+#define PAIR(i, j) (BYTE(i, j) | (BYTE(i, j) + 1) << 8) << 16 * (j)
+#define PAIRS(i) PAIR(i, 0) | PAIR(i, 1) | PAIR(i, 2) | PAIR(i, 3)
+#define EIGHT(of) _mm512_setr_epi64(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
+    const __m512i words = EIGHT(WORDS), bytes = EIGHT(PAIRS);
+#undef EIGHT
+#undef PAIRS
+#undef PAIR
+#undef BYTE
+#undef WORDS
+#undef WORD
+    const __m512i shifts = _mm512_set1_epi64(width == 5 ? 0x0006000400020000 : 0x0004000000040000);
+    __m512i x = _mm512_permutexvar_epi32(words, _mm512_loadu_si512(packed + 8 * width * v));
+    x = _mm512_srlv_epi16(_mm512_shuffle_epi8(x, bytes), shifts);
+    x = _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 8 - width), _mm512_set1_epi16(0xff), 0xe4); /* its low bytes */
+    return parts_of(kind) > 1 ? x : integers(x, kind.code);
 }
 #endif
 
@@ -92,16 +102,15 @@ INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
     }
 }
 
+/* Vector v of packed codes with each part in bytes, whatever lies above it. */
+INLINE __m512i packed_bytes(const uint8_t *packed, int v, struct kind kind) {
+    return 8 % code_width(kind.code) == 0 ? _mm512_loadu_si512(packed + 64 * v) : unpack_stream(packed, v, kind);
+}
+
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */
 INLINE void unpack(__m512i *codes, const uint8_t *packed, int v, struct kind kind) {
-    const int width = code_width(kind.code);
-    if (width == 8) {
-        codes[0] = _mm512_loadu_si512(packed + 64 * v);
-    } else if (parts_of(kind) == 1) {
-        codes[0] = unpack_stream(packed, v, kind);
-    } else {
-        take_apart(codes, in_register(_mm512_loadu_si512(packed + 64 * v)), kind);
-    }
+    codes[0] = packed_bytes(packed, v, kind);
+    if (parts_of(kind) > 1) take_apart(codes, in_register(codes[0]), kind);
 }
 
 /* ---- blocks of rows */
@@ -114,7 +123,7 @@ INLINE int block_bytes(struct kind kind) {
 
 /* Bytes behind the codes of a block that may be read with them. */
 INLINE int overread(struct kind kind) {
-    return parts_of(kind) > 1 || code_width(kind.code) == 8 ? 0 : OVERREAD;
+    return 8 % code_width(kind.code) == 0 ? 0 : OVERREAD;
 }
 
 /* How many rows may be read where they are, whole blocks each. Behind the end of a row are the codes of the next one, which

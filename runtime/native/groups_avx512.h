@@ -7,10 +7,11 @@
 #include "straight.h"
 
 #include <immintrin.h>
+#include <stdbool.h>
 
-enum {
-    AHEAD_BYTES = 4096, /* how far ahead weights are asked for: into the second-level cache, as the first is the operand's */
-};
+/* How far ahead weights are asked for: into the second-level cache, as the first is the operand's, or, where that is
+ * faster (struct kernels), into the first. */
+enum { AHEAD_BYTES = 4096, NEAR_BYTES = 1024 };
 
 /* What the compiler must know of an encoding and a precision to make straight code. */
 struct kind {
@@ -31,17 +32,23 @@ INLINE __m256i fp8_halves(__m128i bytes) {
     return _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi16((int16_t)0xbf80)), _mm256_cvtepi8_epi16(none));
 }
 
-/* Sixteen values of 16 or 32 bits, 0 where the mask has none. */
+/* Sixteen values of 16 or 32 bits, 0 where the mask has none. Masks take a port of the two that products need, and a
+ * branch that is always the same takes none. */
 INLINE __m512 load_values(const uint8_t *values, __mmask16 mask, int value) {
     if (value == SE_F32) return _mm512_maskz_loadu_ps(mask, values);
-    const __m256i halves = _mm256_maskz_loadu_epi16(mask, values);
+    __m256i halves;
+    if (mask == 0xffff) {
+        halves = _mm256_loadu_si256((const void *)values);
+    } else {
+        halves = _mm256_maskz_loadu_epi16(mask, values);
+    }
     if (value == SE_F16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-/* Sixteen bytes as unsigned numbers of 32 bits. */
-INLINE __m512i load_bytes(const uint8_t *bytes, __mmask16 mask) {
-    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, bytes));
+/* Sixteen bytes, 0 where the mask has none. */
+INLINE __m128i load_bytes(const uint8_t *bytes, __mmask16 mask) {
+    return mask == 0xffff ? _mm_loadu_si128((const void *)bytes) : _mm_maskz_loadu_epi8(mask, bytes);
 }
 
 /* 2 ** (exponent - 128), as e8m0_halves has it: first as if all were normal floats. */
@@ -68,22 +75,51 @@ INLINE __m512 times_minus(__m512 scale, __m512i zeros) {
     return _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_set1_ps(-0.0f), _mm512_cvtepi32_ps(zeros)));
 }
 
-/* What a row stores for its groups. */
+/* What a row stores for its groups; those of the rows behind it follow at once. */
 struct groups {
     const struct weights *w;
     const uint8_t *scales, *biases;
     const uint8_t *mins; /* of Q2_K, Q4_K and Q5_K, their dmin */
+    int64_t superblock, superblocks;                 /* the first one below, and how many there are from this row on */
+    float d[BLOCK_GROUPS], minus_dmin[BLOCK_GROUPS]; /* of so many superblocks; d times the unit */
 };
 
 INLINE struct groups groups_of(const struct weights *w, int64_t row) {
-    const uint8_t *biases = w->biases + row * w->biases_stride;
-    return (struct groups){w, w->scales + row * w->scales_stride, biases,
-                           biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
+    struct groups from;
+    from.w = w;
+    from.scales = w->scales + row * w->scales_stride;
+    from.biases = w->biases + row * w->biases_stride;
+    from.mins = from.biases + round_up(w->rows * w->biases_stride, ALIGNMENT);
+    from.superblock = -BLOCK_GROUPS;
+    from.superblocks = (w->rows - row) * (w->shape.columns / 256);
+    return from;
 }
 
-/* Two superblocks of Q4_K or Q5_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane takes
- * the two bytes that hold its scale and the two that hold its min. */
-INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock, int last) {
+/* Place of a superblock, the first of `count`, in d and minus_dmin, filled when they are not there: what a product takes from
+ * memory is in all lanes for nothing. */
+INLINE int64_t superblock_place(struct groups *from, int64_t superblock, int count, bool has_mins) {
+    if (superblock + count > from->superblock + BLOCK_GROUPS) {
+        const __mmask16 mask = present(from->superblocks - superblock);
+        const __m512 d = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->biases + 2 * superblock));
+        _mm512_storeu_ps(from->d, has_mins ? d : _mm512_mul_ps(d, _mm512_set1_ps(from->w->unit)));
+        if (has_mins) {
+            const __m512 dmin = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->mins + 2 * superblock));
+            _mm512_storeu_ps(from->minus_dmin, _mm512_xor_ps(dmin, _mm512_set1_ps(-0.0f)));
+        }
+        from->superblock = superblock;
+    }
+    return superblock - from->superblock;
+}
+
+/* One float in every lane, or another in the upper half. */
+INLINE __m512 two_floats(const float *floats, int last) {
+    const __m512 first = _mm512_set1_ps(floats[0]);
+    return last ? first : _mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss(floats + 1));
+}
+
+/* Two superblocks of Q4_K or Q5_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane
+ * takes the two bytes that hold its scale and the two that hold its min. */
+INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t superblock, int last) {
 #define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
     const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
     const __m128i high = _mm_setr_epi8(LANE(4), LANE(5), LANE(6), LANE(7));
@@ -91,49 +127,39 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
     const __m512i bytes = _mm512_inserti32x4(_mm512_inserti32x4(_mm512_broadcast_i32x4(low), high, 1), high, 3);
     const __m512i words = _mm512_setr_epi32(0, 1, 2, 2, 0, 1, 2, 2, 3, 4, 5, 5, 3, 4, 5, 5);
     const __m512i shifts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 6, 4, 2)), six = _mm512_set1_epi32(63);
-    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     const __m256i packed = _mm256_maskz_loadu_epi8(last ? 0xfff : 0xffffff, from->scales + 12 * superblock);
     __m512i x = _mm512_permutexvar_epi32(words, _mm512_castsi256_si512(packed));
     x = _mm512_srlv_epi32(_mm512_shuffle_epi8(x, bytes), shifts);
-    const __m128i d_bits = _mm_maskz_loadu_epi8(last ? 3 : 15, from->biases + 2 * superblock);
-    const __m128i dmin_bits = _mm_maskz_loadu_epi8(last ? 3 : 15, from->mins + 2 * superblock);
-    const __m512 d = _mm512_castps128_ps512(_mm_cvtph_ps(d_bits));
-    const __m512 dmin = _mm512_castps128_ps512(_mm_xor_ps(_mm_cvtph_ps(dmin_bits), _mm_set1_ps(-0.0f)));
+    const int64_t place = superblock_place(from, superblock, last ? 1 : 2, true);
     const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);
-    *scale = _mm512_mul_ps(_mm512_permutexvar_ps(halves, d), _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
-    *bias = _mm512_mul_ps(_mm512_permutexvar_ps(halves, dmin), _mm512_cvtepi32_ps(mins));
-}
-
-/* One f16 in every lane. */
-INLINE __m512 f16_vector(const uint8_t *half) {
-    uint16_t bits;
-    memcpy(&bits, half, sizeof bits);
-    return _mm512_cvtph_ps(_mm256_set1_epi16((int16_t)bits));
+    *scale = _mm512_mul_ps(two_floats(from->d + place, last), _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
+    *bias = _mm512_mul_ps(two_floats(from->minus_dmin + place, last), _mm512_cvtepi32_ps(mins));
 }
 
 /* A superblock of Q2_K: a byte for each group, its scale below its min. */
-INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t superblock) {
-    const __m512i both = load_bytes(from->scales + 16 * superblock, 0xffff), low = _mm512_set1_epi32(15);
-    const __m512 d = f16_vector(from->biases + 2 * superblock), dmin = f16_vector(from->mins + 2 * superblock);
-    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(both, low)));
-    const __m512 min = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)));
-    *bias = _mm512_xor_ps(min, _mm512_set1_ps(-0.0f));
+INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t superblock) {
+    const __m512i both = _mm512_cvtepu8_epi32(load_bytes(from->scales + 16 * superblock, 0xffff));
+    const int64_t place = superblock_place(from, superblock, 1, true);
+    const __m512 scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+    const __m512 mins = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
+    *scale = _mm512_mul_ps(_mm512_set1_ps(from->d[place]), scales);
+    *bias = _mm512_mul_ps(_mm512_set1_ps(from->minus_dmin[place]), mins);
 }
 
-/* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32. */
-INLINE void levels_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, __mmask16 mask,
-                           struct kind kind) {
+/* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32, which are faster as they were read
+ * before (docs/LEARNED.md 93). */
+INLINE void levels_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t at, __mmask16 mask, struct kind kind) {
     const struct weights *w = from->w;
     __m512 d;
     if (kind.group_size == 16) {
-        d = _mm512_mul_ps(f16_vector(from->biases + 2 * (at / 16)), _mm512_set1_ps(w->unit));
+        d = _mm512_set1_ps(from->d[superblock_place(from, at / 16, 1, false)]);
     } else {
         const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         const __m128i bits = _mm_maskz_loadu_epi8(mask >> 8 ? 15 : 3, from->biases + 2 * (at / 8));
         d = _mm512_castps128_ps512(_mm_mul_ps(_mm_cvtph_ps(bits), _mm_set1_ps(w->unit)));
         d = _mm512_permutexvar_ps(halves, d);
     }
-    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, from->scales + at))));
+    *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(from->scales + at, mask))));
     *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-w->middle));
 }
 
@@ -153,19 +179,19 @@ INLINE int has_levels(struct kind kind) {
     return kind.group_size == 32 && (kind.code == CODE_2 || kind.code == CODE_4 || kind.code == CODE_IQ4);
 }
 
-/* Sixteen groups from `at` on, of which the row has `left`: the floats of load_groups (groups.h), by the same operations.
- * Of groups that the row does not have, finite ones: their digits are zeros. */
-INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t left,
+/* Sixteen groups from `at` on, of which their row, `row` behind that of groups_of, has `left`: the floats of load_groups
+ * (groups.h), by the same operations. Of groups that it does not have, finite ones: their digits are zeros. */
+INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int64_t row, int64_t at, int64_t left,
                            struct kind kind) {
     const struct weights *w = from->w;
     const __mmask16 mask = present(left);
     const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
     if (kind.code == CODE_FP4) {
-        const __m128i bytes = _mm_maskz_loadu_epi8(mask, from->scales + at);
+        const __m128i bytes = load_bytes(from->scales + at, mask);
         if (kind.group_size == 32) {
             *scale = e8m0_vector(bytes);
         } else {
-            const __m512 by = _mm512_set1_ps(nvfp4_global(w->encoding, from->biases));
+            const __m512 by = _mm512_set1_ps(nvfp4_global(w->encoding, from->biases + row * sizeof(float)));
             *scale = _mm512_cvtph_ps(fp8_halves(bytes));
             *scale = w->encoding == SE_NVFP4_DIVIDE ? _mm512_maskz_div_ps(mask, *scale, by)
                                                     : _mm512_maskz_mul_ps(mask, *scale, by);
@@ -182,7 +208,7 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
         if (w->encoding == SE_AFFINE) {
             *bias = load_values(from->biases + byte, mask, w->dtype);
         } else if (w->encoding == SE_ZERO_POINT) {
-            *bias = times_minus(*scale, load_bytes(from->biases + at, mask));
+            *bias = times_minus(*scale, _mm512_cvtepu8_epi32(load_bytes(from->biases + at, mask)));
         } else {
             *bias = times_middle(*scale, kind);
         }
@@ -193,7 +219,8 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *fro
         *scale = load_values(from->scales + (w->dtype == SE_F32 ? 4 : 2) * first, stored, w->dtype);
         *scale = _mm512_maskz_permutexvar_ps(mask, places, *scale);
         if (w->encoding == SE_ZERO_POINT) {
-            *bias = times_minus(*scale, _mm512_permutexvar_epi32(places, load_bytes(from->biases + first, stored)));
+            const __m512i zeros = _mm512_cvtepu8_epi32(load_bytes(from->biases + first, stored));
+            *bias = times_minus(*scale, _mm512_permutexvar_epi32(places, zeros));
         } else {
             *bias = times_middle(*scale, kind);
         }

@@ -28,6 +28,7 @@
 #include "se_native.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 enum {
@@ -166,6 +167,7 @@ struct weights {
     int64_t per_scale; /* groups that share a stored scale; FP8: columns that do */
     float unit;        /* of SE_Q6_K and what is stored as it is: scale = d * unit * stored, a power of two */
     float middle;      /* and the bias is minus this many scales */
+    bool near;         /* struct kernels */
 };
 
 /* Groups whose scales and biases become floats together. */
@@ -199,8 +201,10 @@ struct kernels {
     const char *name;
     /* Floats to an operand of that shape; `columns` are read, the rest is zero. */
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
-    /* How wide codes meet their digits: ORDER_PLAIN or ORDER_WIDE. */
-    enum order order_8;
+    /* How codes meet their digits. */
+    enum order order[NUM_CODES];
+    /* Whether one token's codes are asked for a little ahead into the first-level cache (docs/LEARNED.md 93). */
+    bool near;
     /* Runs of a group, by code and digits less one; of 8 columns at least. */
     int32_t runs[NUM_CODES][SE_EXACT];
     /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
@@ -213,6 +217,10 @@ struct kernels {
     /* Reads n bytes, with or without a prefetch `ahead` of them. */
     uint64_t (*read)(const uint8_t *bytes, int64_t n, int64_t ahead);
 };
+
+/* By what is not the same everywhere: codes of 3 bits, of 8, and IQ4. */
+#define ORDERS_OF(of_3, of_8, of_iq4)                                                                                   \
+    {ORDER_FOURS, of_3, ORDER_PAIRS, ORDER_PLAIN, ORDER_PLAIN, of_8, ORDER_PAIRS, of_iq4, ORDER_PAIRS, of_3, of_3}
 
 #define ONE_RUN \
     {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}}

@@ -324,7 +324,7 @@ KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
 const struct kernels kernels_avx2 = {
     .name = "avx2",
     .prepare = prepare,
-    .order_8 = ORDER_WIDE,
+    .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),
     .runs = ONE_RUN,
     .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
     .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},

@@ -104,8 +104,8 @@ INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t gro
 
 /* ---- tiles */
 
-/* Whether codes are asked for ahead. The processor's own prefetchers bring more than may be asked for (34 against 24 GB/s),
- * but only to loops that come back soon: not with three planes, nor with the scales of Q4_K (docs/LEARNED.md 50). */
+/* Whether codes are asked for far ahead. The processor's own prefetchers bring more than may be asked for (34 against
+ * 24 GB/s), but only to loops that come back soon: not with three planes, nor with the scales of Q4_K (docs/LEARNED.md 50). */
 INLINE bool asks_ahead(struct kind kind) {
     return kind.planes > 1 || kind.group_size == 16 || kind.code == CODE_2 || (kind.group_size == 32 && kind.code == CODE_4);
 }
@@ -118,32 +118,38 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, st
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size;
-    for (int64_t row = first; row < first + rows; row++) {
+    struct groups from[MAX_STREAMS];
+    const uint8_t *codes[MAX_STREAMS];
+    UNROLL
+    for (int s = 0; s < streams; s++) {
+        const struct weights *w = tile->weights[s < last ? s : last];
+        const int64_t r = tile->first[s < last ? s : last] + first;
+        from[s] = groups_of(w, r);
+        codes[s] = w->weight + r * w->weight_stride;
+    }
+    const int64_t stride = tile->weights[0]->weight_stride;
+    const bool near = tile->weights[0]->near;
+    for (int64_t row = 0, past = 0; row < rows; row++, past += groups) { /* groups of the rows before */
         __m512 sum[MAX_STREAMS] = {0};
-        struct groups from[MAX_STREAMS];
-        const uint8_t *codes[MAX_STREAMS];
-        UNROLL
-        for (int s = 0; s < streams; s++) {
-            const int i = s < last ? s : last;
-            from[s] = groups_of(tile->weights[i], tile->first[i] + row);
-            codes[s] = tile->weights[i]->weight + (tile->first[i] + row) * tile->weights[i]->weight_stride;
-        }
         for (int64_t at = 0, block = 0; at < groups; at += BLOCK_GROUPS, block++) {
             const int64_t left = groups - at;
             struct block b[MAX_STREAMS];
             UNROLL
             for (int s = 0; s < streams; s++) {
-                b[s].packed = opaque(codes[s] + block * block_bytes(kind));
+                b[s].packed = opaque(codes[s] + row * stride + block * block_bytes(kind));
                 b[s].decoded = NULL;
-                sixteen_groups(&b[s].scale, &b[s].bias, &from[s], at, left, kind);
-                if (asks_ahead(kind)) {
+                sixteen_groups(&b[s].scale, &b[s].bias, &from[s], row, past + at, left, kind);
+                if (__builtin_expect(near, true)) {
+                    UNROLL
+                    for (int j = 0; j < block_bytes(kind); j += 64) _mm_prefetch(b[s].packed + j + NEAR_BYTES, _MM_HINT_T0);
+                } else if (asks_ahead(kind)) {
                     UNROLL
                     for (int j = 0; j < block_bytes(kind); j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
                 }
             }
             multiply(sum, b, streams, left, &x, block, kind);
         }
-        for (int s = 0; s <= last; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row - first), sum[s]);
+        for (int s = 0; s <= last; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row), sum[s]);
     }
     for (int s = 0; s <= last; s++) {
         float *y = tile->y[s][0] + tile->first[s] + first;
@@ -174,9 +180,9 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
         for (int64_t row = 0; row < rows; row++) {
             const int64_t r = tile->first[stream] + first + row;
             __m512i codes[32];
-            const struct groups from = groups_of(w, r);
+            struct groups from = groups_of(w, r);
             struct block b = {.decoded = codes};
-            sixteen_groups(&b.scale, &b.bias, &from, at, left, kind);
+            sixteen_groups(&b.scale, &b.bias, &from, 0, at, left, kind);
             const uint8_t *packed = block_codes(w, r, block, copy, kind);
             UNROLL
             for (int v = 0; v < vectors; v++) unpack(codes + parts * v, packed, v, kind);
@@ -282,10 +288,10 @@ KERNELS(IQ4, 32) KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1,
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
-#define KERNELS_AVX512(level)                                                                                    \
+#define KERNELS_AVX512(level, asks_near)                                                                           \
     {                                                                                                            \
         .name = level, .prepare = prepare, .activate = activate, .add_scaled = add_scaled, .read = read_bytes,   \
-        .order_8 = ORDER_PLAIN, .runs = RUNS,                                                                    \
+        .order = ORDERS, .runs = RUNS, .near = asks_near,                                                        \
         .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)}, .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},  \
         .coded[CODE_4] = {{0}, FROM_32(4)}, .coded[CODE_5] = {{0}, FROM_32(5)},                                  \
         .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)}, .coded[CODE_8] = {{0}, FROM_32(8)},                  \

@@ -3,4 +3,4 @@
 #define SE_VBMI
 #include "kernels_avx512.h"
 
-const struct kernels kernels_avx512vbmi = KERNELS_AVX512("avx512vbmi");
+const struct kernels kernels_avx512vbmi = KERNELS_AVX512("avx512vbmi", false);

@@ -2,4 +2,4 @@
 #define SE_VNNI
 #include "kernels_avx512.h"
 
-const struct kernels kernels_avx512vnni = KERNELS_AVX512("avx512vnni");
+const struct kernels kernels_avx512vnni = KERNELS_AVX512("avx512vnni", true);

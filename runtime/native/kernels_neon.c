@@ -340,7 +340,7 @@ KERNELS(IQ4, 32) KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1,
 const struct kernels kernels_neon = {
     .name = "neon",
     .prepare = prepare,
-    .order_8 = ORDER_PLAIN,
+    .order = ORDERS_OF(ORDER_PLAIN, ORDER_PLAIN, ORDER_PAIRS),
     .runs = ONE_RUN,
     .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
     .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},

@@ -90,7 +90,7 @@ static void plain_tile(const struct tile *tile) {
 const struct kernels kernels_portable = {
     .name = "portable",
     .prepare = prepare,
-    .order_8 = ORDER_PLAIN,
+    .order = ORDERS_OF(ORDER_PLAIN, ORDER_PLAIN, ORDER_PAIRS),
     .runs = ONE_RUN,
     .coded = {FOUR_CODES, FOUR_CODES, BY_GROUP_SIZE, BY_GROUP_SIZE, BY_GROUP_SIZE},
     .plain = {plain_tile, plain_tile, plain_tile, plain_tile},

@@ -43,11 +43,20 @@ INLINE void fp8_values(__m512 *v, __m512i bytes) {
         v[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs[i], _mm512_set1_epi32((int)0xffff0000)));
     }
 #else
-    /* No loop: clang takes a lane's number as a constant before it unrolls. */
-    v[0] = _mm512_cvtph_ps(fp8_halves(_mm512_castsi512_si128(bytes)));
-    v[1] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 1)));
-    v[2] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 2)));
-    v[3] = _mm512_cvtph_ps(fp8_halves(_mm512_extracti32x4_epi32(bytes, 3)));
+    /* As f16, whose subnormals cost nothing: the sign twice, then its place is cleared. What is none is rare. */
+    const __mmask64 none = _mm512_cmpeq_epi8_mask(_mm512_or_si512(bytes, _mm512_set1_epi8(INT8_MIN)), _mm512_set1_epi8(-1));
+    __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes));
+    __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1));
+    low = _mm512_and_si512(_mm512_slli_epi16(low, 7), _mm512_set1_epi16((int16_t)0xbf80));
+    high = _mm512_and_si512(_mm512_slli_epi16(high, 7), _mm512_set1_epi16((int16_t)0xbf80));
+    if (none != 0) {
+        low = _mm512_mask_set1_epi16(low, (__mmask32)none, -1);
+        high = _mm512_mask_set1_epi16(high, (__mmask32)(none >> 32), -1);
+    }
+    v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(low));
+    v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(low, 1));
+    v[2] = _mm512_cvtph_ps(_mm512_castsi512_si256(high));
+    v[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(high, 1));
 #endif
 }
 
@@ -69,6 +78,7 @@ INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int val
 /* One row of each stream times `tokens` operands. */
 INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
+    const bool near = tile->weights[0]->near;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m512 sum[MAX_STREAMS][4][2], scale[MAX_STREAMS];
     int64_t scaled[MAX_STREAMS] = {0}; /* columns before this one have the scale */
@@ -88,7 +98,11 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
         UNROLL
         for (int s = 0; s < streams; s++) {
             __m512 v[4];
-            _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
+            if (near) {
+                _mm_prefetch(w[s] + k * size + NEAR_BYTES, _MM_HINT_T0);
+            } else {
+                _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
+            }
             plain_values(v, w[s] + k * size, columns - k, value);
             UNROLL
             for (int i = 0; i < plain_step(value) / 16; i++) {

@@ -75,11 +75,8 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     const struct levels *levels = levels_of(m->encoding);
     if (levels != NULL) w->encoding = SE_Q6_K, w->unit = levels->unit, w->middle = levels->middle;
     if (m->encoding == SE_IQ4_NL) w->encoding = SE_SYMMETRIC; /* about 128, the middle of wide codes */
-    const bool wide = is_wide(code) && kernels->order_8 == ORDER_WIDE;
-    static const enum order by_codes[] = {[1] = ORDER_PLAIN, [2] = ORDER_PAIRS, [4] = ORDER_FOURS};
-    const int32_t order = wide ? ORDER_WIDE : by_codes[codes_of_byte(code)];
     const int32_t wanted = kernels->runs[code][precision - 1], runs = 8 * wanted > group_size ? group_size / 8 : wanted;
-    w->shape = (struct shape){m->columns, code, group_size, order, runs, precision};
+    w->shape = (struct shape){m->columns, code, group_size, kernels->order[code], runs, precision};
     p->tile = kernels->coded[code][group_index(group_size)][precision - 1];
     return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }
@@ -112,7 +109,8 @@ int32_t product_of(struct product *p, const struct kernels *kernels, int32_t pre
     }
     *p = (struct product){
         .weights = {.weight = base + m->weight_offset, .scales = base + m->scales_offset,
-                    .biases = base + m->biases_offset, .rows = m->rows, .encoding = m->encoding, .dtype = m->dtype},
+                    .biases = base + m->biases_offset, .rows = m->rows, .encoding = m->encoding, .dtype = m->dtype,
+                    .near = kernels->near},
         .linear_bias = m->linear_bias_offset < 0 ? NULL : base + m->linear_bias_offset,
         .linear_bias_dtype = m->linear_bias_dtype,
     };

@@ -88,11 +88,7 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         for (int j = slice_bytes; j < 2 * slice_bytes; j += 64) _mm_prefetch(row[i] + j, _MM_HINT_T1);
         if (8 % code_width(kind.code) == 0) continue;
         UNROLL
-        for (int v = 0; v < vectors; v++) {
-            __m512i codes;
-            unpack(&codes, row[i], v, kind);
-            _mm512_store_si512(bytes[i] + 64 * v, codes);
-        }
+        for (int v = 0; v < vectors; v++) _mm512_store_si512(bytes[i] + 64 * v, packed_bytes(row[i], v, kind));
         row[i] = bytes[i];
     }
     if (parts == 1) turn_vectors((void *)&turned->codes[0][vector], row, vectors);
@@ -111,9 +107,9 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     _Alignas(64) float scale[16][BLOCK_GROUPS], bias[16][BLOCK_GROUPS];
     const uint8_t *scales[16], *biases[16];
     for (int64_t i = 0; i < 16; i++) {
-        const struct groups from = groups_of(w, first + (i < rows ? i : rows - 1));
+        struct groups from = groups_of(w, first + (i < rows ? i : rows - 1));
         __m512 s, b;
-        sixteen_groups(&s, &b, &from, at, left, kind);
+        sixteen_groups(&s, &b, &from, 0, at, left, kind);
         _mm512_store_ps(scale[i], s);
         _mm512_store_ps(bias[i], b);
         scales[i] = (const uint8_t *)scale[i];

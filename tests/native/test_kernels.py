@@ -75,6 +75,18 @@ def test_linear_is_the_product_whatever_computes_it(
     assert relative_error(results[0], expected, typical=1.0) < PRODUCT_TOLERANCE
 
 
+@pytest.mark.parametrize("encoding", GGML_ENCODINGS, ids=lambda encoding: encoding.id)
+def test_rows_of_an_odd_number_of_superblocks(encoding: Encoding) -> None:
+    """Two of them make a block of groups of 32, and sixteen are prepared together, whatever row they are in."""
+    matrix = Matrix(encoding, 72, 768, None, seed=0)
+    x = np.random.default_rng(0).standard_normal((1, 768), np.float32)
+    for precision in PRECISIONS:
+        results = [context.linear(matrix.native, matrix.record.ctypes.data, x) for context in contexts(precision, [1])]
+        assert all((result == results[0]).all() for result in results)
+        expected = matrix.product(rounded(encoding, x, precision))
+        assert relative_error(results[0], expected, typical=1.0) < PRODUCT_TOLERANCE
+
+
 class Experts:
     """NUM_EXPERTS random experts of one layout."""
 

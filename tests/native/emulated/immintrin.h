@@ -15,6 +15,7 @@
 
 #define __mmask16 uint16_t
 #define __mmask32 uint32_t
+#define __mmask64 uint64_t
 #undef _mm512_madd_epi16 /* SIMDe 0.7.4 gives it the arguments of its masked form */
 #define _mm512_madd_epi16 simde_mm512_madd_epi16
 
