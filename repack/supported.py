@@ -28,7 +28,7 @@ class SourceEncoding(NamedTuple):
 DECODERS = "tests/runtime/test_decoders.py"
 DEEPSEEK = "tests/runtime/test_deepseek.py"
 QWEN3_5 = "tests/runtime/test_reference.py"
-TRANSFORMERS, MLX_LM = "transformers 5.23", "mlx-lm 0.32.2"
+TRANSFORMERS, TRANSFORMERS_24, MLX_LM = "transformers 5.23", "transformers 5.24", "mlx-lm 0.32.2"
 SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
@@ -69,6 +69,7 @@ SUPPORTED: Sequence[Supported] = (
         DECODERS,
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
 )

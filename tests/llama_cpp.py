@@ -39,7 +39,9 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     values = {_short(name): value for name, value in checkpoint_values(folder).items()}
-    if architecture == "llama4":
+    if architecture == "qwen3vlmoe":
+        values = _of_qwen3_vl(values)
+    elif architecture == "llama4":
         values = _of_llama4(values, config)
     elif architecture == "gemma4":
         values = _of_gemma4(values, config)
@@ -164,6 +166,22 @@ def _of_gpt_oss(name: str, value: Any, values: Values) -> Iterator[tuple[str, An
     else:
         for nth, part in enumerate(("gate", "up")):
             yield f"{at.replace('gate_up', part)}.{kind}", np.ascontiguousarray(value[:, nth::2])
+
+
+def _of_qwen3_vl(values: Values) -> dict[str, Float32]:
+    """Experts apart and rows first; nothing of what sees."""
+    result: dict[str, Float32] = {}
+    for name, value in values.items():
+        at, _, last = name.rpartition(".")
+        rows = value.swapaxes(-1, 1) if value.ndim == 3 else value
+        stack = at.replace(".experts", ".switch_mlp")
+        if last == "gate_up_proj":
+            result[f"{stack}.gate_proj.weight"], result[f"{stack}.up_proj.weight"] = np.split(rows, 2, axis=1)
+        elif last == "down_proj":
+            result[f"{stack}.down_proj.weight"] = rows
+        elif not name.startswith("visual."):
+            result[name] = value
+    return result
 
 
 def _of_llama4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:

@@ -1,9 +1,10 @@
-"""Qwen1.5-MoE, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B, Coder (source: transformers' configuration_qwen*_moe.py)."""
+"""Qwen1.5-MoE, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B, Coder and VL (source: transformers' files qwen*_moe.py)."""
 
 from typing import Any
 
-from formats.config.base import DENSE, only
+from formats.config.base import DENSE, language_model, only
 from formats.config.decoder import HEAD_NORM, DecoderConfig, read_decoder, read_mlp_layer_types
+from formats.errors import UnsupportedError
 from formats.fields import Fields
 
 
@@ -13,6 +14,7 @@ def read_qwen2_moe(config: Fields) -> DecoderConfig:
         config,
         "qwen2_moe",
         attention_bias=config.boolean("qkv_bias", default=True),
+        norm_topk_prob=config.boolean("norm_topk_prob", default=False),
         shared_expert_intermediate_size=config.integer("shared_expert_intermediate_size", 1, 2**24),
         shared_expert_gate=True,
     )
@@ -20,8 +22,29 @@ def read_qwen2_moe(config: Fields) -> DecoderConfig:
 
 def read_qwen3_moe(config: Fields) -> DecoderConfig:
     """Normalised queries and keys, routed experts alone. Raises FormatError or UnsupportedError naming the key."""
+    return _read_qwen3(config, "qwen3_moe", norm_topk_prob=config.boolean("norm_topk_prob", default=False))
+
+
+def read_qwen3_vl_moe(outer: Fields) -> DecoderConfig:
+    """Qwen3 within text_config; the positions of its three axes are one in text.
+
+    Raises FormatError or UnsupportedError naming the key.
+    """
+    text = language_model(outer)
+    only(text, "norm_topk_prob", True)  # what transformers does whatever it says
+    tied = outer.boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
+    model = _read_qwen3(text, "qwen3_vl_moe", norm_topk_prob=True, tie_word_embeddings=tied)
+    if model.hidden_size in (model.moe_intermediate_size, 2 * model.moe_intermediate_size):
+        raise UnsupportedError(
+            f"{text.name('moe_intermediate_size')} is {model.moe_intermediate_size}, with which the shapes of experts "
+            f"do not tell their rows from hidden_size {model.hidden_size} columns"
+        )
+    return model
+
+
+def _read_qwen3(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
     bias = config.boolean("attention_bias", default=False)
-    return _read(config, "qwen3_moe", attention_bias=bias, attention_output_bias=bias, qk_norm=HEAD_NORM)
+    return _read(config, model_type, attention_bias=bias, attention_output_bias=bias, qk_norm=HEAD_NORM, **facts)
 
 
 def _read(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
@@ -35,7 +58,6 @@ def _read(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
         model_type=model_type,
         num_experts=config.integer(num_experts, 1, 2**20),
         moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),
-        norm_topk_prob=config.boolean("norm_topk_prob", default=False),
         mlp_layer_types=mlp_layer_types,
         **facts,
     )

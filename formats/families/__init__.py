@@ -14,6 +14,7 @@ from formats.families.decoders import (
     OLMOE,
     QWEN2_MOE,
     QWEN3_MOE,
+    QWEN3_VL_MOE,
 )
 from formats.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
 from formats.families.deepseek_v4 import DEEPSEEK_V4
@@ -41,5 +42,6 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
     "qwen3_next": QWEN3_NEXT,
+    "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen4_exp": QWEN4_EXP,
 }

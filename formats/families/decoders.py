@@ -13,12 +13,14 @@ from formats.config import (
 from formats.families.shared import (
     CORRECTION_BIAS,
     DENSE_MLP,
+    FUSED,
     PER_EXPERT,
     ROUTER,
     SHARED_EXPERT,
     SHARED_EXPERT_GATE,
     SWITCH_GATE_UP,
     SWITCH_MLP,
+    VISION_TOWER,
     W1_W3_W2,
     expert_dims,
 )
@@ -70,6 +72,7 @@ def _mixers(sinks_source: str = "") -> Mapping[str, tuple[Tensor, ...]]:
 
 MIXERS = _mixers()
 NOTHING: Mapping[str, str] = {}
+WITHIN_VISION = ("model.language_model.", "model.", "language_model.model.")  # as published, in GGUF files, by MLX
 
 
 def _decoder(
@@ -186,3 +189,14 @@ MIXTRAL = _decoder(
 OLMOE = _decoder((ROUTER,))
 QWEN2_MOE = _decoder((ROUTER, *SHARED_EXPERT, SHARED_EXPERT_GATE))
 QWEN3_MOE = _decoder((ROUTER,))
+QWEN3_VL_MOE = _decoder(
+    (ROUTER,),
+    (
+        tuple(rule._replace(transposed=True) for rule in FUSED),
+        PER_EXPERT,
+        SWITCH_MLP,
+        SWITCH_GATE_UP,
+    ),
+    prefixes=WITHIN_VISION,
+    skipped=VISION_TOWER,
+)

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, Qwen3_5MoeConfig
 from formats.families.shared import (
+    FUSED,
     PER_EXPERT,
     ROUTER,
     SHARED_EXPERT,
     SHARED_EXPERT_GATE,
     SWITCH_GATE_UP,
     SWITCH_MLP,
+    VISION_TOWER,
     expert_dims,
 )
-from formats.family import Experts, Family, Tensor
+from formats.family import Family, Tensor
 
 
 def _qwen3_5_dims(config: Qwen3_5MoeConfig) -> Mapping[str, int]:
@@ -71,19 +73,12 @@ QWEN3_5_MOE = Family(
         SHARED_EXPERT_GATE,
     ),
     expert_layouts=(
-        (
-            Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up"), suffix=""),
-            Experts("mlp.experts.down_proj", "D I", ("down",), suffix=""),
-        ),
+        FUSED,
         PER_EXPERT,
         SWITCH_MLP,
         SWITCH_GATE_UP,
     ),
-    skipped={
-        "model.visual.": "the vision tower",
-        "vision_tower.": "the vision tower",
-        "mtp.": "multi-token prediction",
-    },
+    skipped={**VISION_TOWER, "mtp.": "multi-token prediction"},
 )
 
 

@@ -31,6 +31,11 @@ SWITCH_MLP = (
 )
 # As llama.cpp's converter stacks them with --fuse-gate-up-exps.
 SWITCH_GATE_UP = (Experts("mlp.switch_mlp.gate_up_proj", "2I D", ("gate", "up")), SWITCH_MLP[2])
+# As transformers has them.
+FUSED = (
+    Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up"), suffix=""),
+    Experts("mlp.experts.down_proj", "D I", ("down",), suffix=""),
+)
 W1_W3_W2 = (
     Experts("block_sparse_moe.experts.{expert}.w1", "I D", ("gate",)),
     Experts("block_sparse_moe.experts.{expert}.w3", "I D", ("up",)),
@@ -49,4 +54,5 @@ SHARED_EXPERT = (
     Tensor("mlp.shared_expert.up_proj", "S D"),
     Tensor("mlp.shared_expert.down_proj", "D S"),
 )
+VISION_TOWER = {"model.visual.": "the vision tower", "vision_tower.": "the vision tower"}
 SHARED_EXPERT_GATE = Tensor("mlp.shared_expert_gate", "1 D", keep=True)

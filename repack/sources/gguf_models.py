@@ -84,6 +84,10 @@ def _qwen3_moe(keys: Keys) -> Config:
     }
 
 
+def _qwen3_vl_moe(keys: Keys) -> Config:
+    return _qwen3_moe(keys) | {"model_type": "qwen3_vl_moe"}
+
+
 def _qwen3_next(keys: Keys) -> Config:
     apart = {"linear_in_proj_grouped": keys.has("ssm_in.weight")}
     return linear_attention_config(keys, "qwen3_next") | apart
@@ -193,6 +197,7 @@ _KIMI_LINEAR = COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION
 ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture("qwen2_moe", _qwen2_moe, COMMON | SHARED_EXPERT),
     "qwen3moe": Architecture("qwen3_moe", _qwen3_moe, COMMON),
+    "qwen3vlmoe": Architecture("qwen3_vl_moe", _qwen3_vl_moe, COMMON),
     "qwen3next": Architecture(
         "qwen3_next", _qwen3_next, COMMON | SHARED_EXPERT | LINEAR_ATTENTION, ZERO_CENTRED, "mtp."
     ),

@@ -281,6 +281,17 @@ MIMO_V2_FLASH: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 152576,
 }
+QWEN3_VL_30B: dict[str, Any] = {
+    "model_type": "qwen3_vl_moe",
+    "text_config": {
+        **{key: value for key, value in QWEN3_30B.items() if not key.endswith(("sliding_window", "embeddings"))},
+        "model_type": "qwen3_vl_moe_text",
+        "max_position_embeddings": 262144,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+    },
+    "tie_word_embeddings": False,
+}
 LLAMA_4_SCOUT: dict[str, Any] = {"model_type": "llama4", "text_config": LLAMA_4_SCOUT_TEXT}
 DECODERS: dict[str, dict[str, Any]] = {
     config["model_type"]: config
@@ -296,6 +307,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         GPT_OSS_20B,
         LLAMA_4_SCOUT,
         MIMO_V2_FLASH,
+        QWEN3_VL_30B,
     )
 }
 

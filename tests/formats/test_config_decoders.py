@@ -21,7 +21,7 @@ from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from formats.window import held_tokens
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
+from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B, QWEN3_VL_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
@@ -31,6 +31,7 @@ MIMO_SIX = ("full_attention", *("sliding_attention",) * 5)
 # What each of them has that a plain decoder has not.
 FACTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
+    "qwen3_vl_moe": {"rotary_dim": 128, "qk_norm": "head"},
     "qwen2_moe": {
         "rotary_dim": 128,
         "norm_topk_prob": False,
@@ -145,6 +146,29 @@ def test_ernie_ties_its_head_if_nothing_is_said() -> None:
     """As transformers' configuration_ernie4_5_moe.py, and no other decoder."""
     for model_type, config in DECODERS.items():
         assert read({**config, "tie_word_embeddings": None}).tie_word_embeddings == (model_type == "ernie4_5_moe")
+
+
+def test_qwen3_vl_ties_its_head_as_either_config_says() -> None:
+    """transformers reads the outer one, files hold it in both."""
+    text = {**QWEN3_VL_30B["text_config"], "tie_word_embeddings": True}
+    assert not read({**QWEN3_VL_30B, "text_config": text}).tie_word_embeddings
+    assert read({**QWEN3_VL_30B, "text_config": text, "tie_word_embeddings": None}).tie_word_embeddings
+    assert read({**QWEN3_VL_30B, "tie_word_embeddings": True}).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("norm_topk_prob", False, "norm_topk_prob is False, only True is implemented"),
+        ("use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
+        ("moe_intermediate_size", 1024, "moe_intermediate_size is 1024, with which the shapes of experts do not tell"),
+        ("moe_intermediate_size", 2048, "moe_intermediate_size is 2048, with which the shapes of experts do not tell"),
+        ("rope_scaling", {"rope_type": "mrope"}, "rope_type is mrope, only default and yarn are implemented"),
+    ],
+)
+def test_what_qwen3_vl_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: text_config.*{message}"):
+        read({**QWEN3_VL_30B, "text_config": {**QWEN3_VL_30B["text_config"], key: value}})
 
 
 def test_a_whole_number_may_be_written_as_a_float_but_not_as_true() -> None:

@@ -38,7 +38,8 @@ Made by `python -m tests.runtime.family_table`; `tests/runtime/test_family_table
 
 Each row is a tiny checkpoint with published names, converted without loss and run whole.
 The errors are the largest of the logits of 48 tokens, which have a standard deviation of about 2.
-They are against transformers 5.23 in float32 on the decoded weights; greedy ids and chosen experts are equal in each.
+They are against transformers 5.23, or 5.24 where the README says so, in float32 on the decoded weights.
+Greedy ids and chosen experts are equal in each.
 Native kernels compute with `--precision exact`.
 Those of Kimi K3 are against mlx-lm 0.32.2, as transformers has no such model.
 Their last digits depend on the machine; the tests allow 5e-4, and 2e-3 for Qwen3.5 MoE and Qwen3-Next.

@@ -21,6 +21,7 @@ from tests.fixtures import (
     llama4_tiny,
     mimo_tiny,
     qwen4_tiny,
+    vision_tiny,
 )
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
@@ -35,6 +36,7 @@ CASES: dict[str, Any] = {
     **llama4_tiny.CASES,
     **mimo_tiny.CASES,
     **qwen4_tiny.CASES,
+    **vision_tiny.CASES,
 }
 EXACT_AT_4 = (
     "gptq",
