@@ -40,7 +40,7 @@ from formats.config.deepseek_v3 import ABSORBED_VALUES, DeepseekV3Config, Indexe
 from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.gemma4 import Gemma4Config
-from formats.config.glm4_moe import read_glm4_moe
+from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
 from formats.config.kimi_k3 import KimiK3Config
@@ -116,6 +116,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "gemma4_text": Gemma4Config.read,  # the language model saved alone: a flat config
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
+    "glm4v_moe": read_glm4v_moe,
     "glm_moe_dsa": DeepseekV3Config.read,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
@@ -145,6 +146,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "ernie4_5_moe": DecoderConfig,
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,
+    "glm4v_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
     "kimi_k3": KimiK3Config,

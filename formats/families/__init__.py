@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from formats.families.decoders import (
     ERNIE4_5_MOE,
     GLM4_MOE,
+    GLM4V_MOE,
     GPT_OSS,
     GRANITEMOE,
     LLAMA4,
@@ -29,6 +30,7 @@ FAMILIES: Mapping[str, Family] = {
     "ernie4_5_moe": ERNIE4_5_MOE,
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,
+    "glm4v_moe": GLM4V_MOE,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
     "kimi_k3": KIMI_K3,

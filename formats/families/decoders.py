@@ -1,6 +1,7 @@
 """Families of one shape: attention over heads, then experts; each is what it does not share with the others."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from formats.config import (
     CHUNKED_ATTENTION,
@@ -119,6 +120,7 @@ ERNIE4_5_MOE = _decoder(
     skipped={"model.mtp_": "multi-token prediction"},
 )
 GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
+GLM4V_MOE = replace(GLM4_MOE, prefixes=WITHIN_VISION, skipped=VISION_TOWER, mlx=False)
 GRANITEMOE = _decoder(
     (ROUTER._replace(source="block_sparse_moe.router.layer"),),
     (

@@ -281,6 +281,17 @@ MIMO_V2_FLASH: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 152576,
 }
+GLM_4_5V: dict[str, Any] = {
+    "model_type": "glm4v_moe",
+    "text_config": {
+        **GLM_4_5_AIR,
+        "model_type": "glm4v_moe_text",
+        "max_position_embeddings": 65536,
+        "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+        "rope_theta": 10000.0,
+    },
+    "tie_word_embeddings": False,
+}
 QWEN3_VL_30B: dict[str, Any] = {
     "model_type": "qwen3_vl_moe",
     "text_config": {
@@ -303,6 +314,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         GRANITE_3B_A800M,
         ERNIE_4_5_21B,
         GLM_4_5_AIR,
+        GLM_4_5V,
         MINIMAX_M2_5,
         GPT_OSS_20B,
         LLAMA_4_SCOUT,

@@ -21,7 +21,7 @@ from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
 from formats.window import held_tokens
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, LLAMA_4_SCOUT_TEXT, QWEN3_30B, QWEN3_VL_30B, llama4, read
+from tests.formats.published import DECODERS, GLM_4_5V, LLAMA_4_SCOUT_TEXT, QWEN3_30B, QWEN3_VL_30B, llama4, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
@@ -59,6 +59,15 @@ FACTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "glm4_moe": {
+        "rotary_dim": 64,
+        "attention_bias": True,
+        "mlp_layer_types": ("dense",) + ("sparse",) * 45,
+        "intermediate_size": 10944,
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 1408,
+    },
+    "glm4v_moe": {
         "rotary_dim": 64,
         "attention_bias": True,
         "mlp_layer_types": ("dense",) + ("sparse",) * 45,
@@ -154,6 +163,17 @@ def test_qwen3_vl_ties_its_head_as_either_config_says() -> None:
     assert not read({**QWEN3_VL_30B, "text_config": text}).tie_word_embeddings
     assert read({**QWEN3_VL_30B, "text_config": text, "tie_word_embeddings": None}).tie_word_embeddings
     assert read({**QWEN3_VL_30B, "tie_word_embeddings": True}).tie_word_embeddings
+
+
+def test_glm_4_5v_ties_its_head_as_either_config_says() -> None:
+    text = {**GLM_4_5V["text_config"], "tie_word_embeddings": True}
+    assert read({**GLM_4_5V, "text_config": text}).tie_word_embeddings
+    assert read({**GLM_4_5V, "tie_word_embeddings": True}).tie_word_embeddings
+
+
+def test_glm_4_5v_with_norms_of_queries_is_refused() -> None:
+    with pytest.raises(StreamingExpertsError, match="use_qk_norm is True, only False is implemented"):
+        read({**GLM_4_5V, "text_config": {**GLM_4_5V["text_config"], "use_qk_norm": True}})
 
 
 @pytest.mark.parametrize(
