@@ -34,6 +34,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16, GGUF", TRANSFORMERS, DECODERS),
+    Supported("dots1", "dots.llm1", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16, GGUF", TRANSFORMERS, DECODERS),
     Supported("gemma4", "Gemma-4-26B-A4B (text)", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("gemma4_text", "the language model of Gemma 4 alone", "bf16", TRANSFORMERS, DECODERS),

@@ -61,6 +61,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("mixtral", "llama"),
             ("olmoe_gguf", "olmoe"),
             ("granitemoe", "granitemoe"),
+            ("dots1_gguf", "dots1"),
             ("ernie4_5_moe", "ernie4_5-moe"),
             ("glm4_moe", "glm4moe"),
             ("minimax_m2", "minimax-m2"),

@@ -38,6 +38,7 @@ from formats.config.decoder import (
 )
 from formats.config.deepseek_v3 import ABSORBED_VALUES, DeepseekV3Config, Indexer
 from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
+from formats.config.dots1 import read_dots1
 from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
@@ -111,6 +112,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
     "deepseek_v4": DeepseekV4Config.read,
+    "dots1": read_dots1,
     "ernie4_5_moe": read_ernie4_5_moe,
     "gemma4": Gemma4Config.read,
     "gemma4_text": Gemma4Config.read,  # the language model saved alone: a flat config
@@ -143,6 +145,7 @@ MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
+    "dots1": DecoderConfig,
     "ernie4_5_moe": DecoderConfig,
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from formats.families.decoders import (
+    DOTS1,
     ERNIE4_5_MOE,
     GLM4_MOE,
     GLM4V_MOE,
@@ -27,6 +28,7 @@ from formats.family import Family
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
+    "dots1": DOTS1,
     "ernie4_5_moe": ERNIE4_5_MOE,
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,

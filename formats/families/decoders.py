@@ -108,6 +108,12 @@ SHARED_EXPERTS = (
     Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
     Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
 )
+# Switched experts under their own names, as mlx-lm leaves them.
+EXPERTS_BY_PART = tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts")) for rule in SWITCH_MLP)
+DOTS1 = _decoder(
+    (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),
+    (PER_EXPERT, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),
+)
 ERNIE4_5_MOE = _decoder(
     (
         ROUTER,

@@ -138,6 +138,20 @@ def _glm4_moe(keys: Keys) -> Config:
     }
 
 
+def _dots1(keys: Keys) -> Config:
+    keys.only("expert_gating_func", SIGMOID)
+    return decoder_config(keys, "dots1", experts="n_routed_experts") | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "n_shared_experts": keys["expert_shared_count"],
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "sliding_window": None,
+        **groups(keys),
+    }
+
+
 def _ernie4_5_moe(keys: Keys) -> Config:
     """ERNIE-4.5; that its router has a softmax and a bias, no key says."""
     keys.only("expert_gating_func", SOFTMAX)
@@ -220,6 +234,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "kimi-linear": Architecture("kimi_linear", kimi_linear_config, _KIMI_LINEAR, {"ssm_a": LOG_OF_MINUS}),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
+    "dots1": Architecture("dots1", _dots1, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",
         _ernie4_5_moe,

@@ -49,6 +49,16 @@ FACTS: dict[str, dict[str, Any]] = {
         "logits_scaling": 6.0,
         "tie_word_embeddings": True,
     },
+    "dots1": {
+        "rotary_dim": 128,
+        "qk_norm": "head",
+        "mlp_layer_types": ("dense",) + ("sparse",) * 61,
+        "intermediate_size": 10944,
+        "scoring_func": "sigmoid",
+        "routed_scaling_factor": 2.5,
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 2816,
+    },
     "ernie4_5_moe": {
         "rotary_dim": 128,
         "rope_interleave": True,
@@ -208,6 +218,20 @@ def test_a_window_of_mixtral_is_that_of_every_layer() -> None:
     model = read({**DECODERS["mixtral"], "sliding_window": 4096})
     assert isinstance(model, DecoderConfig)
     assert {model.window(layer) for layer in range(32)} == {4096}
+
+
+def test_windows_of_dots1_are_in_its_last_layers() -> None:
+    """As transformers: of 4096 tokens after 62 layers where nothing is said."""
+    windowed = {**DECODERS["dots1"], "sliding_window": 4096, "max_window_layers": 60}
+    model = read(windowed)
+    assert isinstance(model, DecoderConfig)
+    assert [model.window(layer) for layer in (0, 59, 60, 61)] == [None, None, 4096, 4096]
+    listed = ["full_attention"] * 60 + ["sliding_attention"] * 2
+    assert read({**windowed, "max_window_layers": None, "layer_types": listed}) == model
+    silent = {key: value for key, value in windowed.items() if "window" not in key} | {"num_hidden_layers": 64}
+    silent_model = read(silent)
+    assert isinstance(silent_model, DecoderConfig)
+    assert [silent_model.window(layer) for layer in (61, 62, 63)] == [None, 4096, 4096]
 
 
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
