@@ -55,6 +55,7 @@ from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_vl_moe
 from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
+from formats.config.solar_open import read_solar_open
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_json, shown
 
@@ -140,6 +141,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_vl_moe": read_qwen3_vl_moe,
     "qwen4_exp": Qwen4ExpConfig.read,
     "qwen4_exp_text": Qwen4ExpConfig.read,  # the language model saved alone
+    "solar_open": read_solar_open,
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
@@ -165,6 +167,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "qwen3_next": Qwen3_5MoeConfig,
     "qwen3_vl_moe": DecoderConfig,
     "qwen4_exp": Qwen4ExpConfig,
+    "solar_open": DecoderConfig,
 }
 
 

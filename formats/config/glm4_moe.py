@@ -50,7 +50,6 @@ def read_grouped_sigmoid(config: Fields, **facts: Any) -> DecoderConfig:
         "num_experts": config.integer("n_routed_experts", 1, 2**20),
         "moe_intermediate_size": inner,
         "mlp_layer_types": (DENSE,) * num_dense + (SPARSE,) * (num_layers - num_dense),
-        "intermediate_size": config.integer("intermediate_size", 1, 2**24),
         "scoring_func": SIGMOID,
         "norm_topk_prob": config.boolean("norm_topk_prob", default=True),
         "routed_scaling_factor": config.number("routed_scaling_factor", 1.0),
@@ -59,4 +58,6 @@ def read_grouped_sigmoid(config: Fields, **facts: Any) -> DecoderConfig:
         "e_score_correction_bias": True,
         "shared_expert_intermediate_size": inner * config.integer("n_shared_experts", 1, 2**10, default=1),
     }
+    if DENSE in (shared | facts)["mlp_layer_types"]:
+        shared["intermediate_size"] = config.integer("intermediate_size", 1, 2**24)
     return read_decoder(config, **(shared | facts))

@@ -17,6 +17,7 @@ from formats.families.decoders import (
     QWEN2_MOE,
     QWEN3_MOE,
     QWEN3_VL_MOE,
+    SOLAR_OPEN,
 )
 from formats.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
 from formats.families.deepseek_v4 import DEEPSEEK_V4
@@ -48,4 +49,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_next": QWEN3_NEXT,
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen4_exp": QWEN4_EXP,
+    "solar_open": SOLAR_OPEN,
 }

@@ -208,3 +208,4 @@ QWEN3_VL_MOE = _decoder(
     prefixes=WITHIN_VISION,
     skipped=VISION_TOWER,
 )
+SOLAR_OPEN = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS))

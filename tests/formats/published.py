@@ -188,6 +188,29 @@ DOTS_LLM1: dict[str, Any] = {
     "topk_group": 1,
     "vocab_size": 152064,
 }
+SOLAR_OPEN_100B: dict[str, Any] = {  # defaults of transformers' SolarOpenConfig
+    "model_type": "solar_open",
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1280,
+    "n_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "vocab_size": 196608,
+}
 MINIMAX_M2_5: dict[str, Any] = {
     "model_type": "minimax_m2",
     "head_dim": 128,
@@ -348,6 +371,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         LLAMA_4_SCOUT,
         MIMO_V2_FLASH,
         QWEN3_VL_30B,
+        SOLAR_OPEN_100B,
     )
 }
 

@@ -59,6 +59,12 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
         "shared_expert_intermediate_size": 2816,
     },
+    "solar_open": {
+        "rotary_dim": 128,
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 1280,
+    },
     "ernie4_5_moe": {
         "rotary_dim": 128,
         "rope_interleave": True,
@@ -397,6 +403,10 @@ def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, messag
         ("mimo_v2_flash", "swa_v_head_dim", 192, "swa_v_head_dim is 192, only 128 is implemented"),
         ("mimo_v2_flash", "add_swa_attention_sink_bias", False, "add_swa_attention_sink_bias is False, only True"),
         ("mimo_v2_flash", "add_full_attention_sink_bias", True, "add_full_attention_sink_bias is True, only False"),
+        ("solar_open", "use_qk_norm", True, "use_qk_norm is True, only False is implemented"),
+        ("solar_open", "first_k_dense_replace", 1, "first_k_dense_replace is 1, only 0 is implemented"),
+        ("solar_open", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
+        ("solar_open", "head_dim", None, "head_dim is missing"),
         ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
