@@ -38,8 +38,12 @@ def read_glm4v_moe(outer: Fields) -> DecoderConfig:
     )
 
 
-def read_grouped_sigmoid(config: Fields, **facts: Any) -> DecoderConfig:
+def read_grouped_sigmoid(
+    config: Fields, num_experts: str = "n_routed_experts", num_shared: str = "n_shared_experts", **facts: Any
+) -> DecoderConfig:
     """DeepSeek's router and shared expert behind attention; `facts` are the family's own, and win.
+
+    num_experts and num_shared: what the family calls these numbers.
 
     Raises FormatError or UnsupportedError naming the key.
     """
@@ -47,7 +51,7 @@ def read_grouped_sigmoid(config: Fields, **facts: Any) -> DecoderConfig:
     num_dense = config.integer("first_k_dense_replace", 0, num_layers, default=1)
     inner = config.integer("moe_intermediate_size", 1, 2**24)
     shared: dict[str, Any] = {
-        "num_experts": config.integer("n_routed_experts", 1, 2**20),
+        "num_experts": config.integer(num_experts, 1, 2**20),
         "moe_intermediate_size": inner,
         "mlp_layer_types": (DENSE,) * num_dense + (SPARSE,) * (num_layers - num_dense),
         "scoring_func": SIGMOID,
@@ -56,7 +60,7 @@ def read_grouped_sigmoid(config: Fields, **facts: Any) -> DecoderConfig:
         "n_group": config.integer("n_group", 1, 2**20, default=1),
         "topk_group": config.integer("topk_group", 1, 2**20, default=1),
         "e_score_correction_bias": True,
-        "shared_expert_intermediate_size": inner * config.integer("n_shared_experts", 1, 2**10, default=1),
+        "shared_expert_intermediate_size": inner * config.integer(num_shared, 1, 2**10, default=1),
     }
     if DENSE in (shared | facts)["mlp_layer_types"]:
         shared["intermediate_size"] = config.integer("intermediate_size", 1, 2**24)

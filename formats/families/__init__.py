@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from formats.families.decoders import (
     DOTS1,
     ERNIE4_5_MOE,
+    EXAONE_MOE,
     GLM4_MOE,
     GLM4V_MOE,
     GPT_OSS,
@@ -31,6 +32,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v4": DEEPSEEK_V4,
     "dots1": DOTS1,
     "ernie4_5_moe": ERNIE4_5_MOE,
+    "exaone_moe": EXAONE_MOE,
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,
     "glm4v_moe": GLM4V_MOE,

@@ -125,6 +125,14 @@ ERNIE4_5_MOE = _decoder(
     ),
     skipped={"model.mtp_": "multi-token prediction"},
 )
+EXAONE_MOE = _decoder(
+    (
+        ROUTER,
+        CORRECTION_BIAS._replace(source="mlp.e_score_correction_bias", also=CORRECTION_BIAS.name),
+        *SHARED_EXPERTS,
+    ),
+    skipped={"mtp.": "multi-token prediction"},
+)
 GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
 GLM4V_MOE = replace(GLM4_MOE, prefixes=WITHIN_VISION, skipped=VISION_TOWER, mlx=False)
 GRANITEMOE = _decoder(

@@ -7,12 +7,12 @@ of a head.
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig
+from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
 from runtime.backends.base import Ops
 from runtime.backends.facts import (
     Array,
@@ -142,7 +142,7 @@ class Decoder:
             heads=c.num_attention_heads,
             key_heads=c.key_heads(layer),
             scale=c.attention_multiplier,
-            rope=c.rope_of(layer) if c.turns(layer) else None,
+            rope=self._rope_of(layer),
             q_norm=q_norm,
             k_norm=k_norm,
             whole_norms=self._qk_norms_of(layer, WHOLE_NORM),
@@ -150,6 +150,13 @@ class Decoder:
             window=c.window(layer),
             sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
         )
+
+    def _rope_of(self, layer: int) -> Rope | None:
+        """None where positions are not known; one that turns nothing where heads are normalised all the same."""
+        c = self.config
+        if c.turns(layer):
+            return c.rope_of(layer)
+        return replace(c.rope, turned=0, scaling=None) if c.qk_norm == HEAD_NORM else None
 
     def _qk_norms_of(self, layer: int, kind: str) -> tuple[Weight, Weight] | None:
         if self.config.qk_norm != kind:

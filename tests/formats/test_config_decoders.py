@@ -65,6 +65,19 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
         "shared_expert_intermediate_size": 1280,
     },
+    "exaone_moe": {
+        "rotary_dim": 128,
+        "layer_types": (*("sliding_attention",) * 3, "full_attention") * 12,
+        "sliding_window": 128,
+        "full_attention_rope": False,
+        "qk_norm": "head",
+        "mlp_layer_types": ("dense",) + ("sparse",) * 47,
+        "intermediate_size": 18432,
+        "scoring_func": "sigmoid",
+        "routed_scaling_factor": 2.5,
+        "e_score_correction_bias": True,
+        "shared_expert_intermediate_size": 2048,
+    },
     "ernie4_5_moe": {
         "rotary_dim": 128,
         "rope_interleave": True,
@@ -240,6 +253,14 @@ def test_windows_of_dots1_are_in_its_last_layers() -> None:
     assert [silent_model.window(layer) for layer in (61, 62, 63)] == [None, 4096, 4096]
 
 
+def test_k_exaone_knows_positions_where_it_has_windows_or_everywhere() -> None:
+    by_number = {**DECODERS["exaone_moe"], "layer_types": None, "sliding_window_pattern": 4}
+    assert read(by_number) == read(DECODERS["exaone_moe"])
+    without = read({**by_number, "sliding_window": None})
+    assert isinstance(without, DecoderConfig)
+    assert {(without.window(layer), without.turns(layer)) for layer in range(48)} == {(None, True)}
+
+
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "layer_types"}
     model = read(config)
@@ -407,6 +428,10 @@ def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, messag
         ("solar_open", "first_k_dense_replace", 1, "first_k_dense_replace is 1, only 0 is implemented"),
         ("solar_open", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
         ("solar_open", "head_dim", None, "head_dim is missing"),
+        ("exaone_moe", "is_moe_layer", [True] * 48, r"is_moe_layer is \[True, .*, only \[False, True"),
+        ("exaone_moe", "swiglu_limits", [7.0], r"swiglu_limits is \[7.0\], only nothing is implemented"),
+        ("exaone_moe", "sliding_windows", [128], r"sliding_windows is \[128\], only nothing is implemented"),
+        ("exaone_moe", "layer_types", None, "sliding_window_pattern is LLLG, expected an integer from 1"),
         ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
