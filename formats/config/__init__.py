@@ -45,6 +45,7 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
+from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
@@ -123,6 +124,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm4v_moe": read_glm4v_moe,
     "glm_moe_dsa": DeepseekV3Config.read,
+    "hy_v3": read_hy_v3,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "kimi_k3": KimiK3Config.read,
@@ -157,6 +159,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm4v_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
     "llama4": DecoderConfig,

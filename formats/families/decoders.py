@@ -162,6 +162,17 @@ GPT_OSS = _decoder(
         tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts"), bias=".bias") for rule in SWITCH_MLP),
     ),
 )
+SHARED_MLP = tuple(
+    tensor._replace(source=tensor.source.replace("shared_experts", "shared_mlp"), also=tensor.source)
+    for tensor in SHARED_EXPERTS
+)
+HY_V3 = replace(
+    _decoder(
+        (ROUTER._replace(source="mlp.router.gate"), CORRECTION_BIAS._replace(source="mlp.expert_bias"), *SHARED_MLP),
+        extra_layers="multi-token prediction",
+    ),
+    mlx=False,
+)
 
 
 def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
