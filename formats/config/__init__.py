@@ -31,6 +31,7 @@ from formats.config.decoder import (
     SIGMOID,
     SOFTMAX,
     SQRT_SOFTPLUS,
+    TURNED_NORM,
     UNIT_NORM,
     WHOLE_NORM,
     DecoderConfig,
@@ -45,6 +46,7 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
+from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
@@ -86,6 +88,7 @@ __all__ = [
     "SOFTMAX",
     "SQRT_SOFTPLUS",
     "SWIGLU_CLAMPED",
+    "TURNED_NORM",
     "UNIT_NORM",
     "WHOLE_NORM",
     "Activation",
@@ -124,6 +127,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm4v_moe": read_glm4v_moe,
     "glm_moe_dsa": DeepseekV3Config.read,
+    "hunyuan_v1_moe": read_hunyuan_v1_moe,
     "hy_v3": read_hy_v3,
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
@@ -159,6 +163,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm4v_moe": DecoderConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "hunyuan_v1_moe": DecoderConfig,
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,

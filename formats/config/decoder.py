@@ -27,6 +27,7 @@ SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
 UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned
+TURNED_NORM = "turned_head"  # of each head, after queries and keys are turned
 SWIGLU_ALPHA = 1.702  # gpt-oss
 
 
@@ -67,7 +68,7 @@ class DecoderConfig(ModelConfig):
     full_attention_sinks: bool = True  # whether layers with full_attention have them, too
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
-    qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, or unit
+    qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
     # router and experts
     scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen
@@ -201,7 +202,7 @@ class DecoderConfig(ModelConfig):
             self.require(where, self.sliding_window is not None, "sliding_window", "a number, for sliding_attention")
         if self.swa_num_key_value_heads is not None:
             self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
-        self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, UNIT_NORM))
+        self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)

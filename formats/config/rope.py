@@ -178,6 +178,24 @@ def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
     return theta, _read_llama3(parameters, config) if kind == "llama3" else None
 
 
+def read_alpha_theta(config: Fields, head_dim: int) -> float:
+    """rope_theta of a config.json, which Hunyuan stretches by a fixed `alpha` and calls it dynamic.
+
+    Raises FormatError, or UnsupportedError for another kind of scaling.
+    """
+    parameters = _rope_parameters(config)
+    kind = _kind(parameters, config, ("default", "dynamic"))
+    theta = read_theta(_beside(parameters, config, "rope_theta"))
+    if kind == "default":
+        return theta
+    alpha = parameters.number("alpha")
+    if not is_scale(alpha):
+        raise parameters.wrong("alpha", SCALES)
+    if head_dim <= 2:
+        raise config.wrong("head_dim", "more than 2, which alpha is raised by")
+    return float(theta * alpha ** (head_dim / (head_dim - 2)))
+
+
 def _rope_parameters(config: Fields) -> Fields:
     """Where the kind of scaling and its parameters stand; of two such objects transformers takes rope_scaling.
 

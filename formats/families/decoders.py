@@ -8,6 +8,7 @@ from formats.config import (
     FULL_ATTENTION,
     HEAD_NORM,
     SLIDING_ATTENTION,
+    TURNED_NORM,
     WHOLE_NORM,
     DecoderConfig,
 )
@@ -55,6 +56,8 @@ def _attention(keys: str, values: str, sinks: Tensor) -> tuple[Tensor, ...]:
         Tensor("self_attn.v_proj.bias", values, suffix="", when=lambda c: c.attention_bias),
         Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
         Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
+        Tensor("self_attn.q_norm", "h", source="self_attn.query_layernorm", when=lambda c: c.qk_norm == TURNED_NORM),
+        Tensor("self_attn.k_norm", "h", source="self_attn.key_layernorm", when=lambda c: c.qk_norm == TURNED_NORM),
         Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
         Tensor("self_attn.k_norm", keys, when=lambda c: c.qk_norm == WHOLE_NORM),
         sinks,
@@ -166,6 +169,7 @@ SHARED_MLP = tuple(
     tensor._replace(source=tensor.source.replace("shared_experts", "shared_mlp"), also=tensor.source)
     for tensor in SHARED_EXPERTS
 )
+HUNYUAN_V1_MOE = replace(_decoder((ROUTER._replace(source="mlp.gate.wg"), *SHARED_MLP)), mlx=False)
 HY_V3 = replace(
     _decoder(
         (ROUTER._replace(source="mlp.router.gate"), CORRECTION_BIAS._replace(source="mlp.expert_bias"), *SHARED_MLP),

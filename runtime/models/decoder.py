@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from formats.config import HEAD_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
+from formats.config import HEAD_NORM, TURNED_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
 from runtime.backends.base import Ops
 from runtime.backends.facts import (
     Array,
@@ -118,7 +118,7 @@ class Decoder:
         c, name = self.config, f"layers.{layer}"
         attention = self._attention_of(layer)
         router = self._router_of(layer) if c.has_experts(layer) else None
-        plain = c.is_uniform(layer) and c.qk_norm != UNIT_NORM and c.clip_qkv is None
+        plain = c.is_uniform(layer) and c.qk_norm not in (TURNED_NORM, UNIT_NORM) and c.clip_qkv is None
         block = None
         if router is not None and plain and c.attention_value_scale == 1:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
@@ -133,7 +133,8 @@ class Decoder:
     def _attention_of(self, layer: int) -> Attention:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
         names = [f"{name}.{part}_proj" for part in "qkv"]
-        q_norm, k_norm = self._qk_norms_of(layer, HEAD_NORM) or (None, None)
+        by_head = self._qk_norms_of(layer, HEAD_NORM) or self._qk_norms_of(layer, TURNED_NORM)
+        q_norm, k_norm = by_head or (None, None)
         return Attention(
             projections=tuple(ops.weight(proj) for proj in names),
             biases=tuple(ops.weight(f"{proj}.bias") for proj in names) if c.attention_bias else None,
@@ -156,7 +157,7 @@ class Decoder:
         c = self.config
         if c.turns(layer):
             return c.rope_of(layer)
-        return replace(c.rope, turned=0, scaling=None) if c.qk_norm == HEAD_NORM else None
+        return replace(c.rope, turned=0, scaling=None) if c.qk_norm in (HEAD_NORM, TURNED_NORM) else None
 
     def _qk_norms_of(self, layer: int, kind: str) -> tuple[Weight, Weight] | None:
         if self.config.qk_norm != kind:
@@ -195,12 +196,20 @@ class Decoder:
                 if chunk is not None and position % chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
                 turn = Turn(own.rope, position, own.q_norm, own.k_norm, own.eps) if own.rope is not None else None
+                own_q, own_k = q[rows], k[rows]
+                if c.qk_norm == TURNED_NORM and turn is not None:
+                    own_q, own_k = self._turned(own_q, own.q_norm, turn), self._turned(own_k, own.k_norm, turn)
+                    turn = None
                 output, s.states[layer] = ops.attention(
-                    q[rows], k[rows], v[rows], s.states[layer], scale, window=own.window, sinks=own.sinks, turn=turn
+                    own_q, own_k, v[rows], s.states[layer], scale, window=own.window, sinks=own.sinks, turn=turn
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
         o = ops.concatenate(outputs).reshape(-1, own.heads * c.value_dim)
         return ops.linear(o, own.output, own.output_bias)
+
+    def _turned(self, x: Array, norm: Weight, turn: Turn) -> Array:
+        """Queries or keys [T, heads, d], turned and then normalised."""
+        return self.ops.rms_norm(self.ops.rope(x, turn.position, turn.rope), norm, turn.eps)
 
     def _runs(self, layer: int, s: Sequence) -> Iterable[tuple[slice, int, float]]:
         """(rows, position, scale of scores) of a sequence's tokens, cut where a chunk begins or the scale changes."""

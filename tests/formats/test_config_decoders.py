@@ -88,6 +88,13 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
         "shared_expert_intermediate_size": 1536,
     },
+    "hunyuan_v1_moe": {
+        "rotary_dim": 128,
+        "rope_theta": pytest.approx(11158839.9251),  # as llama.cpp's converter works it out
+        "qk_norm": "turned_head",
+        "shared_expert_intermediate_size": 3072,
+        "tie_word_embeddings": True,
+    },
     "ernie4_5_moe": {
         "rotary_dim": 128,
         "rope_interleave": True,
@@ -447,6 +454,14 @@ def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, messag
         ("hy_v3", "expert_hidden_dim", 768, "expert_hidden_dim is 768, only 1536 is implemented"),
         ("hy_v3", "first_k_dense_replace", 2, "first_k_dense_replace is 2, only 1 is implemented"),
         ("hy_v3", "head_dim", None, "head_dim is missing"),
+        ("hunyuan_v1_moe", "moe_topk", [8] * 31 + [4], r"moe_topk is \[8, .*, only one number for all layers is"),
+        ("hunyuan_v1_moe", "num_shared_expert", [2] * 32, "num_shared_expert is 2, only 1 is implemented"),
+        ("hunyuan_v1_moe", "moe_intermediate_size", 1024, "moe_intermediate_size is 1024, only 3072 is implemented"),
+        ("hunyuan_v1_moe", "attention_head_dim", 64, "attention_head_dim is 64, only 128 is implemented"),
+        ("hunyuan_v1_moe", "use_cla", True, "use_cla is True, only False is implemented"),
+        ("hunyuan_v1_moe", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_scaling.alpha is missing"),
+        ("hunyuan_v1_moe", "rope_scaling", {"type": "dynamic", "alpha": 0}, "rope_scaling.alpha is 0, expected a num"),
+        ("hunyuan_v1_moe", "rope_scaling", {"type": "yarn"}, "type is yarn, only default and dynamic are implemented"),
         ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
