@@ -56,6 +56,7 @@ class Experts(NamedTuple):
     suffix: str = ".weight"  # of its tensor when it is a plain or FP8 one; "" for a bare parameter
     interleaved: bool = False  # rows of the parts take turns: gate, up, gate, up...
     transposed: bool = False  # when plain, columns come first
+    either: bool = False  # or rows, as the shape tells
     bias: str = ""  # suffix of the projection's bias, "_bias" or ".bias"; "" without one
 
 

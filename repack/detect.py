@@ -282,7 +282,10 @@ def _fp8(look: _Look) -> Looked:
     dtype = look.float_dtype(scale, "F8_E8M0")
     shape = scale.shape[1:] if module.stacked else scale.shape
     blocks = (-(-module.rows // 128), -(-module.columns // 128))
-    if shape in ((), (1,), (1, 1)) and blocks != shape:
+    transposed = module.transposed and look.tensor.shape[-2:] == (module.columns, module.rows)
+    if transposed and module.rows != module.columns and shape == blocks[::-1]:
+        encoding = FP8Source(PER_BLOCK, dtype, transposed=True)
+    elif shape in ((), (1,), (1, 1)) and blocks != shape:
         encoding = FP8Source(PER_TENSOR, dtype, shape)
     elif shape in ((module.rows,), (module.rows, 1)) and blocks != shape:
         encoding = FP8Source(PER_CHANNEL, dtype, shape)

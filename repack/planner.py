@@ -210,9 +210,13 @@ class _Planner:
         """Where the matrix of an expert is, or of all where they are stacked."""
         rows, columns = self.shape(rule)
         stacked = 0 if "{expert}" in rule.name else self.config.num_experts
-        plain = (columns, rows) if rule.transposed else (rows, columns)
+        base = self.expert_base(i, rule, expert)
+        there = self.left.get(base + rule.suffix)
+        rows_first = rule.either and there is not None and there.shape[-2:] == (rows, columns)
+        transposed = rule.transposed and not rows_first
+        plain = (columns, rows) if transposed else (rows, columns)
         shape = (stacked, *plain) if stacked else plain
-        return Module(self.expert_base(i, rule, expert), rule.suffix, rows, columns, shape, stacked, rule.transposed)
+        return Module(base, rule.suffix, rows, columns, shape, stacked, transposed)
 
     def expert_base(self, i: int, rule: Experts, expert: int) -> str:
         return f"{self.prefix}layers.{i}.{rule.name.format(expert=expert)}"

@@ -89,9 +89,10 @@ class RowReader:
             some = slice(start // PACKED_ROWS * spec.words, -(-(start + rows) // PACKED_ROWS) * spec.words)
         else:
             some = slice(start, start + rows * matrix.step, matrix.step)
+        which = some if spec.each == 1 else (start + np.arange(rows) * matrix.step) // spec.each
         if spec.axis == 1:  # its columns are copied together first: strides of a whole tensor miss every cache
-            return np.ascontiguousarray(whole[:, some]).T
-        return whole[some] if spec.each == 1 else whole[(start + np.arange(rows) * matrix.step) // spec.each]
+            return np.ascontiguousarray(whole[:, which]).T
+        return whole[which]
 
     def _read_rows(self, plane: SourcePlane, start: int, rows: int) -> AnyArray:
         dtype, (_, *shape) = stored(plane.dtype, plane.spec.shape)

@@ -81,7 +81,7 @@ WITHIN_VISION = ("model.language_model.", "model.", "language_model.model.")  # 
 
 def _decoder(
     moe: tuple[Tensor, ...],
-    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
+    expert_layouts: tuple[tuple[Experts, ...], ...] = (PER_EXPERT, FUSED, SWITCH_MLP, SWITCH_GATE_UP),
     extra_layers: str = "",
     skipped: Mapping[str, str] = NOTHING,
     prefixes: tuple[str, ...] = ("model.",),
@@ -115,7 +115,7 @@ SHARED_EXPERTS = (
 EXPERTS_BY_PART = tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts")) for rule in SWITCH_MLP)
 DOTS1 = _decoder(
     (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),
-    (PER_EXPERT, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),
+    (PER_EXPERT, FUSED, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),
 )
 ERNIE4_5_MOE = _decoder(
     (
@@ -172,7 +172,11 @@ SHARED_MLP = tuple(
 HUNYUAN_V1_MOE = replace(_decoder((ROUTER._replace(source="mlp.gate.wg"), *SHARED_MLP)), mlx=False)
 HY_V3 = replace(
     _decoder(
-        (ROUTER._replace(source="mlp.router.gate"), CORRECTION_BIAS._replace(source="mlp.expert_bias"), *SHARED_MLP),
+        (
+            ROUTER._replace(source="mlp.router.gate", also=ROUTER.name),
+            CORRECTION_BIAS._replace(source="mlp.expert_bias", also="mlp.e_score_correction_bias"),
+            *SHARED_MLP,
+        ),
         extra_layers="multi-token prediction",
     ),
     mlx=False,
@@ -223,7 +227,7 @@ QWEN3_MOE = _decoder((ROUTER,))
 QWEN3_VL_MOE = _decoder(
     (ROUTER,),
     (
-        tuple(rule._replace(transposed=True) for rule in FUSED),
+        tuple(rule._replace(transposed=True, either=True) for rule in FUSED),  # published, or as transformers 5 saves
         PER_EXPERT,
         SWITCH_MLP,
         SWITCH_GATE_UP,

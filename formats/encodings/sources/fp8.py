@@ -1,4 +1,7 @@
-"""FP8 E4M3FN with float scales: DeepSeek's 128 x 128 blocks, a scale per output channel, or one per tensor."""
+"""FP8 E4M3FN with float scales: DeepSeek's 128 x 128 blocks, a scale per output channel, or one per tensor.
+
+Blocks may stand columns first, as Qwen3-VL fuses its experts: the scales as the weights.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ class FP8Source:
     per: str
     scale_dtype: str  # bf16, f16, f32, or e8m0: powers of two
     scale_shape: tuple[int, ...] = ()  # of PER_CHANNEL and PER_TENSOR, as the file has it
+    transposed: bool = False  # of PER_BLOCK alone: columns first
     quantized: bool = True
     rounded_by_default: bool = True
 
@@ -32,15 +36,17 @@ class FP8Source:
         return 8
 
     def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
-        weight = Plane("weight", ("F8_E4M3",), (rows, columns), kind="e4m3")
+        axis = 1 if self.transposed else EACH_ROW
+        shape = (columns, rows) if self.transposed else (rows, columns)
+        weight = Plane("weight", ("F8_E4M3",), shape, axis, kind="e4m3")
         kind = "e8m0" if self.scale_dtype == "e8m0" else ""
         dtypes = E8M0_DTYPES if kind else tuple(name for name, dtype in FLOATS.items() if dtype == self.scale_dtype)
         if self.per == PER_BLOCK:
-            blocks = (-(-rows // BLOCK), -(-columns // BLOCK))  # the last ones may be partial
-            return weight, Plane("scale", dtypes, blocks, each=BLOCK, kind=kind)
-        shape = (rows, *self.scale_shape[1:]) if self.per == PER_CHANNEL else self.scale_shape
-        axis = EACH_ROW if self.per == PER_CHANNEL else ALL_ROWS
-        return weight, Plane("scale", dtypes, shape, axis, kind=kind)
+            blocks = tuple(-(-length // BLOCK) for length in shape)  # the last ones may be partial
+            return weight, Plane("scale", dtypes, blocks, axis, each=BLOCK, kind=kind)
+        if self.per == PER_CHANNEL:
+            return weight, Plane("scale", dtypes, (rows, *self.scale_shape[1:]), EACH_ROW, kind=kind)
+        return weight, Plane("scale", dtypes, self.scale_shape, ALL_ROWS, kind=kind)
 
     def exact(self, columns: int) -> Encoding:
         # Powers of two from 2^-127 on are exact in bf16, the smallest of them as a subnormal.

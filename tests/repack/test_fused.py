@@ -1,0 +1,99 @@
+"""Experts side by side in one tensor become the records that they become one by one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repack.convert import convert, prepare
+from repack.plan import Options
+from repack.sources import open_local
+from repack.verify import verify_container
+from tests.fixtures import decoders_tiny, vision_tiny
+from tests.fixtures.recipe import Float32, Stored, write_checkpoint
+from tests.fixtures.stored import as_fp8_blocks
+
+Tensors = dict[str, Stored]
+PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def records(folder: Path, tensors: Mapping[str, Stored], config: dict[str, Any]) -> dict[str, bytes]:
+    """Every layer's experts as they arrive, checked against the source."""
+    write_checkpoint(folder / "source", tensors, config)
+    convert(prepare(open_local(str(folder / "source")), Options(16, 64, 16)), folder / "out", hash_source=False)
+    assert verify_container(folder / "out", open_local(str(folder / "source"))).sound
+    return {file.name: file.read_bytes() for file in sorted((folder / "out" / "experts").iterdir())}
+
+
+def each_layer(tensors: Tensors, change: Callable[[str, Tensors], Tensors]) -> Tensors:
+    """The tensors of experts of each layer, by what follows its `experts.`, changed."""
+    result, layers = {}, dict[str, Tensors]()
+    for name, tensor in tensors.items():
+        at, found, rest = name.partition(".mlp.experts.")
+        if found:
+            layers.setdefault(f"{at}{found}", {})[rest] = tensor
+        else:
+            result[name] = tensor
+    for at, experts in layers.items():
+        result |= change(at, experts)
+    return result
+
+
+def side_by_side(at: str, experts: Tensors) -> Tensors:
+    """One by one -> gate and up of all experts, and down, rows first."""
+    gate, up, down = (
+        np.stack([experts[f"{i}.{part}.weight"].data for i in range(len(experts) // 3)]) for part in PARTS
+    )
+    fused = {"gate_up_proj": np.concatenate([gate, up], axis=1), "down_proj": down}
+    return {f"{at}{name}": Stored("BF16", data.shape, data) for name, data in fused.items()}
+
+
+def turned(at: str, experts: Tensors) -> Tensors:
+    """Columns first -> rows first, or the other way round."""
+    return {
+        f"{at}{name}": Stored(tensor.dtype, data.shape, data)
+        for name, tensor in experts.items()
+        for data in (np.ascontiguousarray(tensor.data.swapaxes(1, 2)),)
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe"]
+)
+def test_experts_that_transformers_fused_are_the_same(name: str, tmp_path: Path) -> None:
+    """As its save_pretrained writes them without save_original_format."""
+    case = decoders_tiny.CASES[name]
+    alone = records(tmp_path / "alone", case.tensors(), case.config)
+    assert records(tmp_path / "fused", each_layer(case.tensors(), side_by_side), case.config) == alone
+
+
+def test_experts_of_qwen3_vl_are_the_same_columns_first_and_rows_first(tmp_path: Path) -> None:
+    """As published, and as transformers 5 saves them."""
+    case = vision_tiny.CASES["qwen3_vl_moe"]
+    published = records(tmp_path / "published", case.tensors(), case.config)
+    assert records(tmp_path / "saved", each_layer(case.tensors(), turned), case.config) == published
+
+
+def test_experts_of_qwen3_vl_in_fp8_are_the_same_columns_first_and_rows_first(tmp_path: Path) -> None:
+    """More than one block either way, and a part that begins within one."""
+    case = vision_tiny.CASES["qwen3_vl_moe"]
+    text = {**case.text, "hidden_size": 160, "moe_intermediate_size": 96}
+    config = {**case.config, "text_config": text, "quantization_config": decoders_tiny.FP8}
+    wide = vision_tiny.Case({**case.config, "text_config": text}, case.seed, case.decoder)
+    values = wide.values()
+
+    def in_fp8(at: str, experts: Tensors) -> Tensors:
+        return {name: tensor for part in experts for name, tensor in fp8_stack(f"{at}{part}", values[f"{at}{part}"])}
+
+    columns_first = each_layer(wide.tensors(), in_fp8)
+    rows_first = each_layer(columns_first, turned)
+    assert records(tmp_path / "columns", columns_first, config) == records(tmp_path / "rows", rows_first, config)
+
+
+def fp8_stack(name: str, values: Float32) -> list[tuple[str, Stored]]:
+    """A stack of matrices in FP8, with the scales of their blocks."""
+    each = [as_fp8_blocks(name, matrix).tensors for matrix in values]
+    stacks = {key: np.stack([tensors[key].data for tensors in each]) for key in each[0]}
+    return [(key, Stored(each[0][key].dtype, data.shape, data)) for key, data in stacks.items()]
