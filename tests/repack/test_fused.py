@@ -12,8 +12,7 @@ from repack.plan import Options
 from repack.sources import open_local
 from repack.verify import verify_container
 from tests.fixtures import decoders_tiny, vision_tiny
-from tests.fixtures.recipe import Float32, Stored, write_checkpoint
-from tests.fixtures.stored import as_fp8_blocks
+from tests.fixtures.recipe import Stored, write_checkpoint
 
 Tensors = dict[str, Stored]
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -69,31 +68,9 @@ def test_experts_that_transformers_fused_are_the_same(name: str, tmp_path: Path)
     assert records(tmp_path / "fused", each_layer(case.tensors(), side_by_side), case.config) == alone
 
 
-def test_experts_of_qwen3_vl_are_the_same_columns_first_and_rows_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_vl_moe_fp8"])
+def test_experts_of_qwen3_vl_are_the_same_columns_first_and_rows_first(name: str, tmp_path: Path) -> None:
     """As published, and as transformers 5 saves them."""
-    case = vision_tiny.CASES["qwen3_vl_moe"]
+    case = vision_tiny.CASES[name]
     published = records(tmp_path / "published", case.tensors(), case.config)
     assert records(tmp_path / "saved", each_layer(case.tensors(), turned), case.config) == published
-
-
-def test_experts_of_qwen3_vl_in_fp8_are_the_same_columns_first_and_rows_first(tmp_path: Path) -> None:
-    """More than one block either way, and a part that begins within one."""
-    case = vision_tiny.CASES["qwen3_vl_moe"]
-    text = {**case.text, "hidden_size": 160, "moe_intermediate_size": 96}
-    config = {**case.config, "text_config": text, "quantization_config": decoders_tiny.FP8}
-    wide = vision_tiny.Case({**case.config, "text_config": text}, case.seed, case.decoder)
-    values = wide.values()
-
-    def in_fp8(at: str, experts: Tensors) -> Tensors:
-        return {name: tensor for part in experts for name, tensor in fp8_stack(f"{at}{part}", values[f"{at}{part}"])}
-
-    columns_first = each_layer(wide.tensors(), in_fp8)
-    rows_first = each_layer(columns_first, turned)
-    assert records(tmp_path / "columns", columns_first, config) == records(tmp_path / "rows", rows_first, config)
-
-
-def fp8_stack(name: str, values: Float32) -> list[tuple[str, Stored]]:
-    """A stack of matrices in FP8, with the scales of their blocks."""
-    each = [as_fp8_blocks(name, matrix).tensors for matrix in values]
-    stacks = {key: np.stack([tensors[key].data for tensors in each]) for key in each[0]}
-    return [(key, Stored(each[0][key].dtype, data.shape, data)) for key, data in stacks.items()]
