@@ -74,6 +74,7 @@ SUPPORTED: Sequence[Supported] = (
         DECODERS,
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("qwen3_omni_moe", "Qwen3-Omni-30B-A3B (text of its thinker)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),

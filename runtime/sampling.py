@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from formats.config.base import language_model
 from formats.errors import FormatError, RequestError
 from formats.fields import Fields, parse_json
 
@@ -126,8 +127,7 @@ def _stop_ids_of_config(config: bytes | None) -> tuple[int, ...]:
     if config is None:
         return ()
     outer = Fields(parse_json(config, "config.json"), "config.json")
-    text = outer.object("text_config") if "text_config" in outer else outer
-    return _stop_ids(text) or _stop_ids(outer)
+    return _stop_ids(language_model(outer)) or _stop_ids(outer)
 
 
 class Sampler:

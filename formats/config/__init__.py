@@ -57,7 +57,7 @@ from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
-from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_vl_moe
+from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_omni_moe, read_qwen3_vl_moe
 from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
 from formats.config.solar_open import read_solar_open
 from formats.errors import UnsupportedError
@@ -146,6 +146,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
     "qwen3_moe": read_qwen3_moe,
     "qwen3_next": Qwen3_5MoeConfig.read,
+    "qwen3_omni_moe": read_qwen3_omni_moe,
     "qwen3_vl_moe": read_qwen3_vl_moe,
     "qwen4_exp": Qwen4ExpConfig.read,
     "qwen4_exp_text": Qwen4ExpConfig.read,  # the language model saved alone
@@ -176,6 +177,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "qwen3_5_moe": Qwen3_5MoeConfig,
     "qwen3_moe": DecoderConfig,
     "qwen3_next": Qwen3_5MoeConfig,
+    "qwen3_omni_moe": DecoderConfig,
     "qwen3_vl_moe": DecoderConfig,
     "qwen4_exp": Qwen4ExpConfig,
     "solar_open": DecoderConfig,

@@ -55,8 +55,17 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def thinker(outer: Fields) -> Fields:
+    """What config.json says of the part that sees, hears and writes: all of it, if no other part speaks."""
+    return outer.object("thinker_config") if "thinker_config" in outer else outer
+
+
 def language_model(outer: Fields) -> Fields:
-    """What config.json says of the language model: its text_config, or all of it where there is none."""
+    """What config.json says of the language model: its text_config, or all of it where there is none.
+
+    Of a model that speaks, too (Qwen3-Omni), the text_config of its thinker.
+    """
+    outer = thinker(outer)
     return outer.object("text_config") if "text_config" in outer else outer
 
 

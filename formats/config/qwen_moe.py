@@ -1,8 +1,8 @@
-"""Qwen1.5-MoE, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B, Coder and VL (source: transformers' files qwen*_moe.py)."""
+"""Qwen1.5-MoE, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B, Coder, VL, Omni (source: transformers' files of qwen*_moe)."""
 
 from typing import Any
 
-from formats.config.base import DENSE, language_model, only
+from formats.config.base import DENSE, language_model, only, thinker
 from formats.config.decoder import HEAD_NORM, DecoderConfig, read_decoder, read_mlp_layer_types
 from formats.errors import UnsupportedError
 from formats.fields import Fields
@@ -32,14 +32,29 @@ def read_qwen3_vl_moe(outer: Fields) -> DecoderConfig:
     """
     text = language_model(outer)
     only(text, "norm_topk_prob", True)  # what transformers does whatever it says
-    tied = outer.boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
-    model = _read_qwen3(text, "qwen3_vl_moe", norm_topk_prob=True, tie_word_embeddings=tied)
+    model = _read_qwen3(text, "qwen3_vl_moe", norm_topk_prob=True, tie_word_embeddings=_is_tied(outer, text))
     if model.hidden_size in (model.moe_intermediate_size, 2 * model.moe_intermediate_size):
         raise UnsupportedError(
             f"{text.name('moe_intermediate_size')} is {model.moe_intermediate_size}, with which the shapes of experts "
             f"do not tell their rows from hidden_size {model.hidden_size} columns"
         )
     return model
+
+
+def read_qwen3_omni_moe(outer: Fields) -> DecoderConfig:
+    """As Qwen3-VL, within thinker_config. Raises FormatError or UnsupportedError naming the key."""
+    text = language_model(outer)
+    return _read_qwen3(
+        text,
+        "qwen3_omni_moe",
+        norm_topk_prob=text.boolean("norm_topk_prob", default=True),
+        tie_word_embeddings=_is_tied(thinker(outer), text),
+    )
+
+
+def _is_tied(whole: Fields, text: Fields) -> bool:
+    """transformers reads this key from the whole model's config; files hold it in either place."""
+    return whole.boolean("tie_word_embeddings", default=text.boolean("tie_word_embeddings", default=False))
 
 
 def _read_qwen3(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:

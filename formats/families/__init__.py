@@ -19,6 +19,7 @@ from formats.families.decoders import (
     OLMOE,
     QWEN2_MOE,
     QWEN3_MOE,
+    QWEN3_OMNI_MOE,
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
@@ -53,6 +54,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe": QWEN3_5_MOE,
     "qwen3_moe": QWEN3_MOE,
     "qwen3_next": QWEN3_NEXT,
+    "qwen3_omni_moe": QWEN3_OMNI_MOE,
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen4_exp": QWEN4_EXP,
     "solar_open": SOLAR_OPEN,

@@ -224,6 +224,19 @@ MIXTRAL = _decoder(
 OLMOE = _decoder((ROUTER,))
 QWEN2_MOE = _decoder((ROUTER, *SHARED_EXPERT, SHARED_EXPERT_GATE))
 QWEN3_MOE = _decoder((ROUTER,))
+QWEN3_OMNI_MOE = replace(
+    _decoder(
+        (ROUTER,),
+        prefixes=("thinker.model.",),
+        skipped={
+            "thinker.visual.": "the vision tower",
+            "thinker.audio_tower.": "the audio tower",
+            "talker.": "the part that speaks",
+            "code2wav.": "the part that speaks",
+        },
+    ),
+    mlx=False,
+)
 QWEN3_VL_MOE = _decoder(
     (ROUTER,),
     (

@@ -430,6 +430,18 @@ QWEN3_VL_30B: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
+QWEN3_OMNI_30B: dict[str, Any] = {
+    "model_type": "qwen3_omni_moe",
+    "thinker_config": {
+        "model_type": "qwen3_omni_moe_thinker",
+        "text_config": {
+            **QWEN3_VL_30B["text_config"],
+            "model_type": "qwen3_omni_moe_text",
+            "max_position_embeddings": 65536,
+            "rope_theta": 1000000,
+        },
+    },
+}
 LLAMA_4_SCOUT: dict[str, Any] = {"model_type": "llama4", "text_config": LLAMA_4_SCOUT_TEXT}
 DECODERS: dict[str, dict[str, Any]] = {
     config["model_type"]: config
@@ -450,6 +462,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         GPT_OSS_20B,
         LLAMA_4_SCOUT,
         MIMO_V2_FLASH,
+        QWEN3_OMNI_30B,
         QWEN3_VL_30B,
         SOLAR_OPEN_100B,
     )

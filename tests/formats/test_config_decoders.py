@@ -31,6 +31,7 @@ MIMO_SIX = ("full_attention", *("sliding_attention",) * 5)
 # What each of them has that a plain decoder has not.
 FACTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
+    "qwen3_omni_moe": {"rotary_dim": 128, "qk_norm": "head"},
     "qwen3_vl_moe": {"rotary_dim": 128, "qk_norm": "head"},
     "qwen2_moe": {
         "rotary_dim": 128,
