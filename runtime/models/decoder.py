@@ -1,8 +1,8 @@
 """The plain decoder: attention over keys and values, then routed experts, each added to the stream.
 
-Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2, gpt-oss, Llama 4 and MiMo-V2-Flash are this model with
-other facts. Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D hidden_size, d width
-of a head.
+Mixtral, OLMoE, Granite, Qwen2 and Qwen3, GLM-4.5, MiniMax-M2, gpt-oss, Llama 4, MiMo-V2-Flash and others (README) are
+this model with other facts. Sources: transformers' modeling files of those names. Shapes: T tokens of one step, D
+hidden_size, d width of a head.
 """
 
 from collections.abc import Iterable, Iterator
