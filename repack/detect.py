@@ -31,7 +31,8 @@ from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MLX, MODELOPT, MXFP
 from repack.sources.base import SourceTensor
 
 # Tensors beside a quantized weight that say how activations were quantized, which is nothing to a runtime of its own.
-ACTIVATION_SCALES = ("input_scale", "input_global_scale", "k_scale", "v_scale", "output_scale")
+ACTIVATION_SCALES = ("input_scale", "input_global_scale", "k_scale", "v_scale", "output_scale", "activation_scale")
+OF_STACKED_EXPERTS = "_proj_activation_scale"  # ends theirs
 
 
 class Module(NamedTuple):
@@ -408,4 +409,6 @@ _LOOKS: Mapping[str, Callable[[_Look], Looked]] = {
 
 def activation_scales(tensors: Mapping[str, SourceTensor]) -> Iterator[str]:
     """Names of tensors that say how activations or caches were quantized."""
-    return (name for name in tensors if name.rpartition(".")[2] in ACTIVATION_SCALES)
+    return (
+        name for name in tensors if name.rpartition(".")[2] in ACTIVATION_SCALES or name.endswith(OF_STACKED_EXPERTS)
+    )

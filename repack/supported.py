@@ -55,6 +55,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("llama4_text", "the language model of Llama 4 alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("mimo_v2_flash", "MiMo-V2-Flash", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),
+    Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
@@ -75,7 +77,9 @@ SUPPORTED: Sequence[Supported] = (
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen3_omni_moe", "Qwen3-Omni-30B-A3B (text of its thinker)", "bf16", TRANSFORMERS_24, DECODERS),
-    Supported("qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported(
+        "qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS
+    ),
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),

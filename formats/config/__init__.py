@@ -53,6 +53,7 @@ from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
+from formats.config.mistral4 import read_mistral4
 from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
@@ -139,6 +140,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "llama4_text": read_llama4,  # the language model saved alone
     "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
+    "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
+    "mistral4": read_mistral4,  # the language model saved alone
     "mixtral": read_mixtral,
     "olmoe": read_olmoe,
     "qwen2_moe": read_qwen2_moe,

@@ -1,4 +1,7 @@
-"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5 (source: configuration_deepseek_v3.py of transformers)."""
+"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5, Mistral Small 4.
+
+Source: configuration_deepseek_v3.py of transformers, and those of the others.
+"""
 
 from dataclasses import dataclass
 
@@ -14,13 +17,14 @@ from formats.config.base import (
     language_model,
     only,
 )
-from formats.config.decoder import SIGMOID, SOFTMAX
+from formats.config.decoder import SIGMOID, SOFTMAX, Temperature
 from formats.config.rope import Rope, Yarn, mscale, read_rope, source_of
 from formats.fields import Fields
 from formats.window import in_lanes
 
 ABSORBED_VALUES = 16 << 20  # of a block of tokens in the space of latents
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
+MISTRAL4 = "mistral4"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class DeepseekV3Config(ModelConfig):
     indexer: Indexer | None  # of DeepSeek-V3.2 and GLM-5
     scoring_func: str = SIGMOID  # with a correction bias, or softmax without one, as DeepSeek-V2 has it
     kv_b_split: bool = False  # kv_b_proj stands as embed_q and unembed_out, as MLX has it
+    attention_temperature: Temperature | None = None  # of Mistral Small 4, which counts positions from 0
 
     @property
     def rope(self) -> Rope:
@@ -77,6 +82,14 @@ class DeepseekV3Config(ModelConfig):
         yarn = self.rope_scaling
         corrected = mscale(yarn.factor, yarn.mscale_all_dim) if yarn else 1.0
         return self.head_dim**-0.5 * corrected**2
+
+    def run_of_scale(self, position: int, tokens: int) -> tuple[int, float]:
+        """How many of `tokens` tokens from this position on share the scale of their scores, and that scale."""
+        if self.attention_temperature is None:
+            return tokens, self.attention_scale
+        before = position - 1  # where Temperature, which counts from 1, has the factor of this position
+        length = self.attention_temperature.next_change(before) - before
+        return min(tokens, length), self.attention_scale * self.attention_temperature.at(before)
 
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
@@ -127,6 +140,8 @@ class DeepseekV3Config(ModelConfig):
             wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
             self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
             self.require(where, self.q_lora_rank is not None, "q_lora_rank", "a rank, which the indexer needs")
+            untempered = self.attention_temperature is None
+            self.require(where, untempered, "attention_temperature", "null where there is an indexer")
         self.check_mlp_layer_types(where, (DENSE, SPARSE))
         scoring = self.scoring_func in (SIGMOID, SOFTMAX)
         self.require(where, scoring, "scoring_func", f"{SIGMOID} or {SOFTMAX}")
@@ -144,20 +159,21 @@ class DeepseekV3Config(ModelConfig):
         only(text, "attention_bias", False)
         only(text, "moe_layer_freq", 1)
         kind = text.string("model_type")
-        scoring_func = SOFTMAX if kind == "deepseek_v2" else SIGMOID
+        scoring_func = SOFTMAX if kind in ("deepseek_v2", MISTRAL4) else SIGMOID
         only(text, "scoring_func", scoring_func)
         grouped = scoring_func == SIGMOID or text.string("topk_method", GREEDY) == LIMITED_GREEDY
         only(text, "topk_method", "noaux_tc" if scoring_func == SIGMOID else LIMITED_GREEDY if grouped else GREEDY)
-        if scoring_func == SOFTMAX:  # transformers multiplies, the published code either normalises or multiplies
+        if kind == "deepseek_v2":  # transformers multiplies, the published code either normalises or multiplies
             only(text, "norm_topk_prob", False)
         only(text, "rope_interleave", True)
-        only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
+        if kind != MISTRAL4:
+            only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
         rope_theta, rope_scaling = read_rope(text)
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         heads = text.integer("num_attention_heads", 1, 2**16)
         nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)
         inner = text.integer("moe_intermediate_size", 1, 2**24)
-        dense = text.integer("first_k_dense_replace", 0, num_layers, default=1)
+        dense = text.integer("first_k_dense_replace", 0, num_layers, default=0 if kind == MISTRAL4 else 1)
         by_position = [DENSE] * dense + [SPARSE] * (num_layers - dense)
         indexer = Indexer.read(text, kind == "glm_moe_dsa") if kind in ("deepseek_v32", "glm_moe_dsa") else None
         return cls(
@@ -188,7 +204,7 @@ class DeepseekV3Config(ModelConfig):
             v_head_dim=text.integer("v_head_dim", 1, 2**16),
             n_group=text.integer("n_group", 1, 2**20) if grouped else 1,
             topk_group=text.integer("topk_group", 1, 2**20) if grouped else 1,
-            norm_topk_prob=text.boolean("norm_topk_prob", default=scoring_func == SIGMOID),
+            norm_topk_prob=text.boolean("norm_topk_prob", default=kind != "deepseek_v2"),
             routed_scaling_factor=text.number("routed_scaling_factor"),
             indexer=indexer,
             scoring_func=scoring_func,

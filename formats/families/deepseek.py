@@ -16,6 +16,7 @@ from formats.config import (
 from formats.families.shared import (
     CORRECTION_BIAS,
     DENSE_MLP,
+    FUSED,
     PER_EXPERT,
     ROUTER,
     SWITCH_GATE_UP,
@@ -84,8 +85,12 @@ DEEPSEEK_V3 = Family(
         Tensor("mlp.shared_experts.up_proj", "S D"),
         Tensor("mlp.shared_experts.down_proj", "D S"),
     ),
-    expert_layouts=(PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
-    skipped={"vision_tower.": "the vision tower", "mm_projector.": "the projector of the vision tower"},
+    expert_layouts=(PER_EXPERT, FUSED, SWITCH_MLP, SWITCH_GATE_UP),
+    skipped={
+        "vision_tower.": "the vision tower",
+        "mm_projector.": "the projector of the vision tower",
+        "multi_modal_projector.": "the projector of the vision tower",
+    },
     extra_layers="multi-token prediction",
 )
 

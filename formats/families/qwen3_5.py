@@ -72,12 +72,7 @@ QWEN3_5_MOE = Family(
         *SHARED_EXPERT,
         SHARED_EXPERT_GATE,
     ),
-    expert_layouts=(
-        FUSED,
-        PER_EXPERT,
-        SWITCH_MLP,
-        SWITCH_GATE_UP,
-    ),
+    expert_layouts=(FUSED, PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
     skipped={**VISION_TOWER, "mtp.": "multi-token prediction"},
 )
 

@@ -31,7 +31,7 @@ SWITCH_MLP = (
 )
 # As llama.cpp's converter stacks them with --fuse-gate-up-exps.
 SWITCH_GATE_UP = (Experts("mlp.switch_mlp.gate_up_proj", "2I D", ("gate", "up")), SWITCH_MLP[2])
-# As transformers has them, and saves them if it is told to.
+# Stacked as transformers computes them, and as some publish them.
 FUSED = (
     Experts("mlp.experts.gate_up_proj", "2I D", ("gate", "up"), suffix=""),
     Experts("mlp.experts.down_proj", "D I", ("down",), suffix=""),

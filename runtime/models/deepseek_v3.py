@@ -1,9 +1,10 @@
 """DeepSeek-V3: multi-head latent attention, dense layers first, then routed experts and a shared one.
 
-Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2 with other scores.
+Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2 and Mistral Small 4 with other scores.
 Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D hidden_size, H heads.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -82,23 +83,33 @@ class DeepseekV3:
         latent = ops.rms_norm(latent_k[:, :rank], w("kv_a_layernorm"), LATENT_NORM_EPS)
         outputs = []
         for s, selection in zip(sequences, selections, strict=True):
-            latents, index = s.states[layer]
-            q_rope = self._turned(q[s.rows, :, c.qk_nope_head_dim :], s.position)
-            k_rope = self._turned(latent_k[s.rows, None, rank:], s.position)[:, 0]
-            output, latents = ops.latent_attention(
-                q[s.rows, :, : c.qk_nope_head_dim],
-                q_rope,
-                latent[s.rows],
-                k_rope,
-                [w(part) for part in (("embed_q", "unembed_out") if c.kv_b_split else ("kv_b_proj",))],
-                latents,
-                scale=c.attention_scale,
-                selection=selection,
-            )
-            s.states[layer] = (latents, index)
-            outputs.append(output)  # [tokens, H, v_head_dim]
+            for rows, position, scale in self._runs(s):
+                latents, index = s.states[layer]
+                q_rope = self._turned(q[rows, :, c.qk_nope_head_dim :], position)
+                k_rope = self._turned(latent_k[rows, None, rank:], position)[:, 0]
+                output, latents = ops.latent_attention(
+                    q[rows, :, : c.qk_nope_head_dim],
+                    q_rope,
+                    latent[rows],
+                    k_rope,
+                    [w(part) for part in (("embed_q", "unembed_out") if c.kv_b_split else ("kv_b_proj",))],
+                    latents,
+                    scale=scale,
+                    selection=selection,
+                )
+                s.states[layer] = (latents, index)
+                outputs.append(output)  # [tokens, H, v_head_dim]
         o = ops.concatenate(outputs).reshape(-1, c.num_attention_heads * c.v_head_dim)
         return ops.linear(self._gated(layer, x, o), w("o_proj"))
+
+    def _runs(self, s: Sequence) -> Iterator[tuple[slice, int, float]]:
+        """(rows, position, scale of scores) of a sequence's tokens, cut where the scale changes."""
+        begin, stop = s.rows.start, s.rows.stop
+        while begin < stop:
+            position = s.position + begin - s.rows.start
+            tokens, scale = self.config.run_of_scale(position, stop - begin)
+            yield slice(begin, begin + tokens), position, scale
+            begin += tokens
 
     def _gated(self, layer: int, x: Array, o: Array) -> Array:
         """What attention gives [T, H * v_head_dim], as it is."""

@@ -68,6 +68,54 @@ DEEPSEEK_V32 = DEEPSEEK_V3 | {
     "index_topk": 2048,
 }
 GLM_5 = DEEPSEEK_V32 | {"model_type": "glm_moe_dsa", "index_n_heads": 32, "num_hidden_layers": 7}
+MISTRAL_SMALL_4: dict[str, Any] = {
+    "model_type": "mistral3",
+    "text_config": {
+        "model_type": "mistral4",
+        "attention_bias": False,
+        "first_k_dense_replace": 0,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "kv_lora_rank": 256,
+        "max_position_embeddings": 1048576,
+        "moe_intermediate_size": 2048,
+        "n_group": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 32,
+        "q_lora_rank": 1024,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_interleave": True,
+        "rope_parameters": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 128.0,
+            "llama_4_scaling_beta": 0.1,
+            "max_position_embeddings": 1048576,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 8192,
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 10000.0,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "v_head_dim": 128,
+        "vocab_size": 131072,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {"model_type": "pixtral"},
+}
 
 
 def read(config: dict[str, Any]) -> DeepseekV3Config:
@@ -184,3 +232,50 @@ def test_groups_of_experts_are_never_guessed(key: str) -> None:
     """transformers' default is one family's way or another's."""
     with pytest.raises(StreamingExpertsError, match=f"config.json: {key} is missing"):
         read({name: value for name, value in DEEPSEEK_V3.items() if name != key})
+
+
+def mistral4(**changes: Any) -> dict[str, Any]:
+    """Mistral Small 4 with another text_config."""
+    return MISTRAL_SMALL_4 | {"text_config": MISTRAL_SMALL_4["text_config"] | changes}
+
+
+def mistral4_turned(**changes: Any) -> dict[str, Any]:
+    """Mistral Small 4 with other rope_parameters; None takes one away."""
+    parameters = MISTRAL_SMALL_4["text_config"]["rope_parameters"] | changes
+    return mistral4(rope_parameters={key: value for key, value in parameters.items() if value is not None})
+
+
+def test_mistral_small_4_is_deepseek_v3_with_a_temperature() -> None:
+    model = read(MISTRAL_SMALL_4)
+    assert (model.model_type, model.scoring_func, model.norm_topk_prob) == ("deepseek_v3", "softmax", True)
+    assert (model.n_group, model.rotary_dim, model.rope.attention_factor) == (1, 64, 1)
+    assert all(map(model.has_experts, range(36)))
+    assert model.run_of_scale(0, 9000) == (8192, model.attention_scale)
+    assert model.run_of_scale(8191, 1) == (1, model.attention_scale)
+    tokens, scale = model.run_of_scale(8192, 100_000)
+    assert tokens == 8192
+    assert scale / model.attention_scale == pytest.approx(1 + 0.1 * math.log(2))
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+    assert read(MISTRAL_SMALL_4["text_config"]) == model
+
+
+def test_whether_the_head_of_mistral_small_4_is_tied_is_said_beside_its_text() -> None:
+    assert not read(mistral4(tie_word_embeddings=True)).tie_word_embeddings
+    assert read({key: value for key, value in MISTRAL_SMALL_4.items() if "tie" not in key}).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (mistral4(model_type="mistral"), "model_type is mistral, only 'mistral4' is implemented"),
+        (mistral4(n_group=2), "n_group is 2, only 1 is implemented"),
+        (mistral4(scoring_func="sigmoid"), "scoring_func is sigmoid, only 'softmax' is implemented"),
+        (mistral4(rope_interleave=False), "rope_interleave is False, only True is implemented"),
+        (mistral4_turned(rope_type="default"), "rope_parameters.rope_type is default, only yarn is implemented for"),
+        (mistral4_turned(partial_rotary_factor=1.0), "partial_rotary_factor is 1.0, expected 64 of 128"),
+        (mistral4_turned(llama_4_scaling_beta=None), "llama_4_scaling_beta is missing"),
+    ],
+)
+def test_what_mistral_small_4_does_not_implement_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=f"config.json: text_config.*{message}"):
+        read(config)
