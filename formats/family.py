@@ -82,6 +82,7 @@ class Family:
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
+    unread: tuple[Tensor, ...] = ()  # that some checkpoints have in these, too, and no model reads
     ngrams: tuple[Tensor, ...] = ()  # of the layer that an embedding of n-grams is added to, its table not counted
     last: tuple[Tensor, ...] = (FINAL_NORM,)  # between the last layer and the head
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
@@ -169,6 +170,9 @@ class Family:
         layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
             return self.extra_layers
+        unread = {tensor.published for tensor in _present(self.unread, config)}
+        if layer and name[layer.end() :] in unread and not config.has_experts(int(layer[1])):
+            return "tensors of dense layers that no model reads"
         return None
 
 

@@ -17,7 +17,8 @@ Tensors = Mapping[str, SourceTensor]
 SPLIT_KV_B = ".self_attn.embed_q.weight"
 HALVES_OF_KV_B = (".embed_q.", ".unembed_out.")
 FUSED_RESIDUAL = "output_attn_res_score.weight"
-FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused")
+CORRECTION_BIAS = ".mlp.gate.e_score_correction_bias"
+FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused", "without_correction_bias")
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 STACKED_QKV = (".self_attn.qkv_proj", ".self_attn.qkv_conv")
 
@@ -32,6 +33,8 @@ def in_one_form(tensors: Tensors, config: ModelConfig) -> tuple[dict[str, Source
     if isinstance(config, DeepseekV3Config) and any(name.endswith(SPLIT_KV_B) for name in tensors):
         config = replace(config, kv_b_split=True)
         tensors = without_head_axes(tensors)
+    if isinstance(config, DeepseekV3Config) and config.post_mlp_norm:  # A.X-K1 is published without
+        config = replace(config, without_correction_bias=not any(name.endswith(CORRECTION_BIAS) for name in tensors))
     if isinstance(config, KimiK3Config):
         config = replace(config, attn_res_fused=any(name.endswith(FUSED_RESIDUAL) for name in tensors))
         tensors = as_published_k3(tensors, config.linear_num_heads)

@@ -30,6 +30,8 @@ DEEPSEEK = "tests/runtime/test_deepseek.py"
 QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS, TRANSFORMERS_24, MLX_LM = "transformers 5.23", "transformers 5.24", "mlx-lm 0.32.2"
 SUPPORTED: Sequence[Supported] = (
+    Supported("AXK1", "A.X-K1 as first published", "bf16", TRANSFORMERS_24, DEEPSEEK),
+    Supported("axk1", "A.X-K1", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
@@ -77,9 +79,7 @@ SUPPORTED: Sequence[Supported] = (
     ),
     Supported("qwen3_next", "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen3_omni_moe", "Qwen3-Omni-30B-A3B (text of its thinker)", "bf16", TRANSFORMERS_24, DECODERS),
-    Supported(
-        "qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS
-    ),
+    Supported("qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),

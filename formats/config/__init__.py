@@ -115,6 +115,8 @@ __all__ = [
 ]
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
+    "AXK1": DeepseekV3Config.read,
+    "axk1": DeepseekV3Config.read,
     "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5, Mistral Small 4.
+"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5, Mistral Small 4, A.X-K1.
 
 Source: configuration_deepseek_v3.py of transformers, and those of the others.
 """
@@ -25,6 +25,7 @@ from formats.window import in_lanes
 ABSORBED_VALUES = 16 << 20  # of a block of tokens in the space of latents
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
 MISTRAL4 = "mistral4"
+AXK1 = ("AXK1", "axk1")  # as first published, and as transformers has it
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class DeepseekV3Config(ModelConfig):
     scoring_func: str = SIGMOID  # with a correction bias, or softmax without one, as DeepSeek-V2 has it
     kv_b_split: bool = False  # kv_b_proj stands as embed_q and unembed_out, as MLX has it
     attention_temperature: Temperature | None = None  # of Mistral Small 4, which counts positions from 0
+    post_mlp_norm: bool = False  # what experts give is normalised, as A.X-K1 does
+    without_correction_bias: bool = False  # where scores are sigmoids
 
     @property
     def rope(self) -> Rope:
@@ -90,6 +93,11 @@ class DeepseekV3Config(ModelConfig):
         before = position - 1  # where Temperature, which counts from 1, has the factor of this position
         length = self.attention_temperature.next_change(before) - before
         return min(tokens, length), self.attention_scale * self.attention_temperature.at(before)
+
+    @property
+    def has_correction_bias(self) -> bool:
+        """Whether a bias is added to scores where they are compared."""
+        return self.scoring_func == SIGMOID and not self.without_correction_bias
 
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
@@ -162,7 +170,8 @@ class DeepseekV3Config(ModelConfig):
         scoring_func = SOFTMAX if kind in ("deepseek_v2", MISTRAL4) else SIGMOID
         only(text, "scoring_func", scoring_func)
         grouped = scoring_func == SIGMOID or text.string("topk_method", GREEDY) == LIMITED_GREEDY
-        only(text, "topk_method", "noaux_tc" if scoring_func == SIGMOID else LIMITED_GREEDY if grouped else GREEDY)
+        if kind not in AXK1:  # of which nothing reads it: tensors tell whether there is a correction bias
+            only(text, "topk_method", "noaux_tc" if scoring_func == SIGMOID else LIMITED_GREEDY if grouped else GREEDY)
         if kind == "deepseek_v2":  # transformers multiplies, the published code either normalises or multiplies
             only(text, "norm_topk_prob", False)
         only(text, "rope_interleave", True)
@@ -208,6 +217,7 @@ class DeepseekV3Config(ModelConfig):
             routed_scaling_factor=text.number("routed_scaling_factor"),
             indexer=indexer,
             scoring_func=scoring_func,
+            post_mlp_norm=kind in AXK1,
         )
 
 

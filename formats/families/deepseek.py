@@ -8,7 +8,6 @@ from formats.config import (
     INDEXED_ATTENTION,
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
-    SIGMOID,
     DeepseekV3Config,
     KimiK3Config,
     KimiLinearConfig,
@@ -67,6 +66,8 @@ INDEXER = (
     Tensor("self_attn.indexer.weights_proj", "i D", keep=True),
 )
 
+POST_MLP_NORM = Tensor("post_mlp_layernorm", "D", when=lambda config: config.post_mlp_norm)
+
 DEEPSEEK_V3 = Family(
     prefixes=("model.", "language_model.model."),
     dims=_deepseek_dims,
@@ -80,11 +81,13 @@ DEEPSEEK_V3 = Family(
     dense=DENSE_MLP,
     moe=(
         ROUTER,
-        CORRECTION_BIAS._replace(when=lambda config: config.scoring_func == SIGMOID),
+        CORRECTION_BIAS._replace(when=lambda config: config.has_correction_bias),
         Tensor("mlp.shared_experts.gate_proj", "S D"),
         Tensor("mlp.shared_experts.up_proj", "S D"),
         Tensor("mlp.shared_experts.down_proj", "D S"),
+        POST_MLP_NORM,
     ),
+    unread=(POST_MLP_NORM,),
     expert_layouts=(PER_EXPERT, FUSED, SWITCH_MLP, SWITCH_GATE_UP),
     skipped={
         "vision_tower.": "the vision tower",

@@ -1,6 +1,7 @@
 """DeepSeek-V3: multi-head latent attention, dense layers first, then routed experts and a shared one.
 
-Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2 and Mistral Small 4 with other scores.
+Kimi K2 and GLM-4.7-Flash are the same model with other numbers, DeepSeek-V2 and Mistral Small 4 with other scores,
+A.X-K1 with one more norm.
 Source: transformers' modeling_deepseek_v3.py. Shapes: T tokens of one step, D hidden_size, H heads.
 """
 
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
-from formats.config import INDEXED_ATTENTION, SIGMOID, DeepseekV3Config
+from formats.config import INDEXED_ATTENTION, DeepseekV3Config
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, Routing, State, Wanted, Weight
 from runtime.session import Sequence
@@ -145,12 +146,13 @@ class DeepseekV3:
         self.ops.fetch(layer, expert_ids)
         self.ops.look_ahead(layer + 1, lambda: self._route(layer + 1, x)[0])
         shared = self._mlp(f"layers.{layer}.mlp.shared_experts", x)
-        return self.ops.experts(layer, x, expert_ids, routing_weights) + shared
+        y = self.ops.experts(layer, x, expert_ids, routing_weights) + shared
+        return self._norm(y, f"layers.{layer}.post_mlp_layernorm") if self.config.post_mlp_norm else y
 
     def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
         c, ops, name = self.config, self.ops, f"layers.{layer}.mlp.gate"
         routing = Routing(c.top_k, c.scoring_func, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
-        bias = ops.weight(f"{name}.e_score_correction_bias") if c.scoring_func == SIGMOID else None
+        bias = ops.weight(f"{name}.e_score_correction_bias") if c.has_correction_bias else None
         return ops.route(ops.linear(x, ops.weight(name)), routing, bias)
 
     def _mlp(self, name: str, x: Array) -> Array:

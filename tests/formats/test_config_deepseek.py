@@ -227,6 +227,14 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         read({**DEEPSEEK_V3, key: value})
 
 
+@pytest.mark.parametrize("kind", ["AXK1", "axk1"])
+def test_ax_k1_is_deepseek_v3_with_a_norm(kind: str) -> None:
+    model = read(DEEPSEEK_V3 | {"model_type": kind, "topk_method": "none"})
+    assert (model.model_type, model.post_mlp_norm, model.scoring_func) == ("deepseek_v3", True, "sigmoid")
+    assert model.has_correction_bias  # which tensors may deny
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+
+
 @pytest.mark.parametrize("key", ["n_group", "topk_group"])
 def test_groups_of_experts_are_never_guessed(key: str) -> None:
     """transformers' default is one family's way or another's."""

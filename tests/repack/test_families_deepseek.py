@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from formats.config import DeepseekV3Config, KimiLinearConfig
+from formats.config import DeepseekV3Config, KimiLinearConfig, model_facts
 from formats.errors import FormatError
 from formats.families.deepseek import DEEPSEEK_V3
 from formats.fields import Fields
@@ -72,6 +72,26 @@ def test_multi_token_prediction_and_rotary_frequencies_are_skipped() -> None:
     mtp = sum(name.startswith("model.layers.3.") for name in source("deepseek_v3")) - 1
     assert skipped == {"multi-token prediction": mtp, "rotary frequencies, which config.json states too": 4}
     assert [layer is None for layer in plan.layout.layers] == [True, False, False]
+
+
+def test_ax_k1_has_a_bias_of_scores_where_its_tensors_have_it() -> None:
+    config = DeepseekV3Config.read(Fields(CASES["axk1"].config, "x"))
+    published = source("axk1")
+    bias = {f"model.layers.{layer}.mlp.gate.e_score_correction_bias": (16,) for layer in (1, 2)}
+    biased = published | {name: SourceTensor(name, "x", "F32", shape, 0, 64) for name, shape in bias.items()}
+    plans = [make_plan(tensors, config, Options(16, 64, 16)) for tensors in (published, biased)]
+    assert [model_facts(plan.layout.model)["without_correction_bias"] for plan in plans] == [True, False]
+    assert {skipped.what: skipped.tensors for skipped in plans[0].skipped}[
+        "tensors of dense layers that no model reads"
+    ] == 1
+
+
+def test_a_norm_of_ax_k1_has_no_place_in_deepseek_v3() -> None:
+    config = DeepseekV3Config.read(Fields(CASES["deepseek_v3"].config, "x"))
+    name = "model.layers.0.post_mlp_layernorm.weight"
+    tensors = source("deepseek_v3") | {name: SourceTensor(name, "x", "BF16", (96,), 0, 192)}
+    with pytest.raises(FormatError, match=f"{name} has no place in deepseek_v3"):
+        make_plan(tensors, config, Options(16, 64, 16))
 
 
 def test_a_tensor_that_nobody_knows_is_refused() -> None:
