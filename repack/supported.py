@@ -82,6 +82,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("qwen3_vl_moe", "Qwen3-VL-30B-A3B, 235B-A22B (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
+    Supported("sarvam_mla", "Sarvam-105B", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (

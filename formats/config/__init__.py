@@ -155,6 +155,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen3_vl_moe": read_qwen3_vl_moe,
     "qwen4_exp": Qwen4ExpConfig.read,
     "qwen4_exp_text": Qwen4ExpConfig.read,  # the language model saved alone
+    "sarvam_mla": DeepseekV3Config.read,
     "solar_open": read_solar_open,
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json

@@ -69,6 +69,11 @@ def language_model(outer: Fields) -> Fields:
     return outer.object("text_config") if "text_config" in outer else outer
 
 
+def key_of(config: Fields, *keys: str) -> str:
+    """The first of the keys that is there, else the last: one value that several writers name otherwise."""
+    return next((key for key in keys if key in config), keys[-1])
+
+
 class Where(NamedTuple):
     """The object of a file that a config was read from, and what fields are called there."""
 

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5, Mistral Small 4, A.X-K1.
+"""DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and GLM-5, Mistral Small 4, A.X-K1, Sarvam.
 
 Source: configuration_deepseek_v3.py of transformers, and those of the others.
 """
@@ -14,6 +14,7 @@ from formats.config.base import (
     SPARSE,
     ModelConfig,
     Where,
+    key_of,
     language_model,
     only,
 )
@@ -24,7 +25,7 @@ from formats.window import in_lanes
 
 ABSORBED_VALUES = 16 << 20  # of a block of tokens in the space of latents
 GREEDY, LIMITED_GREEDY = "greedy", "group_limited_greedy"  # DeepSeek-V2-Lite, DeepSeek-V2
-MISTRAL4 = "mistral4"
+MISTRAL4, SARVAM = "mistral4", "sarvam_mla"
 AXK1 = ("AXK1", "axk1")  # as first published, and as transformers has it
 
 
@@ -177,12 +178,16 @@ class DeepseekV3Config(ModelConfig):
         only(text, "rope_interleave", True)
         if kind != MISTRAL4:
             only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
-        rope_theta, rope_scaling = read_rope(text)
+        rope_theta, rope_scaling = read_rope(text, ("yarn", "deepseek_yarn") if kind == SARVAM else ("yarn",))
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         heads = text.integer("num_attention_heads", 1, 2**16)
         nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)
         inner = text.integer("moe_intermediate_size", 1, 2**24)
         dense = text.integer("first_k_dense_replace", 0, num_layers, default=0 if kind == MISTRAL4 else 1)
+        one_group = {"default": 1} if kind == SARVAM else {}
+        experts, shared = "n_routed_experts", "n_shared_experts"
+        if kind == SARVAM:  # as published, or as transformers saves it
+            experts, shared = key_of(text, "num_experts", experts), key_of(text, "num_shared_experts", shared)
         by_position = [DENSE] * dense + [SPARSE] * (num_layers - dense)
         indexer = Indexer.read(text, kind == "glm_moe_dsa") if kind in ("deepseek_v32", "glm_moe_dsa") else None
         return cls(
@@ -200,19 +205,19 @@ class DeepseekV3Config(ModelConfig):
             rotary_dim=rope,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            num_experts=text.integer("n_routed_experts", 1, 2**20),
+            num_experts=text.integer(experts, 1, 2**20),
             top_k=text.integer("num_experts_per_tok", 1, 2**20),
             moe_intermediate_size=inner,
             mlp_layer_types=tuple(text.strings("mlp_layer_types", by_position)),
             intermediate_size=text.integer("intermediate_size", 1, 2**24),
-            shared_expert_intermediate_size=inner * text.integer("n_shared_experts", 1, 2**10),
+            shared_expert_intermediate_size=inner * text.integer(shared, 1, 2**10),
             q_lora_rank=text.integer("q_lora_rank", 1, 2**24) if "q_lora_rank" in text else None,
             kv_lora_rank=text.integer("kv_lora_rank", 1, 2**24),
             qk_nope_head_dim=nope,
             qk_rope_head_dim=rope,
             v_head_dim=text.integer("v_head_dim", 1, 2**16),
-            n_group=text.integer("n_group", 1, 2**20) if grouped else 1,
-            topk_group=text.integer("topk_group", 1, 2**20) if grouped else 1,
+            n_group=text.integer("n_group", 1, 2**20, **one_group) if grouped else 1,
+            topk_group=text.integer("topk_group", 1, 2**20, **one_group) if grouped else 1,
             norm_topk_prob=text.boolean("norm_topk_prob", default=kind != "deepseek_v2"),
             routed_scaling_factor=text.number("routed_scaling_factor"),
             indexer=indexer,

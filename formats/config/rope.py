@@ -145,13 +145,13 @@ def mscale(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def read_rope(config: Fields) -> tuple[float, Yarn | None]:
+def read_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float, Yarn | None]:
     """(rope_theta, rope_scaling) of a config.json, in either of its forms, scaled by YaRN or not at all.
 
-    Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    yarn: what a family calls it. Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
     """
     parameters = _rope_parameters(config)
-    scaling = read_yarn(parameters, config)
+    scaling = read_yarn(parameters, config, yarn)
     return read_theta(_beside(parameters, config, "rope_theta")), scaling
 
 
@@ -163,9 +163,9 @@ def read_theta(source: Fields, key: str = "rope_theta") -> float:
     return theta
 
 
-def read_yarn(parameters: Fields, config: Fields) -> Yarn | None:
+def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> Yarn | None:
     """The scaling that parameters of a config.json state: YaRN or none. Raises FormatError or UnsupportedError."""
-    return _read_yarn(parameters, config) if _kind(parameters, config, ("default", "yarn")) == "yarn" else None
+    return _read_yarn(parameters, config) if _kind(parameters, config, ("default", *yarn)) in yarn else None
 
 
 def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:

@@ -227,6 +227,23 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
         read({**DEEPSEEK_V3, key: value})
 
 
+def test_sarvam_is_deepseek_v3_as_published_and_as_transformers_saves_it() -> None:
+    left_out = ("n_group", "topk_group", "n_routed_experts", "n_shared_experts", "rope_scaling", "topk_method")
+    common = {key: value for key, value in DEEPSEEK_V3.items() if key not in left_out} | {"model_type": "sarvam_mla"}
+    yarn = DEEPSEEK_V3["rope_scaling"]
+    published = {"num_experts": 128, "num_shared_experts": 1, "rope_scaling": yarn | {"type": "deepseek_yarn"}}
+    saved = {"n_routed_experts": 128, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    model = read(common | published)
+    assert (model.num_experts, model.n_group, model.topk_group) == (128, 1, 1)
+    assert read(common | saved | {"rope_parameters": yarn | {"rope_type": "yarn", "rope_theta": 10000}}) == model
+
+
+def test_only_sarvam_calls_yarn_by_the_name_of_deepseek() -> None:
+    yarn = DEEPSEEK_V3["rope_scaling"] | {"type": "deepseek_yarn"}
+    with pytest.raises(StreamingExpertsError, match="type is deepseek_yarn, only default and yarn are implemented"):
+        read(DEEPSEEK_V3 | {"rope_scaling": yarn})
+
+
 @pytest.mark.parametrize("kind", ["AXK1", "axk1"])
 def test_ax_k1_is_deepseek_v3_with_a_norm(kind: str) -> None:
     model = read(DEEPSEEK_V3 | {"model_type": kind, "topk_method": "none"})
