@@ -14,7 +14,7 @@ from formats.quantization import Quantization
 from repack.sources.base import SourceTensor
 
 Tensors = Mapping[str, SourceTensor]
-SPLIT_KV_B = ".self_attn.embed_q.weight"
+SPLIT_KV_B = ".embed_q.weight"
 HALVES_OF_KV_B = (".embed_q.", ".unembed_out.")
 FUSED_RESIDUAL = "output_attn_res_score.weight"
 CORRECTION_BIAS = ".mlp.gate.e_score_correction_bias"

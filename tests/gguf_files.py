@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 
 from tests.fixtures import (
+    bailing_tiny,
     decoders_tiny,
     deepseek_tiny,
     deepseek_v4_tiny,
@@ -68,6 +69,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("gpt_oss_gguf", "gpt-oss"),
         )
     },
+    "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),
     "kimi_k3_mxfp4": _checkpoint("kimi-k3", kimi_k3_tiny.CASES["kimi_k3_mxfp4"], "kimi_k3_mxfp4"),

@@ -30,7 +30,7 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
     return values
 
 
-KIMI = ("kimi-linear", "kimi-k3")
+KIMI, LING = ("kimi-linear", "kimi-k3"), "bailingmoe3"
 AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss", "gemma4")  # as they name the second norm of a layer
 
 
@@ -52,6 +52,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
     else:
         values = {_by_mlx(name): value for name, value in values.items()} if architecture in KIMI else values
         values = _of_kimi_k3(values, config) if architecture == "kimi-k3" else values
+        if architecture == LING:  # one name for the last projection of two kinds of attention
+            values = {name.replace("attention.o_proj", "attention.dense"): value for name, value in values.items()}
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
     outside = {_short(hf): gguf_name for gguf_name, hf in ARCHITECTURES[architecture].outside.items()}
@@ -70,6 +72,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
                 and f"layers.{words[1]}.self_attn.A_log" in values
             ):
                 rest = "ssm_g.weight"  # two names for the gates of two kinds of layers
+            if architecture == LING and rest == "attn_gate.weight" and f"layers.{words[1]}.attention.A_log" in values:
+                rest = "ssm_g_a.weight"
             if words[2] == "post_attention_layernorm.weight":
                 rest = "post_attention_norm.weight" if architecture in AFTER_ATTENTION else "ffn_norm.weight"
             result[f"blk.{words[1]}.{rest}"] = _changed(words[2], value, architecture, config)
@@ -95,7 +99,8 @@ def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
     for i in range(num_layers):
         at = f"layers.{i}."
         experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
-        experts = {name: value for name, value in experts.items() if not re.search("(shared|routed)_expert", name)}
+        beside = re.compile("(shared|routed)_expert|expert_bias")
+        experts = {name: value for name, value in experts.items() if not beside.search(name)}
         if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
             continue
         experts |= {name: value for name, value in values.items() if name.startswith(at) and "put_linear" in name}
@@ -291,11 +296,12 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
             value = value[:, 0]
         if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
-    if architecture in KIMI:
-        if name.endswith("A_log"):
-            value = -np.exp(value)
-        if "_conv1d." in name:
-            value = value.reshape(1, -1, 1, value.shape[-1])
+    if architecture in KIMI and name.endswith("A_log"):
+        value = -np.exp(value)
+    if architecture == LING and name.endswith("A_log"):
+        value = np.exp(value).reshape(-1, 1)
+    if architecture in (*KIMI, LING) and "_conv1d." in name:
+        value = value.reshape(1, -1, 1, value.shape[-1])
     if architecture in ("llama", "granitemoe") and name.startswith(("self_attn.q_proj", "self_attn.k_proj")):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)

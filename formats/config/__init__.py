@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+from formats.config.bailing_hybrid import BailingHybridConfig
 from formats.config.base import (
     CHUNKED_ATTENTION,
     COMPRESSED_SPARSE_ATTENTION,
@@ -93,6 +94,7 @@ __all__ = [
     "UNIT_NORM",
     "WHOLE_NORM",
     "Activation",
+    "BailingHybridConfig",
     "DecoderConfig",
     "DeepseekV3Config",
     "DeepseekV4Config",
@@ -117,6 +119,7 @@ __all__ = [
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "AXK1": DeepseekV3Config.read,
     "axk1": DeepseekV3Config.read,
+    "bailing_hybrid": BailingHybridConfig.read,
     "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
@@ -160,6 +163,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
+    "bailing_hybrid": BailingHybridConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
     "dots1": DecoderConfig,

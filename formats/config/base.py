@@ -40,7 +40,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "n_group": ("num_expert_group", "n_group"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),
-    "gate_lower_bound": ("linear_attn_config.gate_lower_bound",),
+    "gate_lower_bound": ("linear_attn_config.gate_lower_bound", "kda_lower_bound"),
     "linear_num_heads": ("linear_attn_config.num_heads",),
     "ngrams.layer_id": ("ple_layer_ids",),
     "ngrams.size": ("ngram_size",),

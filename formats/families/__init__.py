@@ -23,7 +23,7 @@ from formats.families.decoders import (
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
-from formats.families.deepseek import DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
+from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
@@ -31,6 +31,7 @@ from formats.families.qwen4_exp import QWEN4_EXP
 from formats.family import Family
 
 FAMILIES: Mapping[str, Family] = {
+    "bailing_hybrid": BAILING_HYBRID,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
     "dots1": DOTS1,

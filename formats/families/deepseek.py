@@ -1,4 +1,4 @@
-"""Latent attention: DeepSeek-V3 and its like (Kimi K2, GLM-5), and Kimi Linear."""
+"""Latent attention: DeepSeek-V3 and its like (Kimi K2, GLM-5), Kimi Linear, and Ling 3."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from formats.families.shared import (
     W1_W3_W2,
     expert_dims,
 )
-from formats.family import FINAL_NORM, Family, Tensor
+from formats.family import EMBEDDING, FINAL_NORM, Family, Tensor
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
@@ -143,6 +143,42 @@ KIMI_LINEAR = replace(
     ),
     expert_layouts=(W1_W3_W2, SWITCH_MLP),
     skipped={},
+)
+
+
+def _of_ling(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Attention by the names of Ling."""
+    return tuple(tensor._replace(source=tensor.name.replace("self_attn.", "attention."), also="") for tensor in tensors)
+
+
+BAILING_HYBRID = replace(
+    KIMI_LINEAR,
+    embedding=EMBEDDING._replace(source="word_embeddings"),
+    mixers={
+        FULL_ATTENTION: (
+            *_of_ling(*LATENT_ATTENTION[:-1], Tensor("self_attn.g_proj", "H D")),
+            LATENT_ATTENTION[-1]._replace(source="attention.dense"),
+        ),
+        LINEAR_ATTENTION: (
+            *_of_ling(
+                *(
+                    tensor
+                    for tensor in DELTA_ATTENTION[:-1]
+                    if not tensor.name.endswith(("f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj"))
+                ),
+                Tensor("self_attn.f_proj", "C D"),
+                Tensor("self_attn.g_proj", "C D"),
+            ),
+            # As transformers saves it again it is `dense`.
+            DELTA_ATTENTION[-1]._replace(source="attention.o_proj", also="attention.dense"),
+        ),
+    },
+    moe=tuple(
+        tensor._replace(source="mlp.gate.expert_bias") if tensor.name == CORRECTION_BIAS.name else tensor
+        for tensor in DEEPSEEK_V3.moe
+    ),
+    dense=DENSE_MLP,
+    expert_layouts=(PER_EXPERT, SWITCH_MLP, SWITCH_GATE_UP),
 )
 
 

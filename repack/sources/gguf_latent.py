@@ -1,4 +1,7 @@
-"""config.json of GGUF files with latent attention (source: llama.cpp's conversion/deepseek.py and glm.py)."""
+"""config.json of GGUF files with latent attention.
+
+Source: llama.cpp's conversion/deepseek.py, glm.py, kimi_linear.py, kimi_k3.py and bailingmoe3.py.
+"""
 
 from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, dimensions, groups, rope_scaling
 
@@ -123,4 +126,37 @@ def _delta_config(keys: Keys) -> Config:
         "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
         "num_expert_group": keys.get("expert_group_count", 1),
         "topk_group": keys.get("expert_group_used_count", 1),
+    }
+
+
+def ling_config(keys: Keys) -> Config:
+    """Ling 3; layers without heads of keys have delta attention."""
+    keys.only("expert_gating_func", SIGMOID)
+    keys.only("kda.safe_gate", True)
+    keys.only("rope.scaling.type", "none")
+    layers = keys.layers
+    heads = keys.items("attention.head_count_kv", int, layers, more=True)[:layers]
+    turned = keys.size("rope.dimension_count")
+    return dimensions(keys) | {
+        "model_type": "bailing_hybrid",
+        "layer_types": ["full_attention" if count else "linear_attention" for count in heads],
+        "head_dim": keys["kda.head_dim"],
+        "kda_lower_bound": keys["kda.gate_lower_bound"],
+        "short_conv_kernel_size": keys["ssm.conv_kernel"],
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys["attention.kv_lora_rank"],
+        "qk_nope_head_dim": keys.size("attention.key_length_mla") - turned,
+        "qk_rope_head_dim": turned,
+        "v_head_dim": keys["attention.value_length_mla"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "num_experts": keys["expert_count"],
+        "num_shared_experts": keys["expert_shared_count"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "moe_shared_expert_intermediate_size": keys.get("expert_shared_feed_forward_length"),
+        "expert_swiglu_limit_list": keys.get("swiglu_clamp_exp"),
+        "share_expert_swiglu_limit_list": keys.get("swiglu_clamp_shexp"),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        **groups(keys),
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from formats.config import FACTORS
-from formats.encodings.sources.plain import LOG_OF_MINUS
+from formats.encodings.sources.plain import LOG, LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
@@ -32,6 +32,7 @@ from repack.sources.gguf_latent import (
     glm_moe_dsa_config,
     kimi_k3_config,
     kimi_linear_config,
+    ling_config,
 )
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
@@ -45,8 +46,10 @@ from repack.sources.gguf_names import (
     KIMI_K3,
     LATENT_ATTENTION,
     LINEAR_ATTENTION,
+    LING,
     OUTSIDE,
     OUTSIDE_KIMI_K3,
+    OUTSIDE_LING,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     ZERO_CENTRED,
@@ -233,6 +236,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "kimi_k3", kimi_k3_config, _KIMI_LINEAR | KIMI_K3, {"ssm_a": LOG_OF_MINUS}, outside=OUTSIDE_KIMI_K3
     ),
     "kimi-linear": Architecture("kimi_linear", kimi_linear_config, _KIMI_LINEAR, {"ssm_a": LOG_OF_MINUS}),
+    "bailingmoe3": Architecture("bailing_hybrid", ling_config, LING, {"ssm_a": LOG}, outside=OUTSIDE_LING),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
     "dots1": Architecture("dots1", _dots1, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "ernie4_5-moe": Architecture(

@@ -101,6 +101,17 @@ KIMI_K3 = {  # beside what Kimi Linear has; two kinds of layers have a gate, und
     **{f"ffn_routed_{part}.weight": f"mlp.routed_expert_{part}_proj.weight" for part in ("down", "up")},
     "ffn_routed_norm.weight": "mlp.routed_expert_norm.weight",
 }
+LING = {
+    name: hf.replace("self_attn.", "attention.")
+    for name, hf in (COMMON | SHARED_EXPERTS | LATENT_ATTENTION | DELTA_ATTENTION).items()
+} | {
+    "attn_output.weight": "attention.dense.weight",  # in both kinds of layers, as transformers saves it
+    "ssm_f_a.weight": "attention.f_proj.weight",
+    "ssm_g_a.weight": "attention.g_proj.weight",
+    "attn_gate.weight": "attention.g_proj.weight",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+OUTSIDE_LING = OUTSIDE | {"token_embd.weight": "model.word_embeddings.weight"}
 OUTSIDE_KIMI_K3 = OUTSIDE | {"output_res_score.weight": "model.output_attn_res_score.weight"}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from formats.config import (
+    BailingHybridConfig,
     DecoderConfig,
     DeepseekV3Config,
     DeepseekV4Config,
@@ -16,6 +17,7 @@ from formats.config import (
 )
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, State, Wanted
+from runtime.models.bailing_hybrid import BailingHybrid
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
@@ -52,6 +54,7 @@ class Model(Protocol):
 
 
 MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
+    BailingHybridConfig: BailingHybrid,
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,

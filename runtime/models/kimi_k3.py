@@ -59,8 +59,8 @@ class KimiK3(KimiLinear):
         return o * ops.sigmoid(ops.linear(x, ops.weight(f"layers.{layer}.self_attn.g_proj")))
 
     def _log_decay(self, f: Array, w: Weights) -> Array:
-        c = self.config
-        return self.ops.bounded_decay(f, w("dt_bias"), w("A_log"), c.gate_lower_bound)
+        f = self.ops.linear(f, w("f_b_proj"))
+        return self.ops.bounded_decay(f, w("dt_bias"), w("A_log"), self.config.gate_lower_bound)
 
     def _output_gate(self, g: Array, w: Weights) -> Array:
         return self.ops.sigmoid(g)

@@ -23,7 +23,7 @@ QK_NORM_EPS = 1e-6  # of queries and keys, whatever rms_norm_eps is
 class KimiLinear(DeepseekV3):
     config: KimiLinearConfig
 
-    gate_projection = "g_a"
+    decay_projection, gate_projection = "f_a", "g_a"
 
     def _new_state(self, layer_type: str) -> State:
         if layer_type != LINEAR_ATTENTION:
@@ -48,10 +48,10 @@ class KimiLinear(DeepseekV3):
         def w(tensor: str) -> Weight:
             return ops.weight(f"layers.{layer}.self_attn.{tensor}")
 
-        parts = ("q", "k", "v", "f_a", self.gate_projection, "b")
+        parts = ("q", "k", "v", self.decay_projection, self.gate_projection, "b")
         *qkv, f, g, b = ops.linears(x, [w(f"{part}_proj") for part in parts])
         beta = ops.sigmoid(b)  # [T, H]
-        log_decay = self._log_decay(ops.linear(f, w("f_b_proj")), w).reshape(-1, heads, d)
+        log_decay = self._log_decay(f, w).reshape(-1, heads, d)
         gate = self._output_gate(g, w).reshape(-1, heads, d)
         outputs = []
         for s in sequences:
@@ -69,8 +69,8 @@ class KimiLinear(DeepseekV3):
         return ops.linear(o.reshape(-1, heads * d), w("o_proj"))
 
     def _log_decay(self, f: Array, w: Weights) -> Array:
-        """Of each key channel: f [T, C] -> [T, C]."""
-        return self.ops.decay(f, w("dt_bias"), w("A_log"))
+        """[T, C], one of each key channel, of the projection to decays."""
+        return self.ops.decay(self.ops.linear(f, w("f_b_proj")), w("dt_bias"), w("A_log"))
 
     def _output_gate(self, g: Array, w: Weights) -> Array:
         """[T, C] of the projection to a gate."""

@@ -118,6 +118,12 @@ def test_limits_of_the_shared_expert_may_be_missing() -> None:
             "glm-dsa.attention.indexer.types is [True], expected a list of 3 bool",
         ),
         (
+            "bailing_hybrid",
+            {"kda__safe_gate": False},
+            UnsupportedError,
+            "bailingmoe3.kda.safe_gate is False, only True is implemented",
+        ),
+        (
             "kimi_linear_gguf",
             {"attention__head_count_kv": 1},
             FormatError,

@@ -12,6 +12,7 @@ from repack.plan import Options
 from repack.sources import open_local
 from runtime import Engine
 from tests.fixtures import (
+    bailing_tiny,
     decoders_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
@@ -32,6 +33,7 @@ CASES: dict[str, Any] = {
     **hybrids_tiny.CASES,
     **deepseek_v4_tiny.CASES,
     **kimi_k3_tiny.CASES,
+    **bailing_tiny.CASES,
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **mimo_tiny.CASES,

@@ -11,11 +11,12 @@ from formats.encodings.plain import Plain
 from formats.encodings.sources.base import FLOATS, Bits, Flaw, Plane
 
 # What another converter did to values, undone in float32: llama.cpp and MLX store norms around one, llama.cpp
-# -exp(A_log).
-MINUS_ONE, LOG_OF_MINUS = "minus one", "log of minus"
+# -exp(A_log), or exp(A_log).
+MINUS_ONE, LOG_OF_MINUS, LOG = "minus one", "log of minus", "log"
 ADJUSTMENTS: Mapping[str, Callable[[Float32], Float32]] = {
     MINUS_ONE: lambda x: x - np.float32(1),
     LOG_OF_MINUS: lambda x: np.log(-x),
+    LOG: np.log,
 }
 
 
@@ -54,11 +55,12 @@ class PlainSource:
         return ADJUSTMENTS[self.adjustment](values) if self.adjustment else values
 
     def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
-        if self.adjustment != LOG_OF_MINUS:
+        if self.adjustment not in (LOG, LOG_OF_MINUS):
             return None
-        bad = np.argwhere(to_float32(planes["weight"], self.dtype) >= 0)
+        sign, expected = (1, "numbers above 0") if self.adjustment == LOG else (-1, "numbers below 0")
+        bad = np.argwhere(sign * to_float32(planes["weight"], self.dtype) <= 0)
         if not len(bad):
             return None
         row, column = map(int, bad[0])
         found = to_float32(planes["weight"][row, column : column + 1], self.dtype)[0]
-        return Flaw("weight", row, column, str(found), "numbers below 0")
+        return Flaw("weight", row, column, str(found), expected)
