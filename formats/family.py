@@ -82,7 +82,7 @@ class Family:
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
-    unread: tuple[Tensor, ...] = ()  # that some checkpoints have in these, too, and no model reads
+    unread: tuple[Tensor, ...] = ()  # that some checkpoints have in such a layer, too, and no model reads
     ngrams: tuple[Tensor, ...] = ()  # of the layer that an embedding of n-grams is added to, its table not counted
     last: tuple[Tensor, ...] = (FINAL_NORM,)  # between the last layer and the head
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight

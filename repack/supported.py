@@ -88,7 +88,11 @@ SUPPORTED: Sequence[Supported] = (
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
-    SourceEncoding("FP8 E4M3, 128 × 128 blocks or per channel", "DeepSeek, Qwen, compressed-tensors", "affine, 4 bits"),
+    SourceEncoding(
+        "FP8 E4M3, 128 × 128 blocks, per channel or per matrix",
+        "DeepSeek, Qwen, Mistral, compressed-tensors",
+        "affine, 4 bits",
+    ),
     SourceEncoding("INT4 and INT8 pack-quantized", "compressed-tensors (Kimi)", "symmetric, exact"),
     SourceEncoding("MXFP4", "gpt-oss, compressed-tensors, DeepSeek, MLX", "mxfp4, exact"),
     SourceEncoding("NVFP4", "ModelOpt, compressed-tensors", "nvfp4, exact"),

@@ -231,7 +231,7 @@ def _read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
     every = config.integer("index_topk_freq", 1, 2**20, default=1)
     offset = config.integer("index_skip_topk_offset", 0, 2**20, default=2)
     scheduled = ["shared" if max(i - offset + 1, 0) % every else "full" for i in range(num_layers)]
-    key = "indexer_types" if "indexer_types" in config else "index_topk_pattern"
+    key = key_of(config, "indexer_types", "index_topk_pattern")
     kinds = config.raw(key, scheduled)
     if isinstance(kinds, str):  # a letter per layer
         kinds = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in kinds]

@@ -1,6 +1,6 @@
 """Hunyuan-A13B (source: transformers' files of hunyuan_v1_moe)."""
 
-from formats.config.base import only
+from formats.config.base import key_of, only
 from formats.config.decoder import TURNED_NORM, DecoderConfig, read_decoder
 from formats.config.rope import read_alpha_theta
 from formats.errors import UnsupportedError
@@ -37,7 +37,7 @@ def read_hunyuan_v1_moe(config: Fields) -> DecoderConfig:
         attention_output_bias=bias,
         qk_norm=TURNED_NORM,
         num_experts=config.integer("num_experts", 1, 2**20),
-        top_k=_of_all_layers(config, "moe_topk" if "moe_topk" in config else "num_experts_per_tok", None),
+        top_k=_of_all_layers(config, key_of(config, "moe_topk", "num_experts_per_tok"), None),
         moe_intermediate_size=inner,
         shared_expert_intermediate_size=inner,
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from formats.config.base import DENSE, language_model, only, thinker
+from formats.config.base import DENSE, key_of, language_model, only, thinker
 from formats.config.decoder import HEAD_NORM, DecoderConfig, read_decoder, read_mlp_layer_types
 from formats.errors import UnsupportedError
 from formats.fields import Fields
@@ -65,7 +65,7 @@ def _read_qwen3(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
 def _read(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
     only(config, "use_sliding_window", False)
     mlp_layer_types = read_mlp_layer_types(config)
-    num_experts = "num_local_experts" if "num_local_experts" in config else "num_experts"  # as transformers 5 saves it
+    num_experts = key_of(config, "num_local_experts", "num_experts")  # the first as transformers 5 saves it
     if DENSE in mlp_layer_types:
         facts["intermediate_size"] = config.integer("intermediate_size", 1, 2**24)
     return read_decoder(

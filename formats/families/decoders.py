@@ -162,7 +162,7 @@ GPT_OSS = _decoder(
             ),
             Experts("mlp.experts.down_proj", "D I", ("down",), "", transposed=True, bias="_bias"),
         ),
-        tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts"), bias=".bias") for rule in SWITCH_MLP),
+        tuple(rule._replace(bias=".bias") for rule in EXPERTS_BY_PART),
     ),
 )
 SHARED_MLP = tuple(

@@ -54,5 +54,5 @@ SHARED_EXPERT = (
     Tensor("mlp.shared_expert.up_proj", "S D"),
     Tensor("mlp.shared_expert.down_proj", "D S"),
 )
-VISION_TOWER = {"model.visual.": "the vision tower", "vision_tower.": "the vision tower"}
 SHARED_EXPERT_GATE = Tensor("mlp.shared_expert_gate", "1 D", keep=True)
+VISION_TOWER = {"model.visual.": "the vision tower", "vision_tower.": "the vision tower"}
