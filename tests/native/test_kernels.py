@@ -18,7 +18,10 @@ from runtime.backends import abi, native
 from tests.encodings import GGML_ENCODINGS
 from tests.matrices import Float64, Matrix, columns_of, fill, relative_error, rounded
 
-pytestmark = pytest.mark.skipif(not native.levels(), reason="the native kernels are not built")
+pytestmark = [
+    pytest.mark.skipif(not native.levels(), reason="the native kernels are not built"),
+    pytest.mark.timeout(600),  # four levels, each with more threads than processors, beside tests that compile
+]
 
 LEVELS = native.levels()
 # The largest error over the norm of the answer. Exact: 21 to 24 bits per group, and sums in another order.
