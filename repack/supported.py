@@ -32,7 +32,7 @@ TRANSFORMERS, TRANSFORMERS_24, MLX_LM = "transformers 5.23", "transformers 5.24"
 SUPPORTED: Sequence[Supported] = (
     Supported("AXK1", "A.X-K1 as first published", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("axk1", "A.X-K1", "bf16", TRANSFORMERS_24, DEEPSEEK),
-    Supported("bailing_hybrid", "Ling-3.0-Flash, tiny", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("bailing_hybrid", "Ling-3.0-Flash, Ling-3.0-tiny", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),

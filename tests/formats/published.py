@@ -1,4 +1,7 @@
-"""config.json of published decoders, without what no code reads."""
+"""config.json of published decoders, without what no code reads.
+
+Where the published file was not at hand, the comment says what stands in its place.
+"""
 
 import json
 from typing import Any
@@ -161,7 +164,7 @@ GLM_4_5_AIR: dict[str, Any] = {
     "use_qk_norm": False,
     "vocab_size": 151552,
 }
-DOTS_LLM1: dict[str, Any] = {
+DOTS_LLM1: dict[str, Any] = {  # keys of transformers' Dots1Config; numbers not compared with the published file
     "model_type": "dots1",
     "attention_bias": False,
     "first_k_dense_replace": 1,
@@ -213,7 +216,6 @@ SOLAR_OPEN_100B: dict[str, Any] = {  # defaults of transformers' SolarOpenConfig
 }
 K_EXAONE: dict[str, Any] = {
     "model_type": "exaone_moe",
-    "first_last_k_dense_replace": 1,
     "head_dim": 128,
     "hidden_act": "silu",
     "hidden_size": 6144,
@@ -264,7 +266,7 @@ HY3: dict[str, Any] = {  # defaults of transformers' HYV3Config
     "tie_word_embeddings": False,
     "vocab_size": 120832,
 }
-HUNYUAN_A13B: dict[str, Any] = {
+HUNYUAN_A13B: dict[str, Any] = {  # keys that its published code reads; numbers not compared with the published file
     "model_type": "hunyuan_v1_moe",
     "attention_bias": False,
     "attention_head_dim": 128,
@@ -408,7 +410,7 @@ MIMO_V2_FLASH: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 152576,
 }
-GLM_4_5V: dict[str, Any] = {
+GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
         **GLM_4_5_AIR,
@@ -419,7 +421,7 @@ GLM_4_5V: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
-QWEN3_VL_30B: dict[str, Any] = {
+QWEN3_VL_30B: dict[str, Any] = {  # Qwen3-30B-A3B by the keys of transformers' Qwen3VLMoeConfig
     "model_type": "qwen3_vl_moe",
     "text_config": {
         **{key: value for key, value in QWEN3_30B.items() if not key.endswith(("sliding_window", "embeddings"))},
@@ -430,7 +432,7 @@ QWEN3_VL_30B: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
-QWEN3_OMNI_30B: dict[str, Any] = {
+QWEN3_OMNI_30B: dict[str, Any] = {  # the same by those of Qwen3OmniMoeConfig
     "model_type": "qwen3_omni_moe",
     "thinker_config": {
         "model_type": "qwen3_omni_moe_thinker",

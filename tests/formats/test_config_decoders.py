@@ -19,9 +19,8 @@ from formats.config import (
 )
 from formats.errors import FormatError, StreamingExpertsError
 from formats.fields import Fields
-from formats.window import held_tokens
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, GLM_4_5V, LLAMA_4_SCOUT_TEXT, QWEN3_30B, QWEN3_VL_30B, llama4, read
+from tests.formats.published import DECODERS, GLM_4_5V, QWEN3_30B, QWEN3_VL_30B, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
@@ -29,6 +28,15 @@ FORMAT = Path(formats.__file__).parent / "FORMAT.md"
 
 MIMO_SIX = ("full_attention", *("sliding_attention",) * 5)
 # What each of them has that a plain decoder has not.
+GLM_4_5_FACTS: dict[str, Any] = {
+    "rotary_dim": 64,
+    "attention_bias": True,
+    "mlp_layer_types": ("dense",) + ("sparse",) * 45,
+    "intermediate_size": 10944,
+    "scoring_func": "sigmoid",
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 1408,
+}
 FACTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
     "qwen3_omni_moe": {"rotary_dim": 128, "qk_norm": "head"},
@@ -105,24 +113,8 @@ FACTS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 3072,
         "tie_word_embeddings": True,
     },
-    "glm4_moe": {
-        "rotary_dim": 64,
-        "attention_bias": True,
-        "mlp_layer_types": ("dense",) + ("sparse",) * 45,
-        "intermediate_size": 10944,
-        "scoring_func": "sigmoid",
-        "e_score_correction_bias": True,
-        "shared_expert_intermediate_size": 1408,
-    },
-    "glm4v_moe": {
-        "rotary_dim": 64,
-        "attention_bias": True,
-        "mlp_layer_types": ("dense",) + ("sparse",) * 45,
-        "intermediate_size": 10944,
-        "scoring_func": "sigmoid",
-        "e_score_correction_bias": True,
-        "shared_expert_intermediate_size": 1408,
-    },
+    "glm4_moe": GLM_4_5_FACTS,
+    "glm4v_moe": GLM_4_5_FACTS,
     "minimax_m2": {
         "rotary_dim": 64,
         "qk_norm": "whole",
@@ -287,119 +279,6 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     assert model == read(DECODERS["gpt_oss"])
 
 
-def test_layers_of_mimo_with_a_window_have_key_heads_sinks_and_a_theta_of_their_own() -> None:
-    model = read(DECODERS["mimo_v2_flash"])
-    assert isinstance(model, DecoderConfig)
-    assert [model.window(layer) for layer in (0, 1, 5)] == [None, 129, None]
-    assert [model.key_heads(layer) for layer in (0, 1, 5)] == [4, 8, 4]
-    assert [model.has_sinks(layer) for layer in (0, 1, 5)] == [False, True, False]
-    assert [model.rope_of(layer).theta for layer in (0, 1, 5)] == [5e6, 1e4, 5e6]
-    assert model.scores_per_token(1000) == 16 * 1000
-    # Nine layers hold every token; what the others hold of a long context is that of a cache that forgets.
-    held = held_tokens(129, 2**18, 512)
-    assert model.cache_values(2**18, 512) == (9 * 2**18 * 4 + 39 * held * 8) * (192 + 128)
-
-
-SAVED_MIMO_ROPE = {  # of transformers 5.24's MiMoV2FlashConfig.to_dict
-    "full_attention": {"partial_rotary_factor": 0.334, "rope_theta": 5000000.0, "rope_type": "default"},
-    "sliding_attention": {"partial_rotary_factor": 0.334, "rope_theta": 10000.0, "rope_type": "default"},
-}
-
-
-def test_mimo_that_transformers_saved_again_states_its_angles_by_layer_type() -> None:
-    """Where they stand, too, the published keys count for nothing."""
-    published = DECODERS["mimo_v2_flash"]
-    assert read(published | {"rope_parameters": SAVED_MIMO_ROPE}) == read(published)
-    other = dict.fromkeys(("rope_theta", "swa_rope_theta", "partial_rotary_factor"), 0.5)
-    assert read(published | other | {"rope_parameters": SAVED_MIMO_ROPE}) == read(published)
-
-
-@pytest.mark.parametrize(
-    ("layer_type", "key", "value", "message"),
-    [
-        ("full_attention", "rope_type", "yarn", "rope_type is yarn, only 'default' is implemented"),
-        ("sliding_attention", "rope_type", "linear", "rope_type is linear, only 'default' is implemented"),
-        ("full_attention", "partial_rotary_factor", 2, "partial_rotary_factor is 2, expected a share of head_dim"),
-        ("sliding_attention", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, expected 0.334 as that of"),
-        ("sliding_attention", "rope_theta", None, "rope_theta is missing"),
-        ("sliding_attention", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
-        ("full_attention", "rope_theta", 0.5, "rope_theta is 0.5, expected a number of at least 1"),
-    ],
-)
-def test_angles_of_mimo_that_differ_by_more_than_theta_are_refused(
-    layer_type: str, key: str, value: Any, message: str
-) -> None:
-    changed = SAVED_MIMO_ROPE | {layer_type: SAVED_MIMO_ROPE[layer_type] | {key: value}}
-    with pytest.raises(StreamingExpertsError, match=f"config.json: rope_parameters.{layer_type}.{message}"):
-        read(DECODERS["mimo_v2_flash"] | {"rope_parameters": changed})
-
-
-def test_the_text_of_llama_4_is_the_same_alone() -> None:
-    assert llama4() == read(DECODERS["llama4"])
-
-
-def test_whether_the_head_of_llama_4_is_tied_is_the_text_s_to_say() -> None:
-    """Its whole model ties nothing in transformers; the language model within does."""
-    text = {**LLAMA_4_SCOUT_TEXT, "tie_word_embeddings": True}
-    assert read({"model_type": "llama4", "text_config": text, "tie_word_embeddings": False}).tie_word_embeddings
-    whole = {"model_type": "llama4", "text_config": LLAMA_4_SCOUT_TEXT, "tie_word_embeddings": True}
-    assert not read(whole).tie_word_embeddings
-
-
-def test_llama_4_says_in_two_ways_which_layers_have_experts_and_which_know_positions() -> None:
-    changes = {"num_hidden_layers": 6, "interleave_moe_layer_step": 2, "no_rope_layer_interval": 3}
-    model = llama4(**changes)
-    assert [model.has_experts(layer) for layer in range(6)] == [False, True] * 3
-    assert [model.turns(layer) for layer in range(6)] == [True, True, False] * 2
-    assert [model.chunk(layer) for layer in range(6)] == [8192, 8192, None] * 2
-    listed = {"num_hidden_layers": 6, "moe_layers": [1, 3, 5], "no_rope_layers": [1, 1, 0] * 2}
-    assert llama4(**listed) == model
-    assert llama4(no_rope_layers=[]) == llama4()  # as the first published files have it
-
-
-@pytest.mark.parametrize(("tuned", "known"), [(4, True), (True, True), (0, False), (False, False)])
-def test_the_temperature_of_llama_4_is_a_number_or_a_choice(tuned: Any, known: bool) -> None:
-    model = llama4(attn_temperature_tuning=tuned)
-    assert (model.attention_temperature is not None) == known
-
-
-def test_the_scale_of_scores_grows_with_position_where_there_are_no_positions() -> None:
-    model, plain = llama4(), 1 / math.sqrt(128)
-    assert model.attention_scale(0, 10**6) == plain
-    assert [model.attention_scale(3, position) for position in (0, 8190)] == [plain, plain]
-    assert model.attention_scale(3, 8191) == pytest.approx(plain * (1 + 0.1 * math.log(2)))
-    assert model.attention_scale(3, 81920) == pytest.approx(plain * (1 + 0.1 * math.log(11)))
-
-
-def test_a_run_of_tokens_shares_a_chunk_and_a_scale() -> None:
-    model = llama4()
-    assert [model.run_length(0, position, 500) for position in (0, 8000, 8191, 8192)] == [500, 192, 1, 500]
-    assert [model.run_length(3, position, 500) for position in (0, 8000, 8190, 8191)] == [500, 191, 1, 500]
-    assert llama4(attn_temperature_tuning=False).run_length(3, 8000, 500) == 500
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("rope_scaling", {"rope_type": "yarn"}, "rope_type is yarn, only default, llama3 and factors are"),
-        ("rope_scaling", {"rope_type": "llama3"}, "factor is missing"),
-        ("layer_types", ["full_attention"] * 48, "layer_types is .*, only chunked_attention in layers with positions"),
-        ("no_rope_layers", [1, 0], "no_rope_layers is .*, expected 48 entries"),
-        ("no_rope_layers", [2] * 48, "no_rope_layers"),
-        ("moe_layers", [48], "moe_layers"),
-        ("attention_chunk_size", None, "attention_chunk_size is missing"),
-        ("attention_chunk_size", 0, "attention_chunk_size is 0, expected an integer from 1"),
-        ("attn_temperature_tuning", "yes", "attn_temperature_tuning is yes, expected true, false or an integer"),
-        ("floor_scale", 0, "floor_scale is 0, expected an integer from 1"),
-        ("hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
-        ("intermediate_size_mlp", None, "intermediate_size_mlp is missing"),
-    ],
-)
-def test_what_llama_4_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
-    with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
-        llama4(**{key: value})
-
-
 @pytest.mark.parametrize(
     ("model_type", "key", "value", "message"),
     [
@@ -520,13 +399,3 @@ def test_gpt_oss_without_a_word_of_rope_scaling_is_refused(missing: dict[str, An
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "rope_scaling"}
     with pytest.raises(FormatError, match=r"config.json: rope_scaling is missing"):
         read(config | missing)
-
-
-def test_mimo_without_its_value_scale_is_refused() -> None:
-    """transformers would take 0.707, and none for a null."""
-    config = {key: value for key, value in DECODERS["mimo_v2_flash"].items() if key != "attention_value_scale"}
-    with pytest.raises(FormatError, match=r"config.json: attention_value_scale is missing"):
-        read(config)
-    model = read(config | {"attention_value_scale": None})
-    assert isinstance(model, DecoderConfig)
-    assert model.attention_value_scale == 1
