@@ -31,6 +31,7 @@ QWEN3_5 = "tests/runtime/test_reference.py"
 TRANSFORMERS, TRANSFORMERS_24, MLX_LM = "transformers 5.23", "transformers 5.24", "mlx-lm 0.32.2"
 SUPPORTED: Sequence[Supported] = (
     Supported("AXK1", "A.X-K1 as first published", "bf16", TRANSFORMERS_24, DEEPSEEK),
+    Supported("afmoe", "Trinity-Nano, Mini, Large", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("axk1", "A.X-K1", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("bailing_hybrid", "Ling-3.0-Flash, Ling-3.0-tiny", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),

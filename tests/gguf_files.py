@@ -19,6 +19,7 @@ from tests.fixtures import (
     kimi_linear_tiny,
     llama4_tiny,
     mimo_tiny,
+    plain_tiny,
     qwen4_tiny,
     vision_tiny,
 )
@@ -69,6 +70,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("gpt_oss_gguf", "gpt-oss"),
         )
     },
+    "afmoe": _checkpoint("afmoe", plain_tiny.CASES["afmoe"], "afmoe"),
     "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+from formats.config.afmoe import read_afmoe
 from formats.config.bailing_hybrid import BailingHybridConfig
 from formats.config.base import (
     CHUNKED_ATTENTION,
@@ -29,6 +30,7 @@ from formats.config.base import (
 from formats.config.decoder import (
     CHOSEN_SIGMOID,
     HEAD_NORM,
+    NO_GATE,
     SIGMOID,
     SOFTMAX,
     SQRT_SOFTPLUS,
@@ -81,6 +83,7 @@ __all__ = [
     "LINEAR_ATTENTION",
     "MODEL_TYPES",
     "MOE",
+    "NO_GATE",
     "SHARED_INDEX_ATTENTION",
     "SIGMOID",
     "SILU",
@@ -118,6 +121,7 @@ __all__ = [
 
 _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "AXK1": DeepseekV3Config.read,
+    "afmoe": read_afmoe,
     "axk1": DeepseekV3Config.read,
     "bailing_hybrid": BailingHybridConfig.read,
     "deepseek_v2": DeepseekV3Config.read,
@@ -163,6 +167,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
+    "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,

@@ -25,6 +25,7 @@ from formats.window import chunked_tokens, held_tokens, in_lanes
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
+NO_GATE = "none"
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
 UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned
 TURNED_NORM = "turned_head"  # of each head, after queries and keys are turned
@@ -69,7 +70,9 @@ class DecoderConfig(ModelConfig):
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit
+    attention_gate: str = NO_GATE  # of what heads give, by their input: none, or sigmoid, of each value
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
+    output_norms: bool = False  # what attention and experts give is normalised before it is added
     # router and experts
     scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen
     norm_topk_prob: bool = True
@@ -203,6 +206,7 @@ class DecoderConfig(ModelConfig):
         if self.swa_num_key_value_heads is not None:
             self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
+        self.require_known(where, "attention_gate", (NO_GATE, SIGMOID))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from formats.families.decoders import (
+    AFMOE,
     DOTS1,
     ERNIE4_5_MOE,
     EXAONE_MOE,
@@ -31,6 +32,7 @@ from formats.families.qwen4_exp import QWEN4_EXP
 from formats.family import Family
 
 FAMILIES: Mapping[str, Family] = {
+    "afmoe": AFMOE,
     "bailing_hybrid": BAILING_HYBRID,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,

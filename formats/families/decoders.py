@@ -7,6 +7,7 @@ from formats.config import (
     CHUNKED_ATTENTION,
     FULL_ATTENTION,
     HEAD_NORM,
+    SIGMOID,
     SLIDING_ATTENTION,
     TURNED_NORM,
     WHOLE_NORM,
@@ -61,6 +62,7 @@ def _attention(keys: str, values: str, sinks: Tensor) -> tuple[Tensor, ...]:
         Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
         Tensor("self_attn.k_norm", keys, when=lambda c: c.qk_norm == WHOLE_NORM),
         sinks,
+        Tensor("self_attn.g_proj", "Ov D", source="self_attn.gate_proj", when=lambda c: c.attention_gate == SIGMOID),
         Tensor("self_attn.o_proj", "D Ov"),
         Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
     )
@@ -113,6 +115,21 @@ SHARED_EXPERTS = (
 )
 # Switched experts under their own names, as mlx-lm leaves them.
 EXPERTS_BY_PART = tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts")) for rule in SWITCH_MLP)
+AFMOE = replace(
+    _decoder(
+        (
+            ROUTER._replace(source="mlp.router.gate"),
+            CORRECTION_BIAS._replace(source="mlp.expert_bias"),
+            *SHARED_EXPERTS,
+        ),
+        (PER_EXPERT, FUSED, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),
+    ),
+    after_mixer=(
+        Tensor("attention_output_norm", "D", source="post_attention_layernorm"),
+        Tensor("post_attention_layernorm", "D", source="pre_mlp_layernorm"),
+        Tensor("post_mlp_layernorm", "D"),
+    ),
+)
 DOTS1 = _decoder(
     (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),
     (PER_EXPERT, FUSED, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),

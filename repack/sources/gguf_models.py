@@ -36,6 +36,7 @@ from repack.sources.gguf_latent import (
 )
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
+    AFMOE,
     BESIDE_EXPERTS,
     COMMON,
     CORRECTION_BIAS,
@@ -141,6 +142,22 @@ def _glm4_moe(keys: Keys) -> Config:
     }
 
 
+def _afmoe(keys: Keys) -> Config:
+    """Trinity, of whose layers with windows and scaled embedding llama.cpp has no keys."""
+    keys.only("expert_gating_func", SIGMOID)
+    return decoder_config(keys, "afmoe") | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "num_dense_layers": keys.get("leading_dense_block_count", 0),
+        "num_shared_experts": keys["expert_shared_count"],
+        "route_norm": keys.get("expert_weights_norm", True),
+        "route_scale": keys.get("expert_weights_scale", 1.0),
+        "sliding_window": keys["attention.sliding_window"],
+        "global_attn_every_n_layers": 4,
+        "mup_enabled": True,
+    }
+
+
 def _dots1(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     return decoder_config(keys, "dots1", experts="n_routed_experts") | {
@@ -238,6 +255,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "kimi-linear": Architecture("kimi_linear", kimi_linear_config, _KIMI_LINEAR, {"ssm_a": LOG_OF_MINUS}),
     "bailingmoe3": Architecture("bailing_hybrid", ling_config, LING, {"ssm_a": LOG}, outside=OUTSIDE_LING),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
+    "afmoe": Architecture("afmoe", _afmoe, AFMOE),
     "dots1": Architecture("dots1", _dots1, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",

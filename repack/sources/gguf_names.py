@@ -53,6 +53,16 @@ BESIDE_EXPERTS = {  # of Gemma 4, experts as MLX names them
     **{name: hf.replace("mlp.switch_mlp", "experts.switch_glu") for name, hf in EXPERTS.items()},
 }
 SHARED_EXPERTS = {f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in PARTS}
+AFMOE = {
+    **COMMON,
+    **SHARED_EXPERTS,
+    "attn_gate.weight": "self_attn.gate_proj.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_mlp_layernorm.weight",
+    "post_ffw_norm.weight": "post_mlp_layernorm.weight",
+    "ffn_gate_inp.weight": "mlp.router.gate.weight",
+    "exp_probs_b.bias": "mlp.expert_bias",
+}
 LINEAR_ATTENTION = {
     "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
     "attn_gate.weight": "linear_attn.in_proj_z.weight",

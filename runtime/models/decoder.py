@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from formats.config import HEAD_NORM, TURNED_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
+from formats.config import HEAD_NORM, NO_GATE, SIGMOID, TURNED_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
 from runtime.backends.base import Ops
 from runtime.backends.facts import (
     Array,
@@ -72,15 +72,12 @@ class Decoder:
 
     def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence], wanted: Wanted) -> tuple[Array, Array]:
         """Of the stream and what the layer before adds to it: the stream, and what this one adds, as far as wanted."""
-        own, name = self._layers[layer], f"layers.{layer}"
+        name = f"layers.{layer}"
         h, x = self._add_norm(h, y, f"{name}.input_layernorm")
         h, y = (self.ops.rows(part, wanted) for part in (h, self._attention(layer, x, sequences)))
+        y = self._output_norm(y, f"{name}.attention_output_norm")
         h, x = self._add_norm(h, y, f"{name}.post_attention_layernorm")
-        if own.router is None:
-            return h, self._mlp(f"{name}.mlp", x)
-        routed = self.ops.route_input(x, own.router)
-        self.ops.fetch_routed(layer, routed, self._router_after(layer))
-        return h, self.ops.routed_experts(layer, routed, own.shared)
+        return h, self._output_norm(self._feed_forward(layer, x), f"{name}.post_mlp_layernorm")
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
@@ -89,6 +86,10 @@ class Decoder:
     def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
         c = self.config
         return self.ops.add_norm(h, y, self.ops.weight(name), c.rms_norm_eps, multiplier=c.residual_multiplier)
+
+    def _output_norm(self, y: Array, name: str) -> Array:
+        c = self.config
+        return self.ops.rms_norm(y, self.ops.weight(name), c.rms_norm_eps) if c.output_norms else y
 
     # ---- weights and facts of a layer, looked up before the first step and not in each (docs/LEARNED.md 66)
 
@@ -120,7 +121,8 @@ class Decoder:
         router = self._router_of(layer) if c.has_experts(layer) else None
         plain = c.is_uniform(layer) and c.qk_norm not in (TURNED_NORM, UNIT_NORM) and c.clip_qkv is None
         block = None
-        if router is not None and plain and c.attention_value_scale == 1:
+        plain = plain and c.attention_value_scale == 1 and c.attention_gate == NO_GATE and not c.output_norms
+        if router is not None and plain:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
             block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
         shared = None
@@ -205,6 +207,8 @@ class Decoder:
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
         o = ops.concatenate(outputs).reshape(-1, own.heads * c.value_dim)
+        if c.attention_gate == SIGMOID:
+            o = ops.gate(o, ops.linear(x, ops.weight(f"layers.{layer}.self_attn.g_proj")), SIGMOID)
         return ops.linear(o, own.output, own.output_bias)
 
     def _turned(self, x: Array, norm: Weight, turn: Turn) -> Array:
@@ -235,6 +239,15 @@ class Decoder:
         return y.reshape(y.shape[0], heads, -1)
 
     # ---- feed forward
+
+    def _feed_forward(self, layer: int, x: Array) -> Array:
+        """What a layer's experts, or a dense layer, make of x [T, D]."""
+        own = self._layers[layer]
+        if own.router is None:
+            return self._mlp(f"layers.{layer}.mlp", x)
+        routed = self.ops.route_input(x, own.router)
+        self.ops.fetch_routed(layer, routed, self._router_after(layer))
+        return self.ops.routed_experts(layer, routed, own.shared)
 
     def _mlp(self, name: str, x: Array) -> Array:
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))

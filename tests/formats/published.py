@@ -410,6 +410,35 @@ MIMO_V2_FLASH: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 152576,
 }
+TRINITY: dict[str, Any] = {  # keys of the published files, numbers of mlx-lm's afmoe.py where nothing is said
+    "model_type": "afmoe",
+    "global_attn_every_n_layers": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1024,
+    "mup_enabled": True,
+    "n_group": 1,
+    "num_attention_heads": 32,
+    "num_dense_layers": 2,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+    "num_shared_experts": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "route_norm": True,
+    "route_scale": 2.826,
+    "score_func": "sigmoid",
+    "sliding_window": 2048,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "vocab_size": 200192,
+}
 GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
@@ -467,6 +496,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         QWEN3_OMNI_30B,
         QWEN3_VL_30B,
         SOLAR_OPEN_100B,
+        TRINITY,
     )
 }
 

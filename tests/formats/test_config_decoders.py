@@ -163,6 +163,22 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
     },
 }
+FACTS["afmoe"] = {
+    "rotary_dim": 64,
+    "layer_types": (*("sliding_attention",) * 3, "full_attention") * 8,
+    "sliding_window": 2048,
+    "full_attention_rope": False,
+    "attention_gate": "sigmoid",
+    "qk_norm": "head",
+    "output_norms": True,
+    "mlp_layer_types": ("dense",) * 2 + ("sparse",) * 30,
+    "intermediate_size": 6144,
+    "scoring_func": "sigmoid",
+    "routed_scaling_factor": 2.826,
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 1024,
+    "embedding_multiplier": 2048**0.5,
+}
 CACHED = {"mimo_v2_flash": (9 * 4 + 39 * 8) * (192 + 128)}  # where key heads or widths differ: values per token
 
 
@@ -342,6 +358,10 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("hunyuan_v1_moe", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_scaling.alpha is missing"),
         ("hunyuan_v1_moe", "rope_scaling", {"type": "dynamic", "alpha": 0}, "rope_scaling.alpha is 0, expected a num"),
         ("hunyuan_v1_moe", "rope_scaling", {"type": "yarn"}, "type is yarn, only default and dynamic are implemented"),
+        ("afmoe", "score_func", "softmax", "score_func is softmax, only 'sigmoid' is implemented"),
+        ("afmoe", "route_norm", False, "route_norm is False, only True is implemented"),
+        ("afmoe", "n_group", 2, "n_group is 2, only 1 is implemented"),
+        ("afmoe", "num_shared_experts", 0, "num_shared_experts is 0, expected an integer from 1"),
         ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),

@@ -11,7 +11,7 @@ from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from repack.verify import verify_container
-from tests.fixtures import decoders_tiny, vision_tiny
+from tests.fixtures import decoders_tiny, plain_tiny, vision_tiny
 from tests.fixtures.recipe import Stored, write_checkpoint
 
 Tensors = dict[str, Stored]
@@ -59,11 +59,11 @@ def turned(at: str, experts: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe"]
+    "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe", "afmoe"]
 )
 def test_experts_that_transformers_fused_are_the_same(name: str, tmp_path: Path) -> None:
     """As its save_pretrained writes them without save_original_format."""
-    case = decoders_tiny.CASES[name]
+    case = (decoders_tiny.CASES | plain_tiny.CASES)[name]
     alone = records(tmp_path / "alone", case.tensors(), case.config)
     assert records(tmp_path / "fused", each_layer(case.tensors(), side_by_side), case.config) == alone
 
