@@ -12,6 +12,7 @@ from formats.config.bailing_hybrid import BailingHybridConfig
 from formats.config.base import (
     CHUNKED_ATTENTION,
     COMPRESSED_SPARSE_ATTENTION,
+    CONV,
     FULL_ATTENTION,
     GELU_TANH,
     HEAVILY_COMPRESSED_ATTENTION,
@@ -53,6 +54,7 @@ from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
+from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
@@ -73,6 +75,7 @@ __all__ = [
     "CHUNKED_ATTENTION",
     "COMPRESSED_SPARSE_ATTENTION",
     "CONFIG_CLASSES",
+    "CONV",
     "FACTORS",
     "FULL_ATTENTION",
     "GELU_TANH",
@@ -145,6 +148,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_linear": KimiLinearConfig.read,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
+    "lfm2_moe": read_lfm2_moe,
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
     "mimo_v2_flash": read_mimo_v2_flash,
@@ -183,6 +187,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
+    "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,

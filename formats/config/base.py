@@ -15,6 +15,7 @@ LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
 SLIDING_ATTENTION = "sliding_attention"
 CHUNKED_ATTENTION = "chunked_attention"  # to the tokens since the last multiple of attention_chunk_size
+CONV = "conv"  # no attention but a short convolution, between two gates
 INDEXED_ATTENTION = "indexed_attention"  # to the tokens that an indexer chooses
 SHARED_INDEX_ATTENTION = "shared_index_attention"  # to those that the layer before chose
 COMPRESSED_SPARSE_ATTENTION = "compressed_sparse_attention"  # to a window, and to entries that an indexer chooses

@@ -7,6 +7,7 @@ from typing import Any
 
 from formats.config.base import (
     CHUNKED_ATTENTION,
+    CONV,
     DENSE,
     FULL_ATTENTION,
     SILU,
@@ -85,6 +86,7 @@ class DecoderConfig(ModelConfig):
     scale_expert_input: bool = False  # routing weights multiply what experts read, not what they give
     shared_expert_intermediate_size: int | None = None  # of all shared experts together
     shared_expert_gate: bool = False
+    conv_kernel_size: int | None = None  # of layers with conv
     # scales
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -123,6 +125,10 @@ class DecoderConfig(ModelConfig):
 
     def _slides(self, layer: int) -> bool:
         return self.layer_types[layer] == SLIDING_ATTENTION
+
+    def is_conv(self, layer: int) -> bool:
+        """Whether a layer has a short convolution in the place of attention."""
+        return self.layer_types[layer] == CONV
 
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
@@ -164,6 +170,7 @@ class DecoderConfig(ModelConfig):
         return sum(
             self._held_tokens(layer, ctx_size, chunk_size) * self._cached_values(layer)
             for layer in range(self.num_hidden_layers)
+            if not self.is_conv(layer)
         )
 
     def _cached_values(self, layer: int) -> int:
@@ -179,7 +186,7 @@ class DecoderConfig(ModelConfig):
 
     @property
     def state_values(self) -> int:
-        return 0
+        return self.layer_types.count(CONV) * ((self.conv_kernel_size or 1) - 1) * self.hidden_size
 
     @property
     def feed_forward_width(self) -> int:
@@ -189,7 +196,8 @@ class DecoderConfig(ModelConfig):
     def mixer_values(self, tokens: int) -> int:
         """Projections, normalised or cut, turned, and what attention gives, twice."""
         heads = self.num_attention_heads + max(map(self.key_heads, range(self.num_hidden_layers)))
-        return tokens * 5 * heads * max(self.head_dim, self.value_dim)
+        attention = 5 * heads * max(self.head_dim, self.value_dim)
+        return tokens * (max(attention, 9 * self.hidden_size) if CONV in self.layer_types else attention)
 
     def scores_per_token(self, ctx_size: int) -> int:
         return ctx_size * self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
@@ -197,7 +205,9 @@ class DecoderConfig(ModelConfig):
     def check(self, where: Where) -> None:
         super().check(where)
         chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)
-        self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION, *chunked))
+        conv = () if self.conv_kernel_size is None else (CONV,)
+        self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION, *chunked, *conv))
+        self.require(where, self.conv_kernel_size != 1, "conv_kernel_size", "2 or more")
         self.check_mlp_layer_types(where, (DENSE, SPARSE))
         if DENSE in self.mlp_layer_types:
             self.require(where, self.intermediate_size is not None, "intermediate_size", "a width, for dense layers")

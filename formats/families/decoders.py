@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from formats.config import (
     CHUNKED_ATTENTION,
+    CONV,
     FULL_ATTENTION,
     HEAD_NORM,
     SIGMOID,
@@ -43,6 +44,8 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
         "sKv": (config.swa_num_key_value_heads or config.num_key_value_heads) * config.value_dim,
         "h": config.head_dim,
         "H": config.num_attention_heads,
+        "3D": 3 * config.hidden_size,
+        "k": config.conv_kernel_size or 0,
     }
 
 
@@ -205,6 +208,41 @@ def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor._replace(source=tensor.name.replace("mlp.", "feed_forward.")) for tensor in tensors)
 
 
+LFM2_NAMES = {
+    "self_attn.q_norm": "self_attn.q_layernorm",
+    "self_attn.k_norm": "self_attn.k_layernorm",
+    "self_attn.o_proj": "self_attn.out_proj",
+}
+LFM2_MOE = replace(
+    _decoder(
+        (
+            ROUTER._replace(source="feed_forward.gate"),
+            CORRECTION_BIAS._replace(source="feed_forward.expert_bias", when=lambda c: c.e_score_correction_bias),
+        ),
+        (
+            tuple(rule._replace(name=rule.name.replace("block_sparse_moe", "feed_forward")) for rule in W1_W3_W2),
+            tuple(rule._replace(name=rule.name.replace("mlp", "feed_forward", 1)) for rule in FUSED),
+            tuple(rule._replace(name=rule.name.replace("mlp", "feed_forward", 1)) for rule in SWITCH_MLP),
+        ),
+        dense=tuple(
+            tensor._replace(source=f"feed_forward.{weight}", also=tensor.name.replace("mlp", "feed_forward"))
+            for tensor, weight in zip(DENSE_MLP, ("w1", "w3", "w2"), strict=True)
+        ),
+        mixers={
+            FULL_ATTENTION: tuple(
+                tensor._replace(source=LFM2_NAMES.get(tensor.name, "")) for tensor in MIXERS[FULL_ATTENTION]
+            ),
+            CONV: (
+                Tensor("conv.in_proj", "3D D"),
+                Tensor("conv.conv", "D 1 k", keep=True),
+                Tensor("conv.out_proj", "D D"),
+            ),
+        },
+    ),
+    before_mixer=(Tensor("input_layernorm", "D", source="operator_norm"),),
+    after_mixer=(Tensor("post_attention_layernorm", "D", source="ffn_norm"),),
+    last=(Tensor("norm", "D", source="embedding_norm"),),
+)
 LLAMA4 = _decoder(
     (ROUTER._replace(source="feed_forward.router"), *_in_feed_forward(SHARED_EXPERT)),
     (

@@ -46,10 +46,12 @@ from repack.sources.gguf_names import (
     INDEXER,
     KIMI_K3,
     LATENT_ATTENTION,
+    LFM2_MOE,
     LINEAR_ATTENTION,
     LING,
     OUTSIDE,
     OUTSIDE_KIMI_K3,
+    OUTSIDE_LFM2,
     OUTSIDE_LING,
     SHARED_EXPERT,
     SHARED_EXPERTS,
@@ -189,6 +191,25 @@ def _ernie4_5_moe(keys: Keys) -> Config:
     }
 
 
+def _lfm2_moe(keys: Keys) -> Config:
+    """LFM2: layers without keys have a convolution."""
+    keys.only("expert_gating_func", SIGMOID)
+    key_heads = keys.items("attention.head_count_kv", int, keys.layers)
+    if len(heads := set(key_heads) - {0}) != 1:
+        raise UnsupportedError(f"{keys.where}: {keys.architecture}.attention.head_count_kv is {shown(key_heads)}")
+    return decoder_config(keys, "lfm2_moe") | {
+        "norm_eps": keys["attention.layer_norm_rms_epsilon"],
+        "num_key_value_heads": heads.pop(),
+        "layer_types": ["full_attention" if count else "conv" for count in key_heads],
+        "conv_L_cache": keys["shortconv.l_cache"],
+        "intermediate_size": keys["feed_forward_length"],
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "num_dense_layers": keys.get("leading_dense_block_count", 0),
+        "norm_topk_prob": keys.get("expert_weights_norm", True),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+    }
+
+
 def _minimax_m2(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     return decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
@@ -269,6 +290,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "glm4moe": Architecture("glm4_moe", _glm4_moe, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "gemma4": Architecture("gemma4", gemma4_config, COMMON | BESIDE_EXPERTS, rope_factors=True),
+    "lfm2moe": Architecture("lfm2_moe", _lfm2_moe, LFM2_MOE, outside=OUTSIDE_LFM2),
     "llama4": Architecture("llama4", _llama4, COMMON | FEED_FORWARD, rope_factors=True),
     "mimo2": Architecture(
         "mimo_v2_flash",

@@ -63,6 +63,19 @@ AFMOE = {
     "ffn_gate_inp.weight": "mlp.router.gate.weight",
     "exp_probs_b.bias": "mlp.expert_bias",
 }
+LFM2_MOE = {
+    "attn_norm.weight": "operator_norm.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "ffn_gate_inp.weight": "feed_forward.gate.weight",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+    **{f"shortconv.{part}.weight": f"conv.{part}.weight" for part in ("conv", "in_proj", "out_proj")},
+    **{f"attn_{part}.weight": f"self_attn.{part}_proj.weight" for part in "qkv"},
+    "attn_output.weight": "self_attn.out_proj.weight",
+    **{f"attn_{part}_norm.weight": f"self_attn.{part}_layernorm.weight" for part in "qk"},
+    **{name: hf.replace("mlp", "feed_forward") for name, hf in DENSE.items()},
+    **{name: hf.replace("mlp", "feed_forward", 1) for name, hf in EXPERTS.items()},
+}
+OUTSIDE_LFM2 = {**OUTSIDE, "token_embd_norm.weight": "model.embedding_norm.weight"}
 LINEAR_ATTENTION = {
     "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
     "attn_gate.weight": "linear_attn.in_proj_z.weight",

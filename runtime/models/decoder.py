@@ -35,7 +35,7 @@ from runtime.session import Sequence
 class Layer(NamedTuple):
     """Attention of one layer, and what some models do beside it."""
 
-    attention: Attention
+    attention: Attention | None  # None where a convolution stands in its place
     chunk: int | None
     uniform: bool  # neither chunks nor scales that depend on the position
     router: Router | None  # None where the layer is dense
@@ -49,8 +49,15 @@ class Decoder:
     ops: Ops
 
     def new_states(self) -> list[State]:
-        """An empty cache of keys and values per layer."""
-        return [self._new_kv_cache(layer) for layer in range(self.config.num_hidden_layers)]
+        """What every layer remembers, before the first token."""
+        return [self._new_state(layer) for layer in range(self.config.num_hidden_layers)]
+
+    def _new_state(self, layer: int) -> State:
+        """What a convolution remembers, or a cache of keys and values."""
+        c = self.config
+        if c.is_conv(layer):
+            return self.ops.zeros(((c.conv_kernel_size or 1) - 1, c.hidden_size))
+        return self._new_kv_cache(layer)
 
     def _new_kv_cache(self, layer: int) -> State:
         c = self.config
@@ -74,7 +81,7 @@ class Decoder:
         """Of the stream and what the layer before adds to it: the stream, and what this one adds, as far as wanted."""
         name = f"layers.{layer}"
         h, x = self._add_norm(h, y, f"{name}.input_layernorm")
-        h, y = (self.ops.rows(part, wanted) for part in (h, self._attention(layer, x, sequences)))
+        h, y = (self.ops.rows(part, wanted) for part in (h, self._mixer(layer, x, sequences)))
         y = self._output_norm(y, f"{name}.attention_output_norm")
         h, x = self._add_norm(h, y, f"{name}.post_attention_layernorm")
         return h, self._output_norm(self._feed_forward(layer, x), f"{name}.post_mlp_layernorm")
@@ -117,12 +124,12 @@ class Decoder:
 
     def _layer_of(self, layer: int) -> Layer:
         c, name = self.config, f"layers.{layer}"
-        attention = self._attention_of(layer)
+        attention = None if c.is_conv(layer) else self._attention_of(layer)
         router = self._router_of(layer) if c.has_experts(layer) else None
         plain = c.is_uniform(layer) and c.qk_norm not in (TURNED_NORM, UNIT_NORM) and c.clip_qkv is None
         block = None
         plain = plain and c.attention_value_scale == 1 and c.attention_gate == NO_GATE and not c.output_norms
-        if router is not None and plain:
+        if attention is not None and router is not None and plain:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
             block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
         shared = None
@@ -177,11 +184,26 @@ class Decoder:
             weight(f"{name}.e_score_correction_bias") if c.e_score_correction_bias else None,
         )
 
-    # ---- attention
+    # ---- attention, or a short convolution
+
+    def _mixer(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        return (self._convolution if self.config.is_conv(layer) else self._attention)(layer, x, sequences)
+
+    def _convolution(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
+        """A causal convolution of x gated by itself, and gated once more (LFM2)."""
+        ops, name, d = self.ops, f"layers.{layer}.conv", self.config.hidden_size
+        projected = ops.linear(x, ops.weight(f"{name}.in_proj"))  # [T, 3 D]
+        y, after = projected[:, :d] * projected[:, 2 * d :], projected[:, d : 2 * d]
+        outputs = []
+        for s in sequences:
+            output, s.states[layer] = ops.causal_conv1d(y[s.rows], ops.weight(f"{name}.conv"), s.states[layer])
+            outputs.append(output)  # [tokens, D]
+        return ops.linear(after * ops.concatenate(outputs), ops.weight(f"{name}.out_proj"))
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         """As `Ops.self_attention`, and what some models do between the projections and attention."""
         c, ops, (own, chunk, *_) = self.config, self.ops, self._layers[layer]
+        assert own is not None
         q, k, v = ops.linears(x, own.projections, own.biases)
         q_norm, k_norm = own.whole_norms or (None, None)
         q = self._heads(q, q_norm, own.heads)  # [T, heads, d]
@@ -194,7 +216,7 @@ class Decoder:
             q, k = unit_norm(ops, q, c.rms_norm_eps), unit_norm(ops, k, c.rms_norm_eps)
         outputs = []
         for s in sequences:
-            for rows, position, scale in self._runs(layer, s):
+            for rows, position, scale in self._runs(layer, s, own.scale):
                 if chunk is not None and position % chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
                 turn = Turn(own.rope, position, own.q_norm, own.k_norm, own.eps) if own.rope is not None else None
@@ -215,10 +237,9 @@ class Decoder:
         """Queries or keys [T, heads, d], turned and then normalised."""
         return self.ops.rms_norm(self.ops.rope(x, turn.position, turn.rope), norm, turn.eps)
 
-    def _runs(self, layer: int, s: Sequence) -> Iterable[tuple[slice, int, float]]:
+    def _runs(self, layer: int, s: Sequence, scale: float) -> Iterable[tuple[slice, int, float]]:
         """(rows, position, scale of scores) of a sequence's tokens, cut where a chunk begins or the scale changes."""
-        own = self._layers[layer]
-        return [(s.rows, s.position, own.attention.scale)] if own.uniform else self._parts(layer, s)
+        return [(s.rows, s.position, scale)] if self._layers[layer].uniform else self._parts(layer, s)
 
     def _parts(self, layer: int, s: Sequence) -> Iterator[tuple[slice, int, float]]:
         """`_runs` of a layer that is cut."""

@@ -439,6 +439,28 @@ TRINITY: dict[str, Any] = {  # keys of the published files, numbers of mlx-lm's 
     "topk_group": 1,
     "vocab_size": 200192,
 }
+LFM2_8B: dict[str, Any] = {  # defaults of transformers' Lfm2MoeConfig; which layers have attention, nothing says
+    "model_type": "lfm2_moe",
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "hidden_size": 2048,
+    "intermediate_size": 7168,
+    "layer_types": (["conv"] * 3 + ["full_attention"]) * 8,
+    "max_position_embeddings": 128000,
+    "moe_intermediate_size": 1792,
+    "norm_eps": 1e-05,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_dense_layers": 2,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 1000000.0,
+    "routed_scaling_factor": 1.0,
+    "use_expert_bias": True,
+    "vocab_size": 65536,
+}
 GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
@@ -497,6 +519,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         QWEN3_VL_30B,
         SOLAR_OPEN_100B,
         TRINITY,
+        LFM2_8B,
     )
 }
 

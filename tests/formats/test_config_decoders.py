@@ -179,7 +179,23 @@ FACTS["afmoe"] = {
     "shared_expert_intermediate_size": 1024,
     "embedding_multiplier": 2048**0.5,
 }
-CACHED = {"mimo_v2_flash": (9 * 4 + 39 * 8) * (192 + 128)}  # where key heads or widths differ: values per token
+FACTS["lfm2_moe"] = {
+    "rotary_dim": 64,
+    "layer_types": ("conv", "conv", "conv", "full_attention") * 8,
+    "conv_kernel_size": 3,
+    "qk_norm": "head",
+    "mlp_layer_types": ("dense",) * 2 + ("sparse",) * 30,
+    "intermediate_size": 7168,
+    "scoring_func": "sigmoid",
+    "e_score_correction_bias": True,
+    "tie_word_embeddings": True,
+}
+TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
+STATES = {"lfm2_moe": 24 * 2 * 2048}  # values that do not grow with a sequence
+CACHED = {
+    "lfm2_moe": 8 * 2 * 512,
+    "mimo_v2_flash": (9 * 4 + 39 * 8) * (192 + 128),
+}  # where key heads or widths differ: values per token
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -194,7 +210,7 @@ def test_published_configs_become_facts(model_type: str) -> None:
         expected = (plain | own).get(key, getattr(DecoderConfig, key, None))
         if key in plain or key in own or hasattr(DecoderConfig, key):
             assert getattr(model, key) == expected, (key, value)
-    assert model.state_values == 0
+    assert model.state_values == STATES.get(model_type, 0)
     alike = model.num_hidden_layers * 2 * model.num_key_value_heads * model.head_dim
     assert model.cache_values(64, 64) == 64 * CACHED.get(model_type, alike)
     assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
@@ -206,10 +222,9 @@ def test_qwen3_moe_is_the_same_with_its_rope_where_transformers_5_writes_it() ->
     assert read(config) == read(QWEN3_30B)
 
 
-def test_ernie_ties_its_head_if_nothing_is_said() -> None:
-    """As transformers' configuration_ernie4_5_moe.py, and no other decoder."""
+def test_heads_are_tied_if_nothing_is_said_in_two_families() -> None:
     for model_type, config in DECODERS.items():
-        assert read({**config, "tie_word_embeddings": None}).tie_word_embeddings == (model_type == "ernie4_5_moe")
+        assert read({**config, "tie_word_embeddings": None}).tie_word_embeddings == (model_type in TIED)
 
 
 def test_qwen3_vl_ties_its_head_as_either_config_says() -> None:
@@ -362,6 +377,9 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("afmoe", "route_norm", False, "route_norm is False, only True is implemented"),
         ("afmoe", "n_group", 2, "n_group is 2, only 1 is implemented"),
         ("afmoe", "num_shared_experts", 0, "num_shared_experts is 0, expected an integer from 1"),
+        ("lfm2_moe", "conv_bias", True, "conv_bias is True, only False is implemented"),
+        ("lfm2_moe", "conv_L_cache", 1, "conv_L_cache is 1, expected an integer from 2"),
+        ("lfm2_moe", "layer_types", None, "layer_types is missing"),
         ("mimo_v2_flash", "n_shared_experts", 1, "n_shared_experts is 1, only nothing is implemented"),
         ("mimo_v2_flash", "scoring_func", "softmax", "scoring_func is softmax, only 'sigmoid' is implemented"),
         ("mimo_v2_flash", "topk_method", "greedy", "topk_method is greedy, only 'noaux_tc' is implemented"),
