@@ -1,13 +1,13 @@
 """What a family of models is: which tensors it has, their shapes, their names in checkpoints, what becomes of each.
 
-Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate,
-F intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of values
-that are not as wide as keys: Ov and Kv; in layers with a window: sK and sKv; of linear attention: C convolution
-channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L the ranks of queries
-and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of all; of DeepSeek-V4:
-N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l what experts read;
-of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the kernel of its
-convolution, ngrams and ngram the rows and columns of one of its shards. `1` is itself.
+Shapes are words of symbols: D hidden, V vocabulary, E experts, I expert intermediate, S shared expert intermediate, F
+intermediate of a dense layer, Q queries and their gates, O attention output, K keys or values, h head; of values that
+are not as wide as keys: Ov and Kv; in layers with a window: sK and sKv, sO, sOv and sH; of linear attention: C
+convolution channels, k convolution kernel, v values, H value heads, d value head; of latent attention: q and L the
+ranks of queries and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of
+all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l
+what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
+kernel of its convolution, ngrams and ngram the rows and columns of one of its shards. `1` is itself.
 """
 
 import re

@@ -34,6 +34,8 @@ from formats.config.decoder import (
     NO_GATE,
     SIGMOID,
     SOFTMAX,
+    SOFTPLUS,
+    SOFTPLUS_BY_HEAD,
     SQRT_SOFTPLUS,
     TURNED_NORM,
     UNIT_NORM,
@@ -54,6 +56,7 @@ from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
+from formats.config.laguna import read_laguna
 from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
@@ -94,6 +97,8 @@ __all__ = [
     "SITU",
     "SLIDING_ATTENTION",
     "SOFTMAX",
+    "SOFTPLUS",
+    "SOFTPLUS_BY_HEAD",
     "SQRT_SOFTPLUS",
     "SWIGLU_CLAMPED",
     "TURNED_NORM",
@@ -148,6 +153,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_linear": KimiLinearConfig.read,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
+    "laguna": read_laguna,
     "lfm2_moe": read_lfm2_moe,
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
@@ -187,6 +193,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
+    "laguna": DecoderConfig,
     "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,
     "mimo_v2_flash": DecoderConfig,

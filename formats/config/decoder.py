@@ -27,6 +27,7 @@ SOFTMAX, SIGMOID = "softmax", "sigmoid"
 SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_GATE = "none"
+SOFTPLUS, SOFTPLUS_BY_HEAD = "softplus", "softplus_by_head"  # of a gate
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
 UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned
 TURNED_NORM = "turned_head"  # of each head, after queries and keys are turned
@@ -62,6 +63,9 @@ class DecoderConfig(ModelConfig):
     attention_value_scale: float = 1.0  # values are multiplied by it
     sliding_window: int | None = None  # of layers with sliding_attention: tokens that a token sees, itself included
     swa_num_key_value_heads: int | None = None  # of these layers, where it is not num_key_value_heads
+    swa_num_attention_heads: int | None = None  # of these layers, where it is not num_attention_heads
+    swa_rotary_dim: int | None = None  # of these layers, where it is not rotary_dim
+    swa_rope_scaled: bool = True  # whether rope_scaling is theirs, too
     swa_rope_theta: float | None = None  # of these layers, where it is not rope_theta
     attention_chunk_size: int | None = None  # of layers with chunked_attention
     full_attention_rope: bool = True  # whether layers with full_attention know positions
@@ -71,7 +75,7 @@ class DecoderConfig(ModelConfig):
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit
-    attention_gate: str = NO_GATE  # of what heads give, by their input: none, or sigmoid, of each value
+    attention_gate: str = NO_GATE  # of what heads give: none, or sigmoid or softplus of each value, softplus_by_head
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
     output_norms: bool = False  # what attention and experts give is normalised before it is added
     # router and experts
@@ -104,7 +108,12 @@ class DecoderConfig(ModelConfig):
 
     @cached_property
     def _sliding_rope(self) -> Rope:
-        return replace(self.rope, theta=self.swa_rope_theta or self.rope_theta)
+        return replace(
+            self.rope,
+            theta=self.swa_rope_theta or self.rope_theta,
+            dim=self.swa_rotary_dim or self.rotary_dim,
+            scaling=self.rope_scaling if self.swa_rope_scaled else None,
+        )
 
     def rope_of(self, layer: int) -> Rope:
         """How positions turn queries and keys of a layer that knows them."""
@@ -114,6 +123,10 @@ class DecoderConfig(ModelConfig):
     def value_dim(self) -> int:
         """Width of a head's values."""
         return self.v_head_dim or self.head_dim
+
+    def query_heads(self, layer: int) -> int:
+        """Heads of queries of a layer."""
+        return (self.swa_num_attention_heads if self._slides(layer) else None) or self.num_attention_heads
 
     def key_heads(self, layer: int) -> int:
         """Heads of keys and values of a layer."""
@@ -195,12 +208,14 @@ class DecoderConfig(ModelConfig):
 
     def mixer_values(self, tokens: int) -> int:
         """Projections, normalised or cut, turned, and what attention gives, twice."""
-        heads = self.num_attention_heads + max(map(self.key_heads, range(self.num_hidden_layers)))
+        heads = max(self.query_heads(layer) + self.key_heads(layer) for layer in range(self.num_hidden_layers))
         attention = 5 * heads * max(self.head_dim, self.value_dim)
         return tokens * (max(attention, 9 * self.hidden_size) if CONV in self.layer_types else attention)
 
     def scores_per_token(self, ctx_size: int) -> int:
-        return ctx_size * self.num_attention_heads // min(map(self.key_heads, range(self.num_hidden_layers)))
+        return ctx_size * max(
+            self.query_heads(layer) // self.key_heads(layer) for layer in range(self.num_hidden_layers)
+        )
 
     def check(self, where: Where) -> None:
         super().check(where)
@@ -215,8 +230,15 @@ class DecoderConfig(ModelConfig):
             self.require(where, self.sliding_window is not None, "sliding_window", "a number, for sliding_attention")
         if self.swa_num_key_value_heads is not None:
             self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
+        if self.swa_num_attention_heads is not None:
+            key_heads = self.swa_num_key_value_heads or self.num_key_value_heads
+            fit = self.swa_num_attention_heads % key_heads == 0
+            self.require(where, fit, "swa_num_attention_heads", f"a multiple of {key_heads} heads of keys")
+        if self.swa_rotary_dim is not None:
+            fits = self.swa_rotary_dim % 2 == 0 and 0 < self.swa_rotary_dim <= self.head_dim
+            self.require(where, fits, "swa_rotary_dim", f"an even number, at most head_dim {self.head_dim}")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
-        self.require_known(where, "attention_gate", (NO_GATE, SIGMOID))
+        self.require_known(where, "attention_gate", (NO_GATE, SIGMOID, SOFTPLUS, SOFTPLUS_BY_HEAD))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)

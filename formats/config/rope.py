@@ -1,10 +1,10 @@
 """Rotary position embeddings: how config.json states them, and the angles they mean."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -153,6 +153,40 @@ def read_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float,
     parameters = _rope_parameters(config)
     scaling = read_yarn(parameters, config, yarn)
     return read_theta(_beside(parameters, config, "rope_theta")), scaling
+
+
+def read_layer_ropes(config: Fields, layer_types: Sequence[str], head_dim: int) -> dict[str, Any]:
+    """Facts of a decoder whose kinds of layers have rotations of their own, in rope_parameters by layer type.
+
+    Layers with windows are scaled as the others are, or not at all.
+
+    Raises FormatError, or UnsupportedError for scalings that are not implemented.
+    """
+    if not layer_types:
+        raise config.wrong("layer_types", "an entry for each layer")
+    by_kind = config.object("rope_parameters")
+    ropes = {kind: _read_layer_rope(by_kind.object(kind), config, head_dim) for kind in dict.fromkeys(layer_types)}
+    full = ropes.get("full_attention") or next(iter(ropes.values()))
+    sliding = ropes.get("sliding_attention", full)
+    if sliding.scaling not in (None, full.scaling):
+        name = by_kind.name("sliding_attention")
+        raise UnsupportedError(f"{name} is scaled otherwise than full_attention, only as it or not is implemented")
+    return {
+        "rope_theta": full.theta,
+        "rotary_dim": full.dim,
+        "rope_scaling": full.scaling,
+        "swa_rope_theta": None if sliding.theta == full.theta else sliding.theta,
+        "swa_rotary_dim": None if sliding.dim == full.dim else sliding.dim,
+        "swa_rope_scaled": sliding.scaling == full.scaling,
+    }
+
+
+def _read_layer_rope(parameters: Fields, config: Fields, head_dim: int) -> Rope:
+    share = parameters.number("partial_rotary_factor", 1.0)
+    rotary_dim = int(head_dim * share) if 0 < share <= 1 else 0
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise parameters.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
+    return Rope(read_theta(parameters), rotary_dim, scaling=read_yarn(parameters, config))
 
 
 def read_theta(source: Fields, key: str = "rope_theta") -> float:

@@ -10,6 +10,8 @@ from formats.config import (
     HEAD_NORM,
     SIGMOID,
     SLIDING_ATTENTION,
+    SOFTPLUS,
+    SOFTPLUS_BY_HEAD,
     TURNED_NORM,
     WHOLE_NORM,
     DecoderConfig,
@@ -42,6 +44,9 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
         "Kv": config.num_key_value_heads * config.value_dim,
         "sK": (config.swa_num_key_value_heads or config.num_key_value_heads) * config.head_dim,
         "sKv": (config.swa_num_key_value_heads or config.num_key_value_heads) * config.value_dim,
+        "sO": (config.swa_num_attention_heads or config.num_attention_heads) * config.head_dim,
+        "sOv": (config.swa_num_attention_heads or config.num_attention_heads) * config.value_dim,
+        "sH": config.swa_num_attention_heads or config.num_attention_heads,
         "h": config.head_dim,
         "H": config.num_attention_heads,
         "3D": 3 * config.hidden_size,
@@ -49,24 +54,29 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
     }
 
 
-def _attention(keys: str, values: str, sinks: Tensor) -> tuple[Tensor, ...]:
-    """Of a kind of layers; keys and values are the symbols of their widths."""
+def _attention(sliding: str, sinks: Tensor) -> tuple[Tensor, ...]:
+    """Of a kind of layers; `sliding` is what symbols of widths begin with that are not those of the others."""
+    queries, keys, values, given, heads = (f"{sliding}{symbol}" for symbol in ("O", "K", "Kv", "Ov", "H"))
     return (
-        Tensor("self_attn.q_proj", "O D"),
+        Tensor("self_attn.q_proj", f"{queries} D"),
         Tensor("self_attn.k_proj", f"{keys} D"),
         Tensor("self_attn.v_proj", f"{values} D"),
-        Tensor("self_attn.q_proj.bias", "O", suffix="", when=lambda c: c.attention_bias),
+        Tensor("self_attn.q_proj.bias", queries, suffix="", when=lambda c: c.attention_bias),
         Tensor("self_attn.k_proj.bias", keys, suffix="", when=lambda c: c.attention_bias),
         Tensor("self_attn.v_proj.bias", values, suffix="", when=lambda c: c.attention_bias),
         Tensor("self_attn.q_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
         Tensor("self_attn.k_norm", "h", when=lambda c: c.qk_norm == HEAD_NORM),
         Tensor("self_attn.q_norm", "h", source="self_attn.query_layernorm", when=lambda c: c.qk_norm == TURNED_NORM),
         Tensor("self_attn.k_norm", "h", source="self_attn.key_layernorm", when=lambda c: c.qk_norm == TURNED_NORM),
-        Tensor("self_attn.q_norm", "O", when=lambda c: c.qk_norm == WHOLE_NORM),
+        Tensor("self_attn.q_norm", queries, when=lambda c: c.qk_norm == WHOLE_NORM),
         Tensor("self_attn.k_norm", keys, when=lambda c: c.qk_norm == WHOLE_NORM),
-        sinks,
-        Tensor("self_attn.g_proj", "Ov D", source="self_attn.gate_proj", when=lambda c: c.attention_gate == SIGMOID),
-        Tensor("self_attn.o_proj", "D Ov"),
+        sinks._replace(shape=heads),
+        Tensor(
+            "self_attn.g_proj", f"{given} D", source="self_attn.gate_proj", when=lambda c: c.attention_gate == SIGMOID
+        ),
+        Tensor("self_attn.g_proj", f"{given} D", when=lambda c: c.attention_gate == SOFTPLUS),
+        Tensor("self_attn.g_proj", f"{heads} D", when=lambda c: c.attention_gate == SOFTPLUS_BY_HEAD),
+        Tensor("self_attn.o_proj", f"D {given}"),
         Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
     )
 
@@ -74,8 +84,8 @@ def _attention(keys: str, values: str, sinks: Tensor) -> tuple[Tensor, ...]:
 def _mixers(sinks_source: str = "") -> Mapping[str, tuple[Tensor, ...]]:
     """Attention by layer type; its sinks may have another name in a source."""
     sinks = Tensor("self_attn.sinks", "H", suffix="", source=sinks_source)
-    full = _attention("K", "Kv", sinks._replace(when=lambda c: c.attention_sinks and c.full_attention_sinks))
-    sliding = _attention("sK", "sKv", sinks._replace(when=lambda c: c.attention_sinks))
+    full = _attention("", sinks._replace(when=lambda c: c.attention_sinks and c.full_attention_sinks))
+    sliding = _attention("s", sinks._replace(when=lambda c: c.attention_sinks))
     return {FULL_ATTENTION: full, CHUNKED_ATTENTION: full, SLIDING_ATTENTION: sliding}
 
 
@@ -208,6 +218,13 @@ def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor._replace(source=tensor.name.replace("mlp.", "feed_forward.")) for tensor in tensors)
 
 
+LAGUNA = _decoder(
+    (
+        ROUTER._replace(also="mlp.gate.proj"),
+        CORRECTION_BIAS._replace(source="mlp.experts.e_score_correction_bias", also=CORRECTION_BIAS.name),
+        *SHARED_EXPERT,
+    )
+)
 LFM2_NAMES = {
     "self_attn.q_norm": "self_attn.q_layernorm",
     "self_attn.k_norm": "self_attn.k_layernorm",

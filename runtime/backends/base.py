@@ -75,6 +75,9 @@ class Ops(Protocol):
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x))."""
 
+    def softplus(self, x: Array) -> Array:
+        """log(1 + exp(x)): x [T, C]."""
+
     def gate(self, x: Array, gate: Array, kind: str) -> Array:
         """x * silu(gate), or x * sigmoid(gate): kind is SILU or SIGMOID of formats/config; both of one shape."""
 

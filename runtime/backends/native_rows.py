@@ -64,6 +64,12 @@ class NativeRowOps(CompressedOps):
         self._call("se_gate", MAPS[kind], address(x), address(gate), x.size, address(y))
         return y
 
+    def softplus(self, x: Float32) -> Float32:
+        x, y = with_result(x)
+        nothing = np.zeros(x.shape[1], np.float32)  # a decay without a bias, at a rate of exp(0)
+        self._call("se_decay", address(x), address(nothing), address(nothing), *x.shape, address(y))
+        return -y
+
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         a, y = with_result(a)
         bias, log = self._told.place(dt_bias, a.shape[1]), address(self._told.repeated(a_log, a.shape[1]))

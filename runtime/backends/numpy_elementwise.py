@@ -45,10 +45,12 @@ class ElementwiseOps:
     def clip(self, x: Float32, limit: float) -> Float32:
         return np.clip(x, np.float32(-limit), np.float32(limit))
 
+    def softplus(self, x: Float32) -> Float32:
+        return np.logaddexp(np.float32(0), x)
+
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
-        softplus = np.logaddexp(np.float32(0), a + dt_bias.vector())
         rate = np.exp(a_log.vector())
-        return -np.repeat(rate, a.shape[1] // len(rate)) * softplus
+        return -np.repeat(rate, a.shape[1] // len(rate)) * self.softplus(a + dt_bias.vector())
 
     def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Float32:
         rate = np.exp(a_log.vector())

@@ -12,7 +12,17 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from formats.config import HEAD_NORM, NO_GATE, SIGMOID, TURNED_NORM, UNIT_NORM, WHOLE_NORM, DecoderConfig, Rope
+from formats.config import (
+    HEAD_NORM,
+    NO_GATE,
+    SIGMOID,
+    SOFTPLUS_BY_HEAD,
+    TURNED_NORM,
+    UNIT_NORM,
+    WHOLE_NORM,
+    DecoderConfig,
+    Rope,
+)
 from runtime.backends.base import Ops
 from runtime.backends.facts import (
     Array,
@@ -149,7 +159,7 @@ class Decoder:
             biases=tuple(ops.weight(f"{proj}.bias") for proj in names) if c.attention_bias else None,
             output=ops.weight(f"{name}.o_proj"),
             output_bias=ops.weight(f"{name}.o_proj.bias") if c.attention_output_bias else None,
-            heads=c.num_attention_heads,
+            heads=c.query_heads(layer),
             key_heads=c.key_heads(layer),
             scale=c.attention_multiplier,
             rope=self._rope_of(layer),
@@ -229,9 +239,19 @@ class Decoder:
                 )
                 outputs.append(output)  # [tokens, heads, value_dim]
         o = ops.concatenate(outputs).reshape(-1, own.heads * c.value_dim)
-        if c.attention_gate == SIGMOID:
-            o = ops.gate(o, ops.linear(x, ops.weight(f"layers.{layer}.self_attn.g_proj")), SIGMOID)
+        if c.attention_gate != NO_GATE:
+            o = self._gated(o, ops.linear(x, ops.weight(f"layers.{layer}.self_attn.g_proj")), own.heads)
         return ops.linear(o, own.output, own.output_bias)
+
+    def _gated(self, o: Array, gate: Array, heads: int) -> Array:
+        """What heads give [T, heads * value_dim], each value or each head by its gate."""
+        c = self.config
+        if c.attention_gate == SIGMOID:
+            return self.ops.gate(o, gate, SIGMOID)
+        gate = self.ops.softplus(gate)
+        if c.attention_gate == SOFTPLUS_BY_HEAD:
+            return (o.reshape(-1, heads, c.value_dim) * gate.reshape(-1, heads, 1)).reshape(o.shape)
+        return o * gate
 
     def _turned(self, x: Array, norm: Weight, turn: Turn) -> Array:
         """Queries or keys [T, heads, d], turned and then normalised."""

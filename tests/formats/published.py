@@ -461,6 +461,33 @@ LFM2_8B: dict[str, Any] = {  # defaults of transformers' Lfm2MoeConfig; which la
     "use_expert_bias": True,
     "vocab_size": 65536,
 }
+LAGUNA: dict[str, Any] = {  # defaults of transformers' LagunaConfig; heads and windows as llama.cpp says of Laguna-XS.2
+    "model_type": "laguna",
+    "attention_bias": False,
+    "gating": True,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "layer_types": (["full_attention"] + ["sliding_attention"] * 3) * 10,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 512,
+    "moe_routed_scaling_factor": 1.0,
+    "num_attention_heads": 48,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {"partial_rotary_factor": 0.5, "rope_theta": 500000.0, "rope_type": "default"},
+        "sliding_attention": {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "shared_expert_intermediate_size": 512,
+    "sliding_window": 512,
+    "tie_word_embeddings": False,
+    "vocab_size": 100352,
+}
 GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
@@ -520,6 +547,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         SOLAR_OPEN_100B,
         TRINITY,
         LFM2_8B,
+        LAGUNA,
     )
 }
 

@@ -190,6 +190,20 @@ FACTS["lfm2_moe"] = {
     "e_score_correction_bias": True,
     "tie_word_embeddings": True,
 }
+FACTS["laguna"] = {
+    "rotary_dim": 64,
+    "swa_rotary_dim": 128,
+    "swa_rope_theta": 10000.0,
+    "layer_types": ("full_attention", *("sliding_attention",) * 3) * 10,
+    "sliding_window": 512,
+    "attention_gate": "softplus_by_head",
+    "qk_norm": "head",
+    "mlp_layer_types": ("dense",) + ("sparse",) * 39,
+    "intermediate_size": 8192,
+    "scoring_func": "sigmoid",
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 512,
+}
 TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
 STATES = {"lfm2_moe": 24 * 2 * 2048}  # values that do not grow with a sequence
 CACHED = {
@@ -302,6 +316,15 @@ def test_k_exaone_knows_positions_where_it_has_windows_or_everywhere() -> None:
     assert {(without.window(layer), without.turns(layer)) for layer in range(48)} == {(None, True)}
 
 
+def test_layers_of_laguna_with_windows_may_have_other_heads() -> None:
+    heads = [48, 64, 64, 64] * 10
+    model = read({**DECODERS["laguna"], "num_attention_heads_per_layer": heads})
+    assert isinstance(model, DecoderConfig)
+    assert [model.query_heads(layer) for layer in range(40)] == heads
+    with pytest.raises(FormatError, match="swa_num_attention_heads is 60, expected a multiple of 8 heads of keys"):
+        read({**DECODERS["laguna"], "num_attention_heads_per_layer": [48, 60, 60, 60] * 10})
+
+
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "layer_types"}
     model = read(config)
@@ -377,6 +400,11 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("afmoe", "route_norm", False, "route_norm is False, only True is implemented"),
         ("afmoe", "n_group", 2, "n_group is 2, only 1 is implemented"),
         ("afmoe", "num_shared_experts", 0, "num_shared_experts is 0, expected an integer from 1"),
+        ("laguna", "gating", False, "gating is False, only True, per-head and per-element are implemented"),
+        ("laguna", "num_attention_heads_per_layer", [48, 64] * 20, r"per_layer is \[48, .*, only one number for each"),
+        ("laguna", "num_attention_heads_per_layer", [48], "per_layer is .*, expected 40 entries"),
+        ("laguna", "moe_router_logit_softcapping", 1.0, "softcapping is 1.0, only 0.0 is implemented"),
+        ("laguna", "rope_parameters", None, "rope_parameters is missing"),
         ("lfm2_moe", "conv_bias", True, "conv_bias is True, only False is implemented"),
         ("lfm2_moe", "conv_L_cache", 1, "conv_L_cache is 1, expected an integer from 2"),
         ("lfm2_moe", "layer_types", None, "layer_types is missing"),

@@ -114,6 +114,11 @@ def test_the_best_of_what_is_seen_is_chosen_and_of_equals_the_first(
 # ---- element by element
 
 
+def test_softplus_is_a_logarithm_also_of_large_values(ops: NumpyOps) -> None:
+    x = 30 * normal(5, 6)
+    assert ops.softplus(x) == pytest.approx(np.logaddexp(0, x.astype(np.float64)), rel=1e-5, abs=1e-7)
+
+
 def test_a_soft_cap_is_a_hyperbolic_tangent_and_a_scale_a_product(ops: NumpyOps) -> None:
     x = 20 * normal(5, 6)
     assert ops.softcap(x, 6.0) == pytest.approx(np.array([[6 * math.tanh(v / 6) for v in row] for row in x]), rel=1e-6)
