@@ -34,6 +34,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("afmoe", "Trinity-Nano, Mini, Large", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("axk1", "A.X-K1", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("bailing_hybrid", "Ling-3.0-Flash, Ling-3.0-tiny", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("bailing_moe", "Ling 2, Ring 2", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
@@ -87,6 +88,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("qwen4_exp", "Qwen3.8-Flash-Next (text)", "bf16, FP8, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen4_exp_text", "the language model of Qwen3.8-Flash-Next alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("sarvam_mla", "Sarvam-105B", "bf16", TRANSFORMERS_24, DEEPSEEK),
+    Supported("sarvam_moe", "Sarvam-30B", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (

@@ -72,6 +72,8 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     },
     "afmoe": _checkpoint("afmoe", plain_tiny.CASES["afmoe"], "afmoe"),
     "lfm2_moe": _checkpoint("lfm2moe", plain_tiny.CASES["lfm2_moe"], "lfm2_moe"),
+    "bailing_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["bailing_moe"], "bailing_moe"),
+    "sarvam_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["sarvam_moe"], "sarvam_moe"),
     "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from formats.config.afmoe import read_afmoe
 from formats.config.bailing_hybrid import BailingHybridConfig
+from formats.config.bailing_moe import read_bailing_moe, read_sarvam_moe
 from formats.config.base import (
     CHUNKED_ATTENTION,
     COMPRESSED_SPARSE_ATTENTION,
@@ -132,6 +133,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "afmoe": read_afmoe,
     "axk1": DeepseekV3Config.read,
     "bailing_hybrid": BailingHybridConfig.read,
+    "bailing_moe": read_bailing_moe,
     "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
@@ -173,12 +175,14 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "qwen4_exp": Qwen4ExpConfig.read,
     "qwen4_exp_text": Qwen4ExpConfig.read,  # the language model saved alone
     "sarvam_mla": DeepseekV3Config.read,
+    "sarvam_moe": read_sarvam_moe,
     "solar_open": read_solar_open,
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
+    "bailing_moe": DecoderConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
     "dots1": DecoderConfig,

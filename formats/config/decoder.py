@@ -72,6 +72,7 @@ class DecoderConfig(ModelConfig):
     attention_temperature: Temperature | None = None  # of layers that know no positions
     attention_sinks: bool = False
     full_attention_sinks: bool = True  # whether layers with full_attention have them, too
+    fused_qkv: bool = False  # queries, keys and values are one projection
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit

@@ -50,6 +50,7 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
         "h": config.head_dim,
         "H": config.num_attention_heads,
         "3D": 3 * config.hidden_size,
+        "O2K": (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim,
         "k": config.conv_kernel_size or 0,
     }
 
@@ -142,6 +143,29 @@ AFMOE = replace(
         Tensor("post_attention_layernorm", "D", source="pre_mlp_layernorm"),
         Tensor("post_mlp_layernorm", "D"),
     ),
+)
+BAILING_MOE = replace(
+    _decoder(
+        (
+            ROUTER._replace(also="mlp.gate.gate_proj"),
+            CORRECTION_BIAS._replace(source="mlp.gate.expert_bias"),
+            *SHARED_EXPERTS,
+        ),
+        mixers={
+            FULL_ATTENTION: (
+                Tensor("self_attn.qkv_proj", "O2K D", source="attention.query_key_value"),
+                Tensor(
+                    "self_attn.q_norm", "h", source="attention.query_layernorm", when=lambda c: c.qk_norm == HEAD_NORM
+                ),
+                Tensor(
+                    "self_attn.k_norm", "h", source="attention.key_layernorm", when=lambda c: c.qk_norm == HEAD_NORM
+                ),
+                Tensor("self_attn.o_proj", "D O", source="attention.dense"),
+            )
+        },
+        extra_layers="multi-token prediction",
+    ),
+    embedding=Tensor("embed_tokens", "V D", source="word_embeddings"),
 )
 DOTS1 = _decoder(
     (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),

@@ -37,6 +37,7 @@ from repack.sources.gguf_latent import (
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
     AFMOE,
+    BAILING_MOE,
     BESIDE_EXPERTS,
     COMMON,
     CORRECTION_BIAS,
@@ -160,6 +161,25 @@ def _afmoe(keys: Keys) -> Config:
     }
 
 
+def _bailing_moe(keys: Keys) -> Config:
+    """Ling 2, and Sarvam-30B, whose biases of routers the converter moves by their mean, which chooses alike."""
+    keys.only("expert_gating_func", SIGMOID)
+    config = decoder_config(keys, "bailing_moe")
+    return config | {
+        "moe_intermediate_size": keys["expert_feed_forward_length"],
+        "intermediate_size": keys["feed_forward_length"],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "moe_router_enable_expert_bias": True,
+        "num_shared_experts": keys["expert_shared_count"],
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "rotary_dim": keys.size("rope.dimension_count", config["head_dim"]),
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "score_function": "sigmoid",
+        "use_qk_norm": keys.has("attn_q_norm.weight"),
+        **groups(keys),
+    }
+
+
 def _dots1(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     return decoder_config(keys, "dots1", experts="n_routed_experts") | {
@@ -277,6 +297,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bailingmoe3": Architecture("bailing_hybrid", ling_config, LING, {"ssm_a": LOG}, outside=OUTSIDE_LING),
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
     "afmoe": Architecture("afmoe", _afmoe, AFMOE),
+    "bailingmoe2": Architecture("bailing_moe", _bailing_moe, BAILING_MOE, outside=OUTSIDE_LING),
     "dots1": Architecture("dots1", _dots1, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",

@@ -63,6 +63,15 @@ AFMOE = {
     "ffn_gate_inp.weight": "mlp.router.gate.weight",
     "exp_probs_b.bias": "mlp.expert_bias",
 }
+BAILING_MOE = {
+    **COMMON,
+    **SHARED_EXPERTS,
+    "attn_qkv.weight": "attention.query_key_value.weight",
+    "attn_output.weight": "attention.dense.weight",
+    "attn_q_norm.weight": "attention.query_layernorm.weight",
+    "attn_k_norm.weight": "attention.key_layernorm.weight",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
 LFM2_MOE = {
     "attn_norm.weight": "operator_norm.weight",
     "ffn_norm.weight": "ffn_norm.weight",

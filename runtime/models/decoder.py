@@ -138,7 +138,13 @@ class Decoder:
         router = self._router_of(layer) if c.has_experts(layer) else None
         plain = c.is_uniform(layer) and c.qk_norm not in (TURNED_NORM, UNIT_NORM) and c.clip_qkv is None
         block = None
-        plain = plain and c.attention_value_scale == 1 and c.attention_gate == NO_GATE and not c.output_norms
+        plain = (
+            plain
+            and not c.fused_qkv
+            and c.attention_value_scale == 1
+            and c.attention_gate == NO_GATE
+            and not c.output_norms
+        )
         if attention is not None and router is not None and plain:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
             block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
@@ -151,7 +157,7 @@ class Decoder:
 
     def _attention_of(self, layer: int) -> Attention:
         c, ops, name = self.config, self.ops, f"layers.{layer}.self_attn"
-        names = [f"{name}.{part}_proj" for part in "qkv"]
+        names = [f"{name}.{part}_proj" for part in (("qkv",) if c.fused_qkv else "qkv")]
         by_head = self._qk_norms_of(layer, HEAD_NORM) or self._qk_norms_of(layer, TURNED_NORM)
         q_norm, k_norm = by_head or (None, None)
         return Attention(
@@ -214,7 +220,7 @@ class Decoder:
         """As `Ops.self_attention`, and what some models do between the projections and attention."""
         c, ops, (own, chunk, *_) = self.config, self.ops, self._layers[layer]
         assert own is not None
-        q, k, v = ops.linears(x, own.projections, own.biases)
+        q, k, v = self._projected(x, own)
         q_norm, k_norm = own.whole_norms or (None, None)
         q = self._heads(q, q_norm, own.heads)  # [T, heads, d]
         k = self._heads(k, k_norm, own.key_heads)
@@ -242,6 +248,14 @@ class Decoder:
         if c.attention_gate != NO_GATE:
             o = self._gated(o, ops.linear(x, ops.weight(f"layers.{layer}.self_attn.g_proj")), own.heads)
         return ops.linear(o, own.output, own.output_bias)
+
+    def _projected(self, x: Array, own: Attention) -> Items[Array]:
+        """Queries, keys and values [T, any]."""
+        if not self.config.fused_qkv:
+            return self.ops.linears(x, own.projections, own.biases)
+        (qkv,) = self.ops.linears(x, own.projections)
+        queries, keys = own.heads * self.config.head_dim, own.key_heads * self.config.head_dim
+        return qkv[:, :queries], qkv[:, queries : queries + keys], qkv[:, queries + keys :]
 
     def _gated(self, o: Array, gate: Array, heads: int) -> Array:
         """What heads give [T, heads * value_dim], each value or each head by its gate."""

@@ -488,6 +488,36 @@ LAGUNA: dict[str, Any] = {  # defaults of transformers' LagunaConfig; heads and 
     "tie_word_embeddings": False,
     "vocab_size": 100352,
 }
+LING_2: dict[str, Any] = {  # keys of mlx-lm's bailing_moe.py; numbers of transformers' SarvamMoEConfig in their place
+    "model_type": "bailing_moe",
+    "first_k_dense_replace": 1,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1024,
+    "moe_router_enable_expert_bias": True,
+    "n_group": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 64,
+    "num_experts": 128,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 19,
+    "num_key_value_heads": 4,
+    "num_shared_experts": 1,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 8000000.0,
+    "routed_scaling_factor": 2.5,
+    "score_function": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "use_bias": False,
+    "use_qk_norm": True,
+    "use_qkv_bias": False,
+    "vocab_size": 262144,
+}
 GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
@@ -548,6 +578,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         TRINITY,
         LFM2_8B,
         LAGUNA,
+        LING_2,
     )
 }
 

@@ -204,6 +204,17 @@ FACTS["laguna"] = {
     "e_score_correction_bias": True,
     "shared_expert_intermediate_size": 512,
 }
+FACTS["bailing_moe"] = {
+    "rotary_dim": 32,
+    "fused_qkv": True,
+    "qk_norm": "head",
+    "mlp_layer_types": ("dense",) + ("sparse",) * 18,
+    "intermediate_size": 8192,
+    "scoring_func": "sigmoid",
+    "routed_scaling_factor": 2.5,
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 1024,
+}
 TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
 STATES = {"lfm2_moe": 24 * 2 * 2048}  # values that do not grow with a sequence
 CACHED = {
@@ -325,6 +336,14 @@ def test_layers_of_laguna_with_windows_may_have_other_heads() -> None:
         read({**DECODERS["laguna"], "num_attention_heads_per_layer": [48, 60, 60, 60] * 10})
 
 
+def test_sarvam_30b_is_ling_2_turned_whole() -> None:
+    silent = ("partial_rotary_factor", "score_function", "use_qk_norm", "routed_scaling_factor")
+    config = {key: value for key, value in DECODERS["bailing_moe"].items() if key not in silent}
+    sarvam = read({**config, "model_type": "sarvam_moe"})
+    assert sarvam == replace(read(DECODERS["bailing_moe"]), rotary_dim=64)
+    assert read({**DECODERS["bailing_moe"], "partial_rotary_factor": None, "rotary_dim": 64}) == sarvam
+
+
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "layer_types"}
     model = read(config)
@@ -405,6 +424,12 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("laguna", "num_attention_heads_per_layer", [48], "per_layer is .*, expected 40 entries"),
         ("laguna", "moe_router_logit_softcapping", 1.0, "softcapping is 1.0, only 0.0 is implemented"),
         ("laguna", "rope_parameters", None, "rope_parameters is missing"),
+        ("bailing_moe", "score_function", "softmax", "score_function is softmax, only 'sigmoid' is implemented"),
+        ("bailing_moe", "score_function", None, "score_function is missing"),
+        ("bailing_moe", "norm_head", True, "norm_head is True, only False is implemented"),
+        ("bailing_moe", "use_qkv_bias", True, "use_qkv_bias is True, only False is implemented"),
+        ("bailing_moe", "moe_shared_expert_intermediate_size", 512, "_size is 512, only 1024 is implemented"),
+        ("bailing_moe", "partial_rotary_factor", None, "partial_rotary_factor is missing"),
         ("lfm2_moe", "conv_bias", True, "conv_bias is True, only False is implemented"),
         ("lfm2_moe", "conv_L_cache", 1, "conv_L_cache is 1, expected an integer from 2"),
         ("lfm2_moe", "layer_types", None, "layer_types is missing"),
