@@ -60,6 +60,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("lfm2_moe", "LFM2-8B-A1B, 24B-A2B", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("llama4", "Llama-4-Scout, Maverick (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4_text", "the language model of Llama 4 alone", "bf16", TRANSFORMERS, DECODERS),
+    Supported("mellum", "Mellum 2", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mimo_v2_flash", "MiMo-V2-Flash", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),

@@ -60,6 +60,7 @@ from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.laguna import read_laguna
 from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
+from formats.config.mellum import read_mellum
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mistral4 import read_mistral4
@@ -159,6 +160,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "lfm2_moe": read_lfm2_moe,
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
+    "mellum": read_mellum,
     "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
@@ -200,6 +202,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "laguna": DecoderConfig,
     "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,
+    "mellum": DecoderConfig,
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "mixtral": DecoderConfig,

@@ -301,6 +301,7 @@ LLAMA4 = _decoder(
         "multi_modal_projector.": "the projector of the vision tower",
     },
 )
+MELLUM = _decoder((ROUTER,), skipped={"mtp.": "multi-token prediction"})
 MIMO_V2_FLASH = _decoder(
     (ROUTER, CORRECTION_BIAS),
     mixers=_mixers(sinks_source="self_attn.attention_sink_bias"),

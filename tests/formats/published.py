@@ -518,6 +518,30 @@ LING_2: dict[str, Any] = {  # keys of mlx-lm's bailing_moe.py; numbers of transf
     "use_qkv_bias": False,
     "vocab_size": 262144,
 }
+MELLUM_2: dict[str, Any] = {  # defaults of transformers' MellumConfig
+    "model_type": "mellum",
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2304,
+    "intermediate_size": 7168,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 896,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {"rope_theta": 500000.0, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "sliding_window": 1024,
+    "tie_word_embeddings": False,
+    "vocab_size": 98304,
+}
 GLM_4_5V: dict[str, Any] = {  # GLM-4.5-Air by the keys of transformers' Glm4vMoeConfig
     "model_type": "glm4v_moe",
     "text_config": {
@@ -579,6 +603,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         LFM2_8B,
         LAGUNA,
         LING_2,
+        MELLUM_2,
     )
 }
 

@@ -215,6 +215,7 @@ FACTS["bailing_moe"] = {
     "e_score_correction_bias": True,
     "shared_expert_intermediate_size": 1024,
 }
+FACTS["mellum"] = {"rotary_dim": 128, "qk_norm": "head"}
 TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
 STATES = {"lfm2_moe": 24 * 2 * 2048}  # values that do not grow with a sequence
 CACHED = {
@@ -430,6 +431,8 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("bailing_moe", "use_qkv_bias", True, "use_qkv_bias is True, only False is implemented"),
         ("bailing_moe", "moe_shared_expert_intermediate_size", 512, "_size is 512, only 1024 is implemented"),
         ("bailing_moe", "partial_rotary_factor", None, "partial_rotary_factor is missing"),
+        ("mellum", "use_sliding_window", False, "use_sliding_window is False, only True is implemented"),
+        ("mellum", "layer_types", [], "layer_types is .*, expected an entry for each layer"),
         ("lfm2_moe", "conv_bias", True, "conv_bias is True, only False is implemented"),
         ("lfm2_moe", "conv_L_cache", 1, "conv_L_cache is 1, expected an integer from 2"),
         ("lfm2_moe", "layer_types", None, "layer_types is missing"),

@@ -59,7 +59,7 @@ def turned(at: str, experts: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe", "afmoe"]
+    "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe", "afmoe", "mellum"]
 )
 def test_experts_that_transformers_fused_are_the_same(name: str, tmp_path: Path) -> None:
     """As its save_pretrained writes them without save_original_format."""
