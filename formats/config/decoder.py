@@ -231,6 +231,8 @@ class DecoderConfig(ModelConfig):
             self.require(where, self.sliding_window is not None, "sliding_window", "a number, for sliding_attention")
         if self.swa_num_key_value_heads is not None:
             self.require_divides(where, "swa_num_key_value_heads", "num_attention_heads")
+        alike = not self.fused_qkv or self.v_head_dim is None
+        self.require(where, alike, "v_head_dim", "null, where queries, keys and values are one projection")
         if self.swa_num_attention_heads is not None:
             key_heads = self.swa_num_key_value_heads or self.num_key_value_heads
             fit = self.swa_num_attention_heads % key_heads == 0
