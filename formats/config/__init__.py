@@ -54,6 +54,7 @@ from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
+from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
 from formats.config.mixtral import read_mixtral
 from formats.config.olmoe import read_olmoe
@@ -104,6 +105,7 @@ __all__ = [
     "KimiK3Config",
     "KimiLinearConfig",
     "Llama3",
+    "MiniMaxM3Config",
     "ModelConfig",
     "NGrams",
     "Qwen3_5MoeConfig",
@@ -145,6 +147,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "llama4_text": read_llama4,  # the language model saved alone
     "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
+    "minimax_m3_vl": read_minimax_m3,
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
     "mixtral": read_mixtral,
@@ -181,6 +184,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "llama4": DecoderConfig,
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
+    "minimax_m3_vl": MiniMaxM3Config,
     "mixtral": DecoderConfig,
     "olmoe": DecoderConfig,
     "qwen2_moe": DecoderConfig,

@@ -191,6 +191,16 @@ class Ops(Protocol):
         Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
         """
 
+    def select_blocks(
+        self, q: Array, k: Array, cache: State, block: int, top_k: int, local: int
+    ) -> tuple[Array, State]:
+        """Which blocks of `block` tokens each head of q [T, H, d] chooses: the `local` last ones, the token's own among
+        them, and of the others those with the highest q . k_j of a token j <= i, top_k in all, of equals the first.
+
+        k [T, d]. Returns (chosen [H, T, whole blocks] for `block_tokens`, new cache).
+        Source: MiniMax-M3; transformers' MiniMaxM3VLIndexer.
+        """
+
     def block_tokens(self, chosen: Array, position: int, block: int) -> Array:
         """What tokens from `position` on see of blocks of `block` tokens: a selection for `attention`.
 

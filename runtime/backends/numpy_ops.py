@@ -31,6 +31,7 @@ from runtime.backends.numpy_latent import (
     keys_matrix,
     latent_attention,
     seen_tokens,
+    select_blocks,
     select_tokens,
     softmax,
     values_matrix,
@@ -332,6 +333,17 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         extended = cache.extended(k)
         each = seen_tokens(extended, len(q)) if seen is None else np.asarray(seen)
         return select_tokens(q, weights, extended, top_k, each), extended
+
+    def select_blocks(
+        self, q: Float32, k: Float32, cache: IndexCache, block: int, top_k: int, local: int
+    ) -> tuple[Bool, IndexCache]:
+        extended = cache.extended(k)
+        return select_blocks(q, extended, lambda q: self.index_dots(q, extended), block, top_k, local), extended
+
+    def index_dots(self, q: Float32, cache: IndexCache) -> Float32:
+        """q [n, H, d] . every key: [n, H, length]."""
+        dots: Float32 = q @ cache.keys[: cache.length].T
+        return dots
 
     def block_tokens(self, chosen: Bool, position: int, block: int) -> Bool:
         tokens = len(chosen)
