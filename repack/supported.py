@@ -56,6 +56,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("kimi_linear", "Kimi-Linear-48B-A3B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4", "Llama-4-Scout, Maverick (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4_text", "the language model of Llama 4 alone", "bf16", TRANSFORMERS, DECODERS),
+    Supported("longcat_flash", "LongCat-Flash-Chat", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mimo_v2_flash", "MiMo-V2-Flash", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m3_vl", "MiniMax-M3 (text)", "bf16, MLX", TRANSFORMERS_24, DECODERS),

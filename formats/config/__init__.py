@@ -52,6 +52,7 @@ from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
+from formats.config.longcat_flash import LongcatFlashConfig, read_longcat_flash
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
@@ -105,6 +106,7 @@ __all__ = [
     "KimiK3Config",
     "KimiLinearConfig",
     "Llama3",
+    "LongcatFlashConfig",
     "MiniMaxM3Config",
     "ModelConfig",
     "NGrams",
@@ -145,6 +147,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "granitemoe": read_granitemoe,
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
+    "longcat_flash": read_longcat_flash,
     "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
     "minimax_m3_vl": read_minimax_m3,
@@ -182,6 +185,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
     "llama4": DecoderConfig,
+    "longcat_flash": LongcatFlashConfig,
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "minimax_m3_vl": MiniMaxM3Config,

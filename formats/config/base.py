@@ -35,8 +35,9 @@ class Activation(NamedTuple):
 
 # Keys of config.json that hold a field of another name, by field: the one that is there, else the last.
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "num_experts_per_tok"),
+    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_tok"),
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"),
+    "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
     "n_group": ("num_expert_group", "n_group"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),

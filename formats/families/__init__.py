@@ -24,7 +24,7 @@ from formats.families.decoders import (
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
-from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
+from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
@@ -48,6 +48,7 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k3": KIMI_K3,
     "kimi_linear": KIMI_LINEAR,
     "llama4": LLAMA4,
+    "longcat_flash": LONGCAT_FLASH,
     "mimo_v2_flash": MIMO_V2_FLASH,
     "minimax_m2": MINIMAX_M2,
     "minimax_m3_vl": MINIMAX_M3,

@@ -339,5 +339,6 @@ class Ops(Protocol):
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
         """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.
 
-        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config.
+        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config; or x itself, for ids
+        that are no expert's of the layer but lie behind them (LongCat-Flash).
         """

@@ -116,9 +116,14 @@ class NativeOps(NativeLayerOps):
         return y
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
-        chosen = by_expert(expert_ids)
+        chosen = by_expert(expert_ids, self._num_experts(layer))
         self._fetched = expert_ids, chosen
         self._experts.begin(layer, list(chosen.places))
+
+    def _num_experts(self, layer: int) -> int:
+        layout = self._layout.layers[layer]
+        assert layout is not None
+        return layout.num_experts
 
     def _chosen(self, layer: int, expert_ids: AnyArray) -> ByExpert:
         """Of what was fetched, or is now."""
@@ -137,7 +142,7 @@ class NativeOps(NativeLayerOps):
             return
         expert_ids = route()
         tokens, k = expert_ids.shape
-        distinct = np.unique(expert_ids).tolist()
+        distinct = [expert for expert in np.unique(expert_ids).tolist() if expert < layout.num_experts]
         if lookahead.guesses(tokens, len(distinct) / layout.num_experts):
             self._experts.look_ahead(layer, distinct, most=k if tokens == 1 else layout.num_experts)
 
@@ -148,7 +153,10 @@ class NativeOps(NativeLayerOps):
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = self._outputs_of(expert_ids.size, x.shape[1])
         y = np.empty_like(x)
-        places, pairs = self._chosen(layer, expert_ids)
+        places, pairs, idle = self._chosen(layer, expert_ids)
+        if idle:
+            unread = np.greater_equal(expert_ids, self._num_experts(layer))
+            np.copyto(outputs.reshape(*expert_ids.shape, -1), x[:, None], where=unread[..., None])
         left = len(places)
         with closing(self._experts.waves(layer, list(places))) as waves:
             for wave in waves:
@@ -161,7 +169,7 @@ class NativeOps(NativeLayerOps):
                     for key, slot in wave:
                         reader.check(key, slot)
                     raise
-        return y
+        return y if places else self._context.weighted_sum(outputs, weights)
 
     def _outputs_of(self, pairs: int, columns: int) -> Float32:
         """Room for what experts give each pair: [T * k, D], the same for all layers.

@@ -175,7 +175,9 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         assert layout is not None
         activation = self._layout.model.expert_activation
         outputs = np.empty((*expert_ids.shape, x.shape[1]), np.float32)  # [T, k, D]
-        with closing(self._experts.get(layer, np.unique(expert_ids).tolist())) as records:
+        real = np.less(expert_ids, layout.num_experts)
+        np.copyto(outputs, x[:, None], where=~real[..., None])
+        with closing(self._experts.get(layer, np.unique(expert_ids[real]).tolist())) as records:
             for expert, record in records:
                 token, place = np.nonzero(expert_ids == expert)
                 gate, up, down = (self._project(part, record) for part in layout.record.parts)

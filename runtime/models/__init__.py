@@ -11,6 +11,7 @@ from formats.config import (
     Gemma4Config,
     KimiK3Config,
     KimiLinearConfig,
+    LongcatFlashConfig,
     MiniMaxM3Config,
     ModelConfig,
     Qwen3_5MoeConfig,
@@ -25,6 +26,7 @@ from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
+from runtime.models.longcat_flash import LongcatFlash
 from runtime.models.minimax_m3 import MiniMaxM3
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
@@ -63,6 +65,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Gemma4Config: Gemma4,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
+    LongcatFlashConfig: LongcatFlash,
     MiniMaxM3Config: MiniMaxM3,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
