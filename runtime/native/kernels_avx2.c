@@ -3,9 +3,7 @@
  * Codes up to 6 bits meet 8-bit digits by maddubs, whose 16-bit sums are exact as long as few enough are added (room),
  * and are widened only when they must be: that instruction runs on one of four ports and is what decode waits for.
  * Wide codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
-#include "codes_avx2.h"
 #include "plain_avx2.h"
-#include "tiles_avx2.h"
 
 /* ---- sums of 8 groups at once */
 

@@ -35,16 +35,12 @@ INLINE void turn(__m256i *to, const uint8_t *const *rows, int64_t at) {
     }
 }
 
-/* Floats [8][BLOCK_GROUPS] become the columns of 8 rows. */
-INLINE void turn_floats(float (*to)[TURNED_ROWS], const float (*rows)[BLOCK_GROUPS]) {
-    const uint8_t *row[8];
-    for (int i = 0; i < 8; i++) row[i] = (const uint8_t *)rows[i];
-    for (int v = 0; v < BLOCK_GROUPS / 8; v++) {
-        __m256i words[8];
-        turn(words, row, 32 * v);
-        UNROLL
-        for (int i = 0; i < 8; i++) _mm256_store_ps(to[8 * v + i], _mm256_castsi256_ps(words[i]));
-    }
+/* Eight columns from `at` on of 8 rows of floats: column c of all rows at to + c * stride. */
+INLINE void turn_block(float *to, int64_t stride, const uint8_t *const *rows, int64_t at) {
+    __m256i words[8];
+    turn(words, rows, 4 * at);
+    UNROLL
+    for (int i = 0; i < 8; i++) _mm256_store_ps(to + i * stride, _mm256_castsi256_ps(words[i]));
 }
 
 INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows,
@@ -83,11 +79,16 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     }
     if (slice != 0) return;
     float scale[8][BLOCK_GROUPS], bias[8][BLOCK_GROUPS];
+    const uint8_t *scales[8], *biases[8];
     for (int64_t i = 0; i < 8; i++) {
         load_groups(w, first + (i < rows ? i : rows - 1), at, left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scale[i], bias[i]);
+        scales[i] = (const uint8_t *)scale[i];
+        biases[i] = (const uint8_t *)bias[i];
     }
-    turn_floats((void *)&turned->scale[0][VECTOR_ROWS * vector], (const float(*)[BLOCK_GROUPS])scale);
-    turn_floats((void *)&turned->bias[0][VECTOR_ROWS * vector], (const float(*)[BLOCK_GROUPS])bias);
+    for (int i = 0; i < BLOCK_GROUPS; i += 8) {
+        turn_block(turned->scale[i] + VECTOR_ROWS * vector, TURNED_ROWS, scales, i);
+        turn_block(turned->bias[i] + VECTOR_ROWS * vector, TURNED_ROWS, biases, i);
+    }
 }
 
 /* The same vector, of whose making the compiler no longer knows: else it adds up products in another order, all at once,

@@ -23,16 +23,14 @@ INLINE void turn(uint32x4_t *to, uint32x4_t a, uint32x4_t b, uint32x4_t c, uint3
     to[3] = vreinterpretq_u32_u64(vtrn2q_u64(vreinterpretq_u64_u32(ab1), vreinterpretq_u64_u32(cd1)));
 }
 
-/* Floats [4][BLOCK_GROUPS] become the columns of 4 rows. */
-INLINE void turn_floats(float (*to)[TURNED_ROWS], const float (*rows)[BLOCK_GROUPS]) {
-    for (int i = 0; i < BLOCK_GROUPS; i += 4) {
-        uint32x4_t row[4], words[4];
-        UNROLL
-        for (int r = 0; r < 4; r++) row[r] = vreinterpretq_u32_f32(vld1q_f32(rows[r] + i));
-        turn(words, row[0], row[1], row[2], row[3]);
-        UNROLL
-        for (int j = 0; j < 4; j++) vst1q_f32(to[i + j], vreinterpretq_f32_u32(words[j]));
-    }
+/* Four columns from `at` on of 4 rows of floats: column c of all rows at to + c * stride. */
+INLINE void turn_block(float *to, int64_t stride, const uint8_t *const *rows, int64_t at) {
+    uint32x4_t row[4], words[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) row[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + 4 * at));
+    turn(words, row[0], row[1], row[2], row[3]);
+    UNROLL
+    for (int i = 0; i < 4; i++) vst1q_f32(to + i * stride, vreinterpretq_f32_u32(words[i]));
 }
 
 INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows,
@@ -40,12 +38,14 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     const int parts = parts_of(kind), columns = slice_columns(kind), slice_bytes = columns * code_width(kind.code) / 8;
     const int64_t at = block * BLOCK_GROUPS, left = w->shape.columns / kind.group_size - at;
     uint8_t copies[4][MAX_BLOCK_BYTES + OVERREAD];
-    const uint8_t *row[4];
+    const uint8_t *row[4], *scales[4], *biases[4];
     float scale[4][BLOCK_GROUPS], bias[4][BLOCK_GROUPS];
     for (int64_t i = 0; i < 4; i++) {
         const int64_t r = first + (i < rows ? i : rows - 1);
         row[i] = block_codes(w, r, block, copies[i], kind) + slice * slice_bytes;
         if (slice == 0) load_groups(w, r, at, left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scale[i], bias[i]);
+        scales[i] = (const uint8_t *)scale[i];
+        biases[i] = (const uint8_t *)bias[i];
     }
     for (int v = 0; v < columns / parts / 16; v++) {
         uint32x4_t packed[4], words[4];
@@ -63,9 +63,10 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
             }
         }
     }
-    if (slice != 0) return;
-    turn_floats((void *)&turned->scale[0][VECTOR_ROWS * vector], (const float(*)[BLOCK_GROUPS])scale);
-    turn_floats((void *)&turned->bias[0][VECTOR_ROWS * vector], (const float(*)[BLOCK_GROUPS])bias);
+    for (int i = 0; slice == 0 && i < BLOCK_GROUPS; i += 4) {
+        turn_block(turned->scale[i] + VECTOR_ROWS * vector, TURNED_ROWS, scales, i);
+        turn_block(turned->bias[i] + VECTOR_ROWS * vector, TURNED_ROWS, biases, i);
+    }
 }
 
 /* As many words of digits as a part of a group has, up to four. */
