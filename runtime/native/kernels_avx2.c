@@ -156,6 +156,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
     const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts_of(kind);
     const int stored = taken_as_stored(tile, kind);
+    const bool near = tile->weights[0]->near;
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256 lanes[MAX_STREAMS][2] = {0};
@@ -173,8 +174,13 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
                 const struct groups from =
                     stored ? stored_groups(w, tile->first[s] + r) : float_groups(scales[s] + g, biases[s] + g);
                 const uint8_t *packed = block_codes(w, tile->first[s] + r, block, n - g, copy, kind);
-                UNROLL
-                for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
+                if (near) {
+                    UNROLL
+                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + NEAR_BYTES, _MM_HINT_T0);
+                } else {
+                    UNROLL
+                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
+                }
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
                     const int64_t at = h * HALF_GROUPS, place = stored ? BLOCK_GROUPS * block + at : at;
                     lanes[s][h] = multiply(lanes[s][h], packed + h * half_bytes, &from, place, x_scale + at, x_sum + at,
@@ -239,24 +245,28 @@ KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_1, tile_##code##_##group_size##_2}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
-const struct kernels kernels_avx2 = {
-    .name = "avx2",
-    .prepare = prepare,
-    .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),
-    .runs = ONE_RUN,
-    .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
-    .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},
-    .coded[CODE_4] = {{0}, FROM_32(4)},
-    .coded[CODE_5] = {{0}, FROM_32(5)},
-    .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
-    .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(8, 32), WIDE_BY_PRECISION(8, 64), WIDE_BY_PRECISION(8, 128)},
-    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
-    .coded[CODE_IQ4] = {{0}, WIDE_BY_PRECISION(IQ4, 32)},
-    .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},
-    .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},
-    .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},
-    .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
-    .activate = activate,
-    .add_scaled = add_scaled,
-    .read = read_bytes,
-};
+#define KERNELS_AVX2(asks_near)                                                                                       \
+    {                                                                                                                 \
+        .name = "avx2", .near = asks_near,                                                                            \
+        .prepare = prepare,                                                                                           \
+        .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),                                                      \
+        .runs = ONE_RUN,                                                                                              \
+        .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},                                                           \
+        .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},                                                           \
+        .coded[CODE_4] = {{0}, FROM_32(4)},                                                                           \
+        .coded[CODE_5] = {{0}, FROM_32(5)},                                                                           \
+        .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},                                                           \
+        .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(8, 32), WIDE_BY_PRECISION(8, 64), WIDE_BY_PRECISION(8, 128)},        \
+        .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},                                            \
+        .coded[CODE_IQ4] = {{0}, WIDE_BY_PRECISION(IQ4, 32)},                                                         \
+        .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},                                                              \
+        .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},                                            \
+        .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},                                                                   \
+        .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},                                                       \
+        .activate = activate,                                                                                         \
+        .add_scaled = add_scaled,                                                                                     \
+        .read = read_bytes,                                                                                           \
+    }
+
+const struct kernels kernels_avx2 = KERNELS_AVX2(false);
+const struct kernels kernels_avx2_near = KERNELS_AVX2(true);

@@ -26,6 +26,7 @@ INLINE float add_lanes(__m256 low, __m256 high) {
 /* One row of each stream times one or two operands: four vectors of lanes each. */
 INLINE void plain_rows(const struct tile *tile, int64_t row, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
+    const bool near = tile->weights[0]->near;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m256 lanes[MAX_STREAMS][2][4];
     __m256 scales[MAX_STREAMS] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -47,8 +48,13 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int streams, int to
                 scales[s] = _mm256_set1_ps(256.0f * dtype_float(w->dtype, stored, k / w->per_scale));
                 scaled[s] += w->per_scale;
             }
-            UNROLL
-            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            if (near) {
+                UNROLL
+                for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + NEAR_BYTES, _MM_HINT_T0);
+            } else {
+                UNROLL
+                for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            }
             const __m256i zero = _mm256_setzero_si256();
             __m256i halves[2] = {zero, zero}; /* values 0 to 7 and 16 to 23, 8 to 15 and 24 to 31 */
             if (value == VALUE_FP8) {
