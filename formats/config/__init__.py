@@ -53,10 +53,12 @@ from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
+from formats.config.mamba2 import Mamba2
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.mistral4 import read_mistral4
 from formats.config.mixtral import read_mixtral
+from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
@@ -106,8 +108,10 @@ __all__ = [
     "KimiK3Config",
     "KimiLinearConfig",
     "Llama3",
+    "Mamba2",
     "ModelConfig",
     "NGrams",
+    "NemotronHConfig",
     "Qwen3_5MoeConfig",
     "Qwen4ExpConfig",
     "Rope",
@@ -150,6 +154,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
     "mixtral": read_mixtral,
+    "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
     "qwen2_moe": read_qwen2_moe,
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
@@ -184,6 +189,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "mixtral": DecoderConfig,
+    "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
     "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,

@@ -12,6 +12,7 @@ from formats.config import (
     KimiK3Config,
     KimiLinearConfig,
     ModelConfig,
+    NemotronHConfig,
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
 )
@@ -24,6 +25,7 @@ from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
+from runtime.models.nemotron_h import NemotronH
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
@@ -61,6 +63,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Gemma4Config: Gemma4,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
+    NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
 }

@@ -21,6 +21,7 @@ from tests.fixtures import (
     kimi_linear_tiny,
     llama4_tiny,
     mimo_tiny,
+    nemotron_tiny,
     qwen4_tiny,
     vision_tiny,
 )
@@ -37,6 +38,7 @@ CASES: dict[str, Any] = {
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **mimo_tiny.CASES,
+    **nemotron_tiny.CASES,
     **qwen4_tiny.CASES,
     **vision_tiny.CASES,
 }
