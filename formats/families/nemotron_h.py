@@ -25,15 +25,24 @@ def _dims(config: NemotronHConfig) -> Mapping[str, int]:
     }
 
 
-MAMBA2 = (
-    Tensor("mixer.in_proj", "P D"),
-    Tensor("mixer.conv1d", "C 1 k", keep=True),
-    Tensor("mixer.conv1d.bias", "C", suffix="", when=lambda config: config.mamba.conv_bias),
-    Tensor("mixer.A_log", "H", suffix=""),
-    Tensor("mixer.dt_bias", "H", suffix=""),
-    Tensor("mixer.D", "H", suffix=""),
-    Tensor("mixer.norm", "v"),
-    Tensor("mixer.out_proj", "D v"),
+def _mixer(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As published, where whatever a layer is made of is its mixer."""
+    return tuple(tensor._replace(source=f"mixer.{tensor.name.partition('.')[2]}") for tensor in tensors)
+
+
+def _latent(name: str, shape: str, source: str) -> Tensor:
+    return Tensor(name, shape, source=source, when=lambda config: config.moe_latent_size is not None)
+
+
+MAMBA2 = _mixer(
+    Tensor("mamba.in_proj", "P D"),
+    Tensor("mamba.conv1d", "C 1 k", keep=True),
+    Tensor("mamba.conv1d.bias", "C", suffix="", when=lambda config: config.mamba.conv_bias),
+    Tensor("mamba.A_log", "H", suffix=""),
+    Tensor("mamba.dt_bias", "H", suffix=""),
+    Tensor("mamba.D", "H", suffix=""),
+    Tensor("mamba.norm", "v"),
+    Tensor("mamba.out_proj", "D v"),
 )
 
 NEMOTRON_H = Family(
@@ -43,23 +52,21 @@ NEMOTRON_H = Family(
     before_mixer=(Tensor("norm", "D"),),
     mixers={
         LINEAR_ATTENTION: MAMBA2,
-        FULL_ATTENTION: (
-            Tensor("mixer.q_proj", "O D"),
-            Tensor("mixer.k_proj", "K D"),
-            Tensor("mixer.v_proj", "K D"),
-            Tensor("mixer.o_proj", "D O"),
+        FULL_ATTENTION: _mixer(
+            Tensor("self_attn.q_proj", "O D"),
+            Tensor("self_attn.k_proj", "K D"),
+            Tensor("self_attn.v_proj", "K D"),
+            Tensor("self_attn.o_proj", "D O"),
         ),
-        MLP: (Tensor("mixer.up_proj", "F D"), Tensor("mixer.down_proj", "D F")),
+        MLP: _mixer(Tensor("mlp.up_proj", "F D"), Tensor("mlp.down_proj", "D F")),
         MOE: (),
     },
     after_mixer=(),
     moe=(
-        ROUTER._replace(name="mixer.gate"),
-        CORRECTION_BIAS._replace(name="mixer.gate.e_score_correction_bias"),
-        Tensor("mixer.shared_experts.up_proj", "S D"),
-        Tensor("mixer.shared_experts.down_proj", "D S"),
-        Tensor("mixer.fc1_latent_proj", "l D", when=lambda config: config.moe_latent_size is not None),
-        Tensor("mixer.fc2_latent_proj", "D l", when=lambda config: config.moe_latent_size is not None),
+        *_mixer(ROUTER, CORRECTION_BIAS),
+        *_mixer(Tensor("mlp.shared_experts.up_proj", "S D"), Tensor("mlp.shared_experts.down_proj", "D S")),
+        _latent("mlp.routed_expert_down_proj", "l D", "mixer.fc1_latent_proj"),
+        _latent("mlp.routed_expert_up_proj", "D l", "mixer.fc2_latent_proj"),
     ),
     expert_layouts=(
         (

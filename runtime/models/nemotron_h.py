@@ -56,13 +56,13 @@ class NemotronH:
     def _part(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
         c = self.config
         if c.layer_types[layer] == LINEAR_ATTENTION:
-            return mamba2(self.ops, c.mamba, c.rms_norm_eps, partial(self._weight, layer), x, sequences, layer)
+            return mamba2(self.ops, c.mamba, c.rms_norm_eps, partial(self._weight, layer, "mamba"), x, sequences, layer)
         if c.layer_types[layer] == FULL_ATTENTION:
             return self._attention(layer, x, sequences)
-        return self._moe(layer, x) if c.has_experts(layer) else self._mlp(layer, "", x)
+        return self._moe(layer, x) if c.has_experts(layer) else self._mlp(layer, "mlp", x)
 
-    def _weight(self, layer: int, name: str) -> Weight:
-        return self.ops.weight(f"layers.{layer}.mixer.{name}")
+    def _weight(self, layer: int, part: str, name: str) -> Weight:
+        return self.ops.weight(f"layers.{layer}.{part}.{name}")
 
     # ---- attention without positions
 
@@ -78,9 +78,9 @@ class NemotronH:
         c = self.config
         return {
             layer: Attention(
-                projections=tuple(self._weight(layer, f"{part}_proj") for part in "qkv"),
+                projections=tuple(self._weight(layer, "self_attn", f"{part}_proj") for part in "qkv"),
                 biases=None,
-                output=self._weight(layer, "o_proj"),
+                output=self._weight(layer, "self_attn", "o_proj"),
                 output_bias=None,
                 heads=c.num_attention_heads,
                 key_heads=c.num_key_value_heads,
@@ -100,17 +100,21 @@ class NemotronH:
         following = next((i for i in range(layer + 1, c.num_hidden_layers) if c.has_experts(i)), None)
         if following is not None:
             ops.look_ahead(following, lambda: self._route(following, x)[0])
-        latent = x if c.moe_latent_size is None else ops.linear(x, self._weight(layer, "fc1_latent_proj"))
-        shared = self._mlp(layer, "shared_experts.", x)
+        latent = (
+            x if c.moe_latent_size is None else ops.linear(x, self._weight(layer, "mlp", "routed_expert_down_proj"))
+        )
+        shared = self._mlp(layer, "mlp.shared_experts", x)
         y = ops.experts(layer, latent, expert_ids, routing_weights)
-        return (y if c.moe_latent_size is None else ops.linear(y, self._weight(layer, "fc2_latent_proj"))) + shared
+        if c.moe_latent_size is not None:
+            y = ops.linear(y, self._weight(layer, "mlp", "routed_expert_up_proj"))
+        return y + shared
 
     def _route(self, layer: int, x: Array) -> tuple[Array, Array]:
         c = self.config
         routing = Routing(c.top_k, SIGMOID, c.norm_topk_prob, c.routed_scaling_factor, c.n_group, c.topk_group)
-        logits = self.ops.linear(x, self._weight(layer, "gate"))
-        return self.ops.route(logits, routing, self._weight(layer, "gate.e_score_correction_bias"))
+        logits = self.ops.linear(x, self._weight(layer, "mlp", "gate"))
+        return self.ops.route(logits, routing, self._weight(layer, "mlp", "gate.e_score_correction_bias"))
 
     def _mlp(self, layer: int, name: str, x: Array) -> Array:
-        up, down = (self._weight(layer, f"{name}{part}_proj") for part in ("up", "down"))
+        up, down = (self._weight(layer, name, f"{part}_proj") for part in ("up", "down"))
         return self.ops.feed_forward(x, None, up, down)
