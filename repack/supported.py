@@ -63,6 +63,9 @@ SUPPORTED: Sequence[Supported] = (
     Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported(
+        "nemotron_h", "Nemotron-3-Nano-30B-A3B, Super-120B-A12B", "bf16, FP8, NVFP4, MLX", TRANSFORMERS_24, DECODERS
+    ),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(

@@ -16,6 +16,7 @@ from formats.config.base import (
     HEAVILY_COMPRESSED_ATTENTION,
     INDEXED_ATTENTION,
     LINEAR_ATTENTION,
+    RELU2,
     SHARED_INDEX_ATTENTION,
     SILU,
     SILU_CLAMPED,
@@ -53,11 +54,13 @@ from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.llama4 import read_llama4
 from formats.config.longcat_flash import LongcatFlashConfig, read_longcat_flash
+from formats.config.mamba2 import Mamba2
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
 from formats.config.mixtral import read_mixtral
+from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
@@ -83,6 +86,7 @@ __all__ = [
     "LINEAR_ATTENTION",
     "MODEL_TYPES",
     "MOE",
+    "RELU2",
     "SHARED_INDEX_ATTENTION",
     "SIGMOID",
     "SILU",
@@ -107,9 +111,11 @@ __all__ = [
     "KimiLinearConfig",
     "Llama3",
     "LongcatFlashConfig",
+    "Mamba2",
     "MiniMaxM3Config",
     "ModelConfig",
     "NGrams",
+    "NemotronHConfig",
     "Qwen3_5MoeConfig",
     "Qwen4ExpConfig",
     "Rope",
@@ -154,6 +160,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
     "mixtral": read_mixtral,
+    "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
     "qwen2_moe": read_qwen2_moe,
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
@@ -190,6 +197,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "minimax_m2": DecoderConfig,
     "minimax_m3_vl": MiniMaxM3Config,
     "mixtral": DecoderConfig,
+    "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
     "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,

@@ -70,6 +70,12 @@ class NativeRowOps(CompressedOps):
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
 
+    def softplus(self, x: Float32, bias: Weight) -> Float32:
+        x, y = with_result(x)
+        zeros = np.zeros(x.shape[1], np.float32)  # logarithms of 1: a decay is then the softplus less than zero
+        self._call("se_decay", address(x), self._told.place(bias, x.shape[1]), address(zeros), *x.shape, address(y))
+        return np.negative(y, out=y)
+
     def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Float32:
         rate = self._told.exponents(a_log)[:, None]  # [H, 1]
         by_head = (a + self._told.vector(dt_bias)).reshape(len(a), len(rate), -1)
@@ -93,6 +99,9 @@ class NativeRowOps(CompressedOps):
 
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * self._told.vector(weight)
+
+    def scale_heads(self, x: Float32, weight: Weight) -> Float32:
+        return x * self._told.vector(weight)[:, None]
 
     def softcap(self, x: Float32, cap: float) -> Float32:
         y = self.sigmoid(x * np.float32(2 / cap))  # tanh(x) is 2 sigmoid(2x) - 1; NumPy's tanh depends on the machine

@@ -23,6 +23,7 @@ from tests.fixtures import (
     longcat_tiny,
     mimo_tiny,
     minimax_m3_tiny,
+    nemotron_tiny,
     qwen4_tiny,
     vision_tiny,
 )
@@ -41,6 +42,7 @@ CASES: dict[str, Any] = {
     **longcat_tiny.CASES,
     **mimo_tiny.CASES,
     **minimax_m3_tiny.CASES,
+    **nemotron_tiny.CASES,
     **qwen4_tiny.CASES,
     **vision_tiny.CASES,
 }
