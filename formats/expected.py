@@ -41,8 +41,9 @@ def _check_resident(layout: Layout, where: str) -> None:
 
 
 def _check_parts(parts: Sequence[Part], inner: int, outer: int, has_bias: bool, where: str) -> None:
-    """gate and up are [inner, outer], down is [outer, inner]."""
-    for part, shape in zip(parts, ((inner, outer), (inner, outer), (outer, inner)), strict=True):
+    """gate, if there is one, and up are [inner, outer], down is [outer, inner]."""
+    for part in parts:
+        shape = (outer, inner) if part.name == "down" else (inner, outer)
         if (part.rows, part.columns) != shape:
             raise FormatError(f"{where}: {part.name} is [{part.rows}, {part.columns}], expected {list(shape)}")
         if (part.linear_bias is not None) != has_bias:

@@ -7,7 +7,8 @@ convolution channels, k convolution kernel, v values, H value heads, d value hea
 ranks of queries and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of
 all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l
 what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
-kernel of its convolution, ngrams and ngram the rows and columns of one of its shards. `1` is itself.
+kernel of its convolution, ngrams and ngram the rows and columns of one of its shards; of LongCat-Flash: Z experts that
+compute nothing. `1` is itself.
 """
 
 import re

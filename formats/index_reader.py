@@ -40,7 +40,6 @@ from formats.record import (
     ARRAY_ALIGNMENT,
     LINEAR_BIAS,
     PAGE_BYTES,
-    PART_NAMES,
     Part,
     PlacedArray,
     RecordLayout,
@@ -243,11 +242,11 @@ def _read_layer(fields: Fields, i: int, model: ModelConfig) -> _Layer:
         raise fields.wrong("record_bytes", f"a multiple of {PAGE_BYTES}")
     _expect(fields, "bytes", model.num_experts * record_bytes)
     entries = fields.items("parts")
-    if len(entries) != len(PART_NAMES):
-        raise FormatError(f"{fields.name('parts')} has {len(entries)} entries, expected {len(PART_NAMES)}")
+    if len(entries) != len(model.expert_parts):
+        raise FormatError(f"{fields.name('parts')} has {len(entries)} entries, expected {len(model.expert_parts)}")
     parts: list[Part] = []
     end = 0
-    for entry, name in zip(fields.objects("parts"), PART_NAMES, strict=True):
+    for entry, name in zip(fields.objects("parts"), model.expert_parts, strict=True):
         parts.append(_read_part(entry, name, end, record_bytes))
         end = parts[-1].arrays[-1].offset + parts[-1].arrays[-1].nbytes
     sha256 = fields.hexadecimal("sha256", 64)

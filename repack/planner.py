@@ -25,7 +25,7 @@ from formats.layout import (
     place_resident,
 )
 from formats.quantization import MLX, Quantization
-from formats.record import PART_NAMES, PartSpec, lay_out_record
+from formats.record import PartSpec, lay_out_record
 from repack.carriers import in_one_form, said_of_parts
 from repack.detect import Found, Module, activation_scales, is_there, take_alike, take_module
 from repack.plan import Options, Plan, Skipped, SourceMatrix, SourcePlane
@@ -177,13 +177,13 @@ class _Planner:
 
     def expert_layer(self, i: int) -> tuple[LayerLayout, tuple[tuple[SourceMatrix, ...], ...]]:
         """A layer's file, and the source of each part of each expert."""
-        num_experts = self.config.num_experts
-        by_part: dict[str, list[SourceMatrix]] = {name: [] for name in PART_NAMES}
+        num_experts, names = self.config.num_experts, self.config.expert_parts
+        by_part: dict[str, list[SourceMatrix]] = {name: [] for name in names}
         for rule in self.expert_layout(i):
             for part, matrices in self.expert_matrices(i, rule):
                 by_part[part] += matrices
         specs = []
-        for name in PART_NAMES:
+        for name in names:
             first = by_part[name][0]
             for matrix in by_part[name]:
                 if matrix.encoding != first.encoding:
@@ -194,7 +194,7 @@ class _Planner:
             bias = first.linear_bias and first.linear_bias.encoding.exact(1).id
             specs.append(PartSpec(name, first.rows, first.columns, _expert_encoding(first, self.options), bias))
         layer = LayerLayout(layer_file(i), num_experts, lay_out_record(specs))
-        return layer, tuple(zip(*(by_part[name] for name in PART_NAMES), strict=True))
+        return layer, tuple(zip(*(by_part[name] for name in names), strict=True))
 
     def expert_layout(self, i: int) -> tuple[Experts, ...]:
         """The family's layout whose first module is there; exactly one must be."""

@@ -60,12 +60,17 @@ SUPPORTED: Sequence[Supported] = (
     Supported("lfm2_moe", "LFM2-8B-A1B, 24B-A2B", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("llama4", "Llama-4-Scout, Maverick (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("llama4_text", "the language model of Llama 4 alone", "bf16", TRANSFORMERS, DECODERS),
+    Supported("longcat_flash", "LongCat-Flash-Chat", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mellum", "Mellum 2", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mimo_v2_flash", "MiMo-V2-Flash", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("minimax_m3_vl", "MiniMax-M3 (text)", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported(
+        "nemotron_h", "Nemotron-3-Nano-30B-A3B, Super-120B-A12B", "bf16, FP8, NVFP4, MLX", TRANSFORMERS_24, DECODERS
+    ),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(

@@ -19,6 +19,7 @@ from formats.config.base import (
     HEAVILY_COMPRESSED_ATTENTION,
     INDEXED_ATTENTION,
     LINEAR_ATTENTION,
+    RELU2,
     SHARED_INDEX_ATTENTION,
     SILU,
     SILU_CLAMPED,
@@ -60,11 +61,15 @@ from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.laguna import read_laguna
 from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
+from formats.config.longcat_flash import LongcatFlashConfig, read_longcat_flash
+from formats.config.mamba2 import Mamba2
 from formats.config.mellum import read_mellum
 from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
+from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
 from formats.config.mixtral import read_mixtral
+from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
@@ -92,6 +97,7 @@ __all__ = [
     "MODEL_TYPES",
     "MOE",
     "NO_GATE",
+    "RELU2",
     "SHARED_INDEX_ATTENTION",
     "SIGMOID",
     "SILU",
@@ -117,8 +123,12 @@ __all__ = [
     "KimiK3Config",
     "KimiLinearConfig",
     "Llama3",
+    "LongcatFlashConfig",
+    "Mamba2",
+    "MiniMaxM3Config",
     "ModelConfig",
     "NGrams",
+    "NemotronHConfig",
     "Qwen3_5MoeConfig",
     "Qwen4ExpConfig",
     "Rope",
@@ -161,11 +171,14 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "llama4": read_llama4,
     "llama4_text": read_llama4,  # the language model saved alone
     "mellum": read_mellum,
+    "longcat_flash": read_longcat_flash,
     "mimo_v2_flash": read_mimo_v2_flash,
     "minimax_m2": read_minimax_m2,
+    "minimax_m3_vl": read_minimax_m3,
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
     "mixtral": read_mixtral,
+    "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
     "qwen2_moe": read_qwen2_moe,
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
@@ -203,9 +216,12 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,
     "mellum": DecoderConfig,
+    "longcat_flash": LongcatFlashConfig,
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
+    "minimax_m3_vl": MiniMaxM3Config,
     "mixtral": DecoderConfig,
+    "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
     "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from formats.config.rope import LOWEST_THETA, SCALES, Factors, Rope, Scaling, Yarn, flaw_of, is_scale
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
+from formats.record import PART_NAMES
 
 LINEAR_ATTENTION = "linear_attention"
 FULL_ATTENTION = "full_attention"
@@ -23,22 +24,36 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
+RELU2 = "relu2"  # max(up, 0)^2, without a gate
 
 
 class Activation(NamedTuple):
-    """What joins the gate and up of an expert."""
+    """What joins the gate and up of an expert, or what is done to up alone."""
 
     kind: str = SILU
     alpha: float = 0.0  # of swiglu_clamped and situ
     limit: float = 0.0  # of swiglu_clamped, silu_clamped and situ
     scale_input: bool = False  # routing weights multiply the experts' input, not their output
 
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate to join."""
+        return self.kind != RELU2
+
 
 # Keys of config.json that hold a field of another name, by field: the one that is there, else the last.
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "num_experts_per_tok"),
+    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_tok"),
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"),
+    "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
     "n_group": ("num_expert_group", "n_group"),
+    "rms_norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
+    "layer_types": ("layers_block_type", "hybrid_override_pattern", "layer_types"),
+    "mamba.num_heads": ("mamba_n_heads", "mamba_num_heads"),
+    "mamba.head_dim": ("mamba_d_head", "mamba_head_dim"),
+    "mamba.state_size": ("mamba_d_state", "ssm_state_size"),
+    "mamba.n_groups": ("mamba_n_groups", "n_groups"),
+    "mamba.conv_kernel": ("mamba_d_conv", "conv_kernel"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),
     "gate_lower_bound": ("linear_attn_config.gate_lower_bound", "kda_lower_bound"),
@@ -165,6 +180,11 @@ class ModelConfig(ABC):
     def expert_activation(self) -> Activation:
         """What the experts do between their projections."""
         return Activation()
+
+    @property
+    def expert_parts(self) -> tuple[str, ...]:
+        """The parts of an expert's record, in their order."""
+        return PART_NAMES if self.expert_activation.gated else PART_NAMES[1:]
 
     @property
     def feed_forward_width(self) -> int:

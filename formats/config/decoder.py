@@ -199,6 +199,17 @@ class DecoderConfig(ModelConfig):
         return in_lanes(ctx_size)
 
     @property
+    def known_layer_types(self) -> tuple[str, ...]:
+        chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)
+        conv = () if self.conv_kernel_size is None else (CONV,)
+        return (FULL_ATTENTION, SLIDING_ATTENTION, *chunked, *conv)
+
+    @property
+    def norm_offset(self) -> float:
+        """What is added to the weights of norms."""
+        return 0.0
+
+    @property
     def state_values(self) -> int:
         return self.layer_types.count(CONV) * ((self.conv_kernel_size or 1) - 1) * self.hidden_size
 
@@ -220,9 +231,7 @@ class DecoderConfig(ModelConfig):
 
     def check(self, where: Where) -> None:
         super().check(where)
-        chunked = () if self.attention_chunk_size is None else (CHUNKED_ATTENTION,)
-        conv = () if self.conv_kernel_size is None else (CONV,)
-        self.require_known(where, "layer_types", (FULL_ATTENTION, SLIDING_ATTENTION, *chunked, *conv))
+        self.require_known(where, "layer_types", self.known_layer_types)
         self.require(where, self.conv_kernel_size != 1, "conv_kernel_size", "2 or more")
         self.check_mlp_layer_types(where, (DENSE, SPARSE))
         if DENSE in self.mlp_layer_types:
@@ -253,11 +262,16 @@ class DecoderConfig(ModelConfig):
 
 
 def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
+    """As `decoder_facts`, of the activation that most have."""
+    only(config, "hidden_act", "silu")
+    return DecoderConfig(**decoder_facts(config, **facts))
+
+
+def decoder_facts(config: Fields, **facts: Any) -> dict[str, Any]:
     """What all families of decoders name alike; `facts` are the family's own, and win.
 
     Raises FormatError or UnsupportedError naming the key.
     """
-    only(config, "hidden_act", "silu")
     num_layers = config.integer("num_hidden_layers", 1, 10_000)
     hidden_size = config.integer("hidden_size", 1, 2**24)
     heads = config.integer("num_attention_heads", 1, 2**16)
@@ -285,7 +299,7 @@ def read_decoder(config: Fields, **facts: Any) -> DecoderConfig:
         common["rope_theta"], common["rope_scaling"] = read_rope(config)
     if "top_k" not in facts:
         common["top_k"] = config.integer("num_experts_per_tok", 1, 2**20)
-    return DecoderConfig(**(common | facts))
+    return common | facts
 
 
 def read_mlp_layer_types(config: Fields) -> tuple[str, ...]:

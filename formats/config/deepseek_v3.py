@@ -59,7 +59,7 @@ class DeepseekV3Config(ModelConfig):
     rope_scaling: Yarn | None
     mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
     intermediate_size: int  # of dense layers
-    shared_expert_intermediate_size: int  # of all shared experts together
+    shared_expert_intermediate_size: int | None  # of all shared experts together
     q_lora_rank: int | None  # None: queries are projected at once
     kv_lora_rank: int
     qk_nope_head_dim: int
@@ -118,7 +118,7 @@ class DeepseekV3Config(ModelConfig):
 
     @property
     def feed_forward_width(self) -> int:
-        return max(self.intermediate_size, self.shared_expert_intermediate_size, self.moe_intermediate_size)
+        return max(self.intermediate_size, self.shared_expert_intermediate_size or 0, self.moe_intermediate_size)
 
     def mixer_values(self, tokens: int) -> int:
         queries = self.num_attention_heads * (self.head_dim + self.qk_rope_head_dim)  # and the turned part of them

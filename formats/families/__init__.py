@@ -20,6 +20,7 @@ from formats.families.decoders import (
     MELLUM,
     MIMO_V2_FLASH,
     MINIMAX_M2,
+    MINIMAX_M3,
     MIXTRAL,
     OLMOE,
     QWEN2_MOE,
@@ -28,9 +29,10 @@ from formats.families.decoders import (
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
-from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR
+from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
+from formats.families.nemotron_h import NEMOTRON_H
 from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
 from formats.families.qwen4_exp import QWEN4_EXP
 from formats.family import Family
@@ -56,10 +58,13 @@ FAMILIES: Mapping[str, Family] = {
     "laguna": LAGUNA,
     "lfm2_moe": LFM2_MOE,
     "llama4": LLAMA4,
+    "longcat_flash": LONGCAT_FLASH,
     "mellum": MELLUM,
     "mimo_v2_flash": MIMO_V2_FLASH,
     "minimax_m2": MINIMAX_M2,
+    "minimax_m3_vl": MINIMAX_M3,
     "mixtral": MIXTRAL,
+    "nemotron_h": NEMOTRON_H,
     "olmoe": OLMOE,
     "qwen2_moe": QWEN2_MOE,
     "qwen3_5_moe": QWEN3_5_MOE,

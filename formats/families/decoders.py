@@ -8,6 +8,7 @@ from formats.config import (
     CONV,
     FULL_ATTENTION,
     HEAD_NORM,
+    INDEXED_ATTENTION,
     SIGMOID,
     SLIDING_ATTENTION,
     SOFTPLUS,
@@ -15,6 +16,7 @@ from formats.config import (
     TURNED_NORM,
     WHOLE_NORM,
     DecoderConfig,
+    MiniMaxM3Config,
 )
 from formats.families.shared import (
     CORRECTION_BIAS,
@@ -314,6 +316,50 @@ MINIMAX_M2 = _decoder(
     ),
     (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP),
     extra_layers="multi-token prediction",
+)
+
+
+def _minimax_m3_dims(config: MiniMaxM3Config) -> Mapping[str, int]:
+    x = config.index_head_dim
+    return {**_decoder_dims(config), "x": x, "X": config.index_n_heads * x}
+
+
+def _in_block_sparse_moe(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As MiniMax calls what transformers calls mlp."""
+    return tuple(
+        tensor._replace(source=tensor.base.replace("mlp.", "block_sparse_moe."), also=tensor.base) for tensor in tensors
+    )
+
+
+MINIMAX_M3 = replace(
+    _decoder(
+        (
+            ROUTER._replace(source="block_sparse_moe.gate", also=ROUTER.name),
+            CORRECTION_BIAS._replace(
+                source="block_sparse_moe.e_score_correction_bias", also="mlp.gate.e_score_correction_bias"
+            ),
+            *_in_block_sparse_moe(SHARED_EXPERTS),
+        ),
+        (W1_W3_W2, SPARSE_SWITCH_MLP),
+        mixers={
+            FULL_ATTENTION: MIXERS[FULL_ATTENTION],
+            INDEXED_ATTENTION: (
+                *MIXERS[FULL_ATTENTION],
+                Tensor("self_attn.indexer.q_proj", "X D", source="self_attn.index_q_proj"),
+                Tensor("self_attn.indexer.k_proj", "x D", source="self_attn.index_k_proj"),
+                Tensor("self_attn.indexer.q_norm", "x", source="self_attn.index_q_norm"),
+                Tensor("self_attn.indexer.k_norm", "x", source="self_attn.index_k_norm"),
+            ),
+        },
+        prefixes=("language_model.model.", "model."),
+        skipped={
+            "vision_tower.": "the vision tower",
+            "multi_modal_projector.": "the projector of the vision tower",
+            "patch_merge_mlp.": "the projector of the vision tower",
+            "mtp.": "multi-token prediction",
+        },
+    ),
+    dims=_minimax_m3_dims,
 )
 MIXTRAL = _decoder(
     (ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP)

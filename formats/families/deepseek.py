@@ -11,6 +11,7 @@ from formats.config import (
     DeepseekV3Config,
     KimiK3Config,
     KimiLinearConfig,
+    LongcatFlashConfig,
 )
 from formats.families.shared import (
     CORRECTION_BIAS,
@@ -31,7 +32,7 @@ def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
     return {
         **expert_dims(config),
         "F": config.intermediate_size,
-        "S": config.shared_expert_intermediate_size,
+        "S": config.shared_expert_intermediate_size or 0,
         "q": config.q_lora_rank or 0,
         "Q": heads * config.head_dim,
         "L": config.kv_lora_rank,
@@ -95,6 +96,40 @@ DEEPSEEK_V3 = Family(
         "multi_modal_projector.": "the projector of the vision tower",
     },
     extra_layers="multi-token prediction",
+)
+
+
+def _longcat_dims(config: LongcatFlashConfig) -> Mapping[str, int]:
+    return {**_deepseek_dims(config), "E+Z": config.num_experts + config.zero_expert_num}
+
+
+def _twice(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of both halves of a layer, which number the modules that these are of."""
+    return tuple(
+        tensor._replace(name=".".join((module, str(half), *rest)))
+        for half in (0, 1)
+        for tensor in tensors
+        for module, *rest in [tensor.name.split(".")]
+    )
+
+
+LONGCAT_FLASH = Family(
+    prefixes=("model.",),
+    dims=_longcat_dims,
+    before_mixer=_twice((Tensor("input_layernorm", "D"),)),
+    mixers={FULL_ATTENTION: _twice(LATENT_ATTENTION)},
+    after_mixer=_twice(
+        (
+            Tensor("post_attention_layernorm", "D"),
+            *(tensor._replace(name=tensor.name.replace("mlp.", "mlps.")) for tensor in DENSE_MLP),
+        )
+    ),
+    moe=(
+        Tensor("mlp.router.classifier", "E+Z D", keep=True),
+        Tensor("mlp.router.e_score_correction_bias", "E+Z", suffix="", dtype="F32"),
+    ),
+    expert_layouts=(PER_EXPERT, SWITCH_MLP),
+    skipped={"model.mtp.": "multi-token prediction"},
 )
 
 

@@ -49,10 +49,10 @@ class Ops(Protocol):
     def linears(self, x: Array, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Array]:
         """`linear` with each of the weights and biases: what shares its input is one call."""
 
-    def feed_forward(self, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
+    def feed_forward(self, x: Array, gate: Weight | None, up: Weight, down: Weight) -> Array:
         """down(activation(gate(x), up(x))): a dense layer, or an expert that every token shares. [T, D] -> [T, D].
 
-        The activation is that of the model's experts.
+        The activation is that of the model's experts; it takes up(x) alone where they have no gate.
         """
 
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
@@ -75,8 +75,8 @@ class Ops(Protocol):
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x))."""
 
-    def softplus(self, x: Array) -> Array:
-        """log(1 + exp(x)): x [T, C]."""
+    def softplus(self, x: Array, bias: Weight | None = None) -> Array:
+        """log(1 + exp(x + bias)): x [T, C], bias [C]."""
 
     def gate(self, x: Array, gate: Array, kind: str) -> Array:
         """x * silu(gate), or x * sigmoid(gate): kind is SILU or SIGMOID of formats/config; both of one shape."""
@@ -104,6 +104,9 @@ class Ops(Protocol):
 
     def scale(self, x: Array, weight: Weight) -> Array:
         """x * weight over the last axis; weight [1] or [last axis]."""
+
+    def scale_heads(self, x: Array, weight: Weight) -> Array:
+        """x [T, H, d] times a number of each head, weight [H]."""
 
     def softcap(self, x: Array, cap: float) -> Array:
         """cap * tanh(x / cap)."""
@@ -194,6 +197,16 @@ class Ops(Protocol):
         Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
         """
 
+    def select_blocks(
+        self, q: Array, k: Array, cache: State, block: int, top_k: int, local: int
+    ) -> tuple[Array, State]:
+        """Which blocks of `block` tokens each head of q [T, H, d] chooses: the `local` last ones, the token's own among
+        them, and of the others those with the highest q . k_j of a token j <= i, top_k in all, of equals the first.
+
+        k [T, d]. Returns (chosen [H, T, whole blocks] for `block_tokens`, new cache).
+        Source: MiniMax-M3; transformers' MiniMaxM3VLIndexer.
+        """
+
     def block_tokens(self, chosen: Array, position: int, block: int) -> Array:
         """What tokens from `position` on see of blocks of `block` tokens: a selection for `attention`.
 
@@ -247,20 +260,22 @@ class Ops(Protocol):
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
         """An empty state of the gated delta rule."""
 
-    def causal_conv1d(self, x: Array, weight: Weight, state: Array, dilation: int = 1) -> tuple[Array, Array]:
-        """Depthwise convolution of x [T, C] with weight [C, K], every dilation-th input: ([T, C], new state).
+    def causal_conv1d(
+        self, x: Array, weight: Weight, state: Array, dilation: int = 1, bias: Weight | None = None
+    ) -> tuple[Array, Array]:
+        """Depthwise convolution of x [T, C] with weight [C, K], every dilation-th input, + bias: ([T, C], new state).
 
         The state is the last (K-1) * dilation inputs, [.., C].
         """
 
     def gated_delta_rule(
-        self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: State
+        self, q: Array, k: Array, v: Array, log_decay: Array, beta: Array | None, state: State
     ) -> tuple[Array, State]:
         """Recurrence over T: q, k [T, Hk, dk], v [T, H, dv], beta [T, H], state S [H, dk, dv].
 
         log_decay [T, H] is of heads, or [T, H, dk] of key channels (Kimi Delta Attention).
         Value head h reads key head h // (H / Hk). Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k));
-        o = S^T q. Returns (o [T, H, dv], S).
+        o = S^T q. Returns (o [T, H, dv], S). Without beta, as in Mamba2, S += outer(k, v), and log_decay is of heads.
         Source: Yang et al., Gated Delta Networks (2412.06464); transformers' torch_recurrent_gated_delta_rule.
         """
 
@@ -332,5 +347,6 @@ class Ops(Protocol):
     def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
         """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.
 
-        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config.
+        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config, which may take no gate;
+        or x itself, for ids that are no expert's of the layer but lie behind them (LongCat-Flash).
         """

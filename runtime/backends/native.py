@@ -35,8 +35,8 @@ def expert_layout(layout: RecordLayout, activation: Activation) -> ExpertLayout:
         offsets = {array.name: array.offset for array in part.arrays}
         return matrix(part.encoding, part.rows, part.columns, offsets, part.linear_bias)
 
-    gate, up, down = (part_matrix(part) for part in layout.parts)
-    return ExpertLayout(gate, up, down, activation)
+    *gate, up, down = (part_matrix(part) for part in layout.parts)
+    return ExpertLayout(gate[0] if gate else Matrix(), up, down, activation)
 
 
 class Chosen(NamedTuple):
@@ -148,7 +148,7 @@ class Context:
         """
         tokens, k = weights.shape
         assert all(array.flags.c_contiguous for array in (x, weights, outputs))
-        assert x.shape == (tokens, layout.gate.columns)
+        assert x.shape == (tokens, layout.up.columns)
         assert outputs.shape == (tokens * k, layout.down.rows)
         experts = (Expert * len(chosen))(
             *(Expert(record.ctypes.data, pairs.ctypes.data, len(pairs)) for record, pairs in chosen)
@@ -160,7 +160,7 @@ class Context:
 
     def feed_forward(self, layout: ExpertLayout, everyone: Expert, x: Float32, y: Float32) -> None:
         """As `experts`, of one that every token chose and whose inputs nothing scales: y = expert(x), both [T, D]."""
-        assert x.shape == (everyone.num_pairs, layout.gate.columns)
+        assert x.shape == (everyone.num_pairs, layout.up.columns)
         assert y.shape == (everyone.num_pairs, layout.down.rows)
         self.call("se_experts", self.precision, layout, everyone, 1, address(x), None, len(x), 1, address(y))
 
@@ -183,7 +183,7 @@ class Context:
         Raises ReadFailedError when a slot holds no record, CancelledError when the reader was stopped.
         """
         tokens, k = weights.shape
-        assert x.shape == (tokens, layout.gate.columns)
+        assert x.shape == (tokens, layout.up.columns)
         assert outputs.shape == (tokens * k, layout.down.rows)
         told = array.array("q", chain.from_iterable(arriving))
         status = self._library.se_experts_streamed(

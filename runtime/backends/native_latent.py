@@ -113,25 +113,30 @@ class NativeLatentOps:
         top_k: int,
         seen: Sequence[int] | None = None,
     ) -> tuple[Bool, IndexCache]:
-        """The keys are a matrix of float32, its rows the tokens so far."""
         cache = cache.extended(k)
-        tokens, heads, d = q.shape
+        tokens, heads, _ = q.shape
         number, each = cache.length, seen_tokens(cache, tokens) if seen is None else np.asarray(seen)
         selection = np.zeros((tokens, number), np.bool_)
         if number == 0:
             return selection, cache
-        keys = matrix_of(Plain("f32"), number, d, {"weight": 0})
         block = max(1, SCORES_BYTES // (4 * heads * number))
         for first in range(0, tokens, block):
-            part = np.ascontiguousarray(q[first : first + block])
-            dots = np.empty((len(part), heads, number), np.float32)
-            self._call(
-                "se_heads_product", keys, cache.keys.ctypes.data, abi.Heads(1, number, 0, number), 0,
-                address(part), len(part) * heads, address(dots),
-            )  # fmt: skip
+            dots = self.index_dots(q[first : first + block], cache)
             np.maximum(dots, 0, out=dots)
-            rows = slice(first, first + len(part))
+            rows = slice(first, first + len(dots))
             dots *= weights[rows, :, None]
             scores = np.add.reduce(dots, axis=1)  # [n, number], head after head
             choose_tokens(scores, each[rows], top_k, selection[rows])
         return selection, cache
+
+    def index_dots(self, q: Float32, cache: IndexCache) -> Float32:
+        """The keys are a matrix of float32, its rows the tokens so far."""
+        q = np.ascontiguousarray(q)
+        tokens, heads, d = q.shape
+        keys = matrix_of(Plain("f32"), cache.length, d, {"weight": 0})
+        dots = np.empty((tokens, heads, cache.length), np.float32)
+        self._call(
+            "se_heads_product", keys, cache.keys.ctypes.data, abi.Heads(1, cache.length, 0, cache.length), 0,
+            address(q), tokens * heads, address(dots),
+        )  # fmt: skip
+        return dots

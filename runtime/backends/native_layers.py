@@ -186,7 +186,7 @@ def add_experts(tools: Tools, run: Run, records: Records, routed: Routed, shared
     """Write down `routed_experts` of one token; returns the first call, which may find that one has no slot."""
     layout, reader, slots = records
     columns, k = routed.x.shape[1], routed.expert_ids.shape[1]
-    for rows in (layout.gate.columns, layout.down.rows):
+    for rows in (layout.up.columns, layout.down.rows):
         assert rows == columns
     arriving, pairs = np.zeros((k, 3), np.int64), np.arange(k)
     first = len(run)

@@ -8,6 +8,7 @@ import numpy as np
 
 from formats.config import (
     GELU_TANH,
+    RELU2,
     SILU,
     SILU_CLAMPED,
     SITU,
@@ -44,6 +45,7 @@ ACTIVATION_KINDS = {
     GELU_TANH: abi.GELU_TANH,
     SILU_CLAMPED: abi.SILU_CLAMPED,
     SITU: abi.SITU,
+    RELU2: abi.RELU2,
 }
 
 
@@ -107,7 +109,7 @@ class NativeOps(NativeLayerOps):
         factors = self._told.factors(tuple(weights), tuple(biases) if biases is not None else None)
         return self._context.linears(factors, self._base, x)
 
-    def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
+    def feed_forward(self, x: Float32, gate: Weight | None, up: Weight, down: Weight) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
         layout = self._told.feed_forward(gate, up, down)
         x, y = with_result(x)
@@ -116,9 +118,14 @@ class NativeOps(NativeLayerOps):
         return y
 
     def fetch(self, layer: int, expert_ids: AnyArray) -> None:
-        chosen = by_expert(expert_ids)
+        chosen = by_expert(expert_ids, self._num_experts(layer))
         self._fetched = expert_ids, chosen
         self._experts.begin(layer, list(chosen.places))
+
+    def _num_experts(self, layer: int) -> int:
+        layout = self._layout.layers[layer]
+        assert layout is not None
+        return layout.num_experts
 
     def _chosen(self, layer: int, expert_ids: AnyArray) -> ByExpert:
         """Of what was fetched, or is now."""
@@ -137,7 +144,7 @@ class NativeOps(NativeLayerOps):
             return
         expert_ids = route()
         tokens, k = expert_ids.shape
-        distinct = np.unique(expert_ids).tolist()
+        distinct = [expert for expert in np.unique(expert_ids).tolist() if expert < layout.num_experts]
         if lookahead.guesses(tokens, len(distinct) / layout.num_experts):
             self._experts.look_ahead(layer, distinct, most=k if tokens == 1 else layout.num_experts)
 
@@ -148,7 +155,10 @@ class NativeOps(NativeLayerOps):
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = self._outputs_of(expert_ids.size, x.shape[1])
         y = np.empty_like(x)
-        places, pairs = self._chosen(layer, expert_ids)
+        places, pairs, idle = self._chosen(layer, expert_ids)
+        if idle:
+            unread = np.greater_equal(expert_ids, self._num_experts(layer))
+            np.copyto(outputs.reshape(*expert_ids.shape, -1), x[:, None], where=unread[..., None])
         left = len(places)
         with closing(self._experts.waves(layer, list(places))) as waves:
             for wave in waves:
@@ -161,7 +171,7 @@ class NativeOps(NativeLayerOps):
                     for key, slot in wave:
                         reader.check(key, slot)
                     raise
-        return y
+        return y if places else self._context.weighted_sum(outputs, weights)
 
     def _outputs_of(self, pairs: int, columns: int) -> Float32:
         """Room for what experts give each pair: [T * k, D], the same for all layers.
@@ -236,13 +246,17 @@ class NativeOps(NativeLayerOps):
 
     # ---- gated DeltaNet
 
-    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
+    def causal_conv1d(
+        self, x: Float32, weight: Weight, state: Float32, dilation: int = 1, bias: Weight | None = None
+    ) -> tuple[Float32, Float32]:
         x, y = with_result(x)
         taps, after = self._told.taps(weight, dilation, x.shape[1]), np.empty_like(state)
         require_size(weight, "places", len(taps), 1 + len(state))
         require_shapes("convolution", (state, (len(state), x.shape[1])))
         sizes = (*x.shape, len(taps))
         self._call("se_causal_conv1d", address(x), address(taps), address(state), *sizes, address(y), address(after))
+        if bias is not None:
+            y += self._told.vector(bias)
         return y, after
 
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
@@ -250,7 +264,7 @@ class NativeOps(NativeLayerOps):
         return DeltaState(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
     def gated_delta_rule(
-        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
+        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32 | None, state: State
     ) -> tuple[Float32, State]:
         v, y = with_result(v)
         (tokens, heads, value_dim), (key_heads, key_dim) = v.shape, k.shape[1:]
@@ -262,11 +276,12 @@ class NativeOps(NativeLayerOps):
             (q, (tokens, key_heads, key_dim)),
             (k, (tokens, key_heads, key_dim)),
             (log_decay, (tokens, heads, key_dim) if by_channel else (tokens, heads)),
-            (beta, (tokens, heads)),
+            *(((beta, (tokens, heads)),) if beta is not None else ()),
             (state.now, (heads, in_lanes(value_dim) // LANES, key_dim, LANES)),
         )
         shape = abi.DeltaShape(heads, key_heads, key_dim, value_dim, by_channel)
-        inputs = [address(np.ascontiguousarray(array)) for array in (q, k, v, log_decay, beta)]
+        arrays = [None if array is None else np.ascontiguousarray(array) for array in (q, k, v, log_decay, beta)]
+        inputs = [None if array is None else address(array) for array in arrays]
         self._call("se_delta_rule", shape, *inputs, tokens, address(state.now), address(state.next), address(y))
         return y, DeltaState(state.next, state.now)
 

@@ -64,17 +64,18 @@ class NativeRowOps(CompressedOps):
         self._call("se_gate", MAPS[kind], address(x), address(gate), x.size, address(y))
         return y
 
-    def softplus(self, x: Float32) -> Float32:
-        x, y = with_result(x)
-        nothing = np.zeros(x.shape[1], np.float32)  # a decay without a bias, at a rate of exp(0)
-        self._call("se_decay", address(x), address(nothing), address(nothing), *x.shape, address(y))
-        return -y
-
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         a, y = with_result(a)
         bias, log = self._told.place(dt_bias, a.shape[1]), address(self._told.repeated(a_log, a.shape[1]))
         self._call("se_decay", address(a), bias, log, *a.shape, address(y))
         return y
+
+    def softplus(self, x: Float32, bias: Weight | None = None) -> Float32:
+        x, y = with_result(x)
+        zeros = np.zeros(x.shape[1], np.float32)  # logarithms of 1: a decay is then the softplus less than zero
+        added = address(zeros) if bias is None else self._told.place(bias, x.shape[1])
+        self._call("se_decay", address(x), added, address(zeros), *x.shape, address(y))
+        return np.negative(y, out=y)
 
     def bounded_decay(self, a: Float32, dt_bias: Weight, a_log: Weight, lower_bound: float) -> Float32:
         rate = self._told.exponents(a_log)[:, None]  # [H, 1]
@@ -99,6 +100,9 @@ class NativeRowOps(CompressedOps):
 
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * self._told.vector(weight)
+
+    def scale_heads(self, x: Float32, weight: Weight) -> Float32:
+        return x * self._told.vector(weight)[:, None]
 
     def softcap(self, x: Float32, cap: float) -> Float32:
         y = self.sigmoid(x * np.float32(2 / cap))  # tanh(x) is 2 sigmoid(2x) - 1; NumPy's tanh depends on the machine

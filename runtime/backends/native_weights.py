@@ -78,9 +78,10 @@ def _with_bias(matrix: Matrix, bias: NativeWeight) -> Matrix:
     return other
 
 
-def _feed_forward(activation: abi.Activation, gate: Weight, up: Weight, down: Weight) -> abi.ExpertLayout:
+def _feed_forward(activation: abi.Activation, gate: Weight | None, up: Weight, down: Weight) -> abi.ExpertLayout:
     """As an expert whose record is the resident memory."""
-    return abi.ExpertLayout(*(native_weight(weight).matrix for weight in (gate, up, down)), activation)
+    first = Matrix() if gate is None else native_weight(gate).matrix
+    return abi.ExpertLayout(first, native_weight(up).matrix, native_weight(down).matrix, activation)
 
 
 def _routing(num_experts: int, routing: Routing, chosen: bool) -> abi.Routing:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from formats.config import GELU_TANH, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
+from formats.config import GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
 from formats.dtypes import Float32
 from runtime.backends.facts import Weight
 from runtime.backends.numpy_latent import softmax
@@ -45,8 +45,8 @@ class ElementwiseOps:
     def clip(self, x: Float32, limit: float) -> Float32:
         return np.clip(x, np.float32(-limit), np.float32(limit))
 
-    def softplus(self, x: Float32) -> Float32:
-        return np.logaddexp(np.float32(0), x)
+    def softplus(self, x: Float32, bias: Weight | None = None) -> Float32:
+        return np.logaddexp(np.float32(0), x if bias is None else x + bias.vector())
 
     def decay(self, a: Float32, dt_bias: Weight, a_log: Weight) -> Float32:
         rate = np.exp(a_log.vector())
@@ -62,6 +62,9 @@ class ElementwiseOps:
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * weight.vector()
 
+    def scale_heads(self, x: Float32, weight: Weight) -> Float32:
+        return x * weight.vector()[:, None]
+
     def softcap(self, x: Float32, cap: float) -> Float32:
         return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
@@ -73,8 +76,11 @@ class ElementwiseOps:
     def concatenate(self, arrays: Sequence[Float32], axis: int = 0) -> Float32:
         return np.concatenate(arrays, axis)
 
-    def _activate(self, activation: Activation, gate: Float32, up: Float32) -> Float32:
-        """What joins gate and up, element by element."""
+    def _activate(self, activation: Activation, gate: Float32 | None, up: Float32) -> Float32:
+        """What joins gate and up, element by element; without a gate what is done to up."""
+        if gate is None:
+            assert activation.kind == RELU2
+            return np.square(np.maximum(up, np.float32(0)))
         if activation.kind == SILU:
             return self.silu(gate) * up
         if activation.kind == GELU_TANH:

@@ -1,6 +1,6 @@
 """Multi-head latent attention and its indexer in NumPy: the definition of these operations (base.py)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,28 @@ def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int, s
             scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:most].T, 0)
         choose_tokens(scores, seen[rows], top_k, selection[rows])
     return selection
+
+
+def select_blocks(
+    q: Float32, cache: IndexCache, dots: Callable[[Float32], Float32], block: int, top_k: int, local: int
+) -> Bool:
+    """As Ops.select_blocks, over a cache that holds the new keys; dots gives q [n, H, d] . keys: [n, H, length]."""
+    tokens, heads, _ = q.shape
+    start, number = cache.length - tokens, cache.length
+    begins = np.arange(0, number, block)
+    chosen = np.zeros((heads, tokens, len(begins)), np.bool_)
+    some = max(1, SCORES_BYTES // (4 * heads * number))
+    for first in range(0, tokens, some):
+        rows = slice(first, min(first + some, tokens))
+        scores = dots(q[rows])
+        np.copyto(scores, -np.inf, where=later(rows, start, number)[:, None])
+        best = np.maximum.reduceat(scores, begins, axis=2)  # [n, H, blocks]
+        own = (start + np.arange(rows.start, rows.stop)) // block
+        behind = own[:, None] - np.arange(len(begins))
+        np.copyto(best, np.inf, where=((behind >= 0) & (behind < local))[:, None])
+        for h in range(heads):
+            choose_tokens(best[:, h], own + 1, top_k, chosen[h, rows])
+    return chosen[..., : number // block]
 
 
 def choose_tokens(scores: Float32, seen: Integers, top_k: int, selection: Bool) -> None:

@@ -31,6 +31,7 @@ from runtime.backends.numpy_latent import (
     keys_matrix,
     latent_attention,
     seen_tokens,
+    select_blocks,
     select_tokens,
     softmax,
     values_matrix,
@@ -165,23 +166,27 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
             return [self.linear(x, weight) for weight in weights]
         return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
-    def feed_forward(self, x: Float32, gate: Weight, up: Weight, down: Weight) -> Float32:
+    def feed_forward(self, x: Float32, gate: Weight | None, up: Weight, down: Weight) -> Float32:
         activation = self._layout.model.expert_activation
-        return self.linear(self._activate(activation, self.linear(x, gate), self.linear(x, up)), down)
+        gates = None if gate is None else self.linear(x, gate)
+        return self.linear(self._activate(activation, gates, self.linear(x, up)), down)
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None
         activation = self._layout.model.expert_activation
         outputs = np.empty((*expert_ids.shape, x.shape[1]), np.float32)  # [T, k, D]
-        with closing(self._experts.get(layer, np.unique(expert_ids).tolist())) as records:
+        real = np.less(expert_ids, layout.num_experts)
+        np.copyto(outputs, x[:, None], where=~real[..., None])
+        with closing(self._experts.get(layer, np.unique(expert_ids[real]).tolist())) as records:
             for expert, record in records:
                 token, place = np.nonzero(expert_ids == expert)
-                gate, up, down = (self._project(part, record) for part in layout.record.parts)
+                *gate, up, down = (self._project(part, record) for part in layout.record.parts)
                 x_e = x[token]  # [n, D]
                 if activation.scale_input:
                     x_e = x_e * routing_weights[token, place, None]
-                outputs[token, place] = down(self._activate(activation, gate(x_e), up(x_e)))
+                gates = gate[0](x_e) if gate else None
+                outputs[token, place] = down(self._activate(activation, gates, up(x_e)))
         y = np.zeros_like(x)
         for i in range(expert_ids.shape[1]):  # in the router's order, whatever order they arrived in
             y += outputs[:, i] if activation.scale_input else routing_weights[:, i, None] * outputs[:, i]
@@ -333,6 +338,17 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         each = seen_tokens(extended, len(q)) if seen is None else np.asarray(seen)
         return select_tokens(q, weights, extended, top_k, each), extended
 
+    def select_blocks(
+        self, q: Float32, k: Float32, cache: IndexCache, block: int, top_k: int, local: int
+    ) -> tuple[Bool, IndexCache]:
+        extended = cache.extended(k)
+        return select_blocks(q, extended, lambda q: self.index_dots(q, extended), block, top_k, local), extended
+
+    def index_dots(self, q: Float32, cache: IndexCache) -> Float32:
+        """q [n, H, d] . every key: [n, H, length]."""
+        dots: Float32 = q @ cache.keys[: cache.length].T
+        return dots
+
     def block_tokens(self, chosen: Bool, position: int, block: int) -> Bool:
         tokens = len(chosen)
         after = (position + 1 + np.arange(tokens)) // block * block  # where the first block begins that is not whole
@@ -348,16 +364,20 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
     def new_delta_state(self, num_heads: int, key_dim: int, value_dim: int) -> State:
         return np.zeros((num_heads, key_dim, value_dim), np.float32)
 
-    def causal_conv1d(self, x: Float32, weight: Weight, state: Float32, dilation: int = 1) -> tuple[Float32, Float32]:
+    def causal_conv1d(
+        self, x: Float32, weight: Weight, state: Float32, dilation: int = 1, bias: Weight | None = None
+    ) -> tuple[Float32, Float32]:
         taps = weight.decode()  # [C, K]
         padded = np.concatenate([state, x])  # [(K - 1) * dilation + T, C]
         y = np.zeros_like(x)
         for j in range(taps.shape[1]):
             y += taps[:, j] * padded[j * dilation : j * dilation + len(x)]
+        if bias is not None:
+            y += bias.vector()
         return y, padded[len(x) :].copy()
 
     def gated_delta_rule(
-        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32, state: State
+        self, q: Float32, k: Float32, v: Float32, log_decay: Float32, beta: Float32 | None, state: State
     ) -> tuple[Float32, State]:
         state = state.copy()  # [H, dk, dv]
         group = v.shape[1] // k.shape[1]  # value heads that share a key head
@@ -366,8 +386,10 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         decay = np.exp(log_decay)
         for t in range(len(q)):
             state *= decay[t].reshape(decay.shape[1], -1, 1)
-            known = (k[t, :, None, :] @ state)[:, 0]  # what the state holds for this key: [H, dv]
-            update = (v[t] - known) * beta[t, :, None]
+            update = v[t]
+            if beta is not None:
+                known = (k[t, :, None, :] @ state)[:, 0]  # what the state holds for this key: [H, dv]
+                update = (update - known) * beta[t, :, None]
             state += k[t, :, :, None] * update[:, None, :]
             output[t] = (q[t, :, None, :] @ state)[:, 0]
         return output, state

@@ -11,7 +11,10 @@ from formats.config import (
     Gemma4Config,
     KimiK3Config,
     KimiLinearConfig,
+    LongcatFlashConfig,
+    MiniMaxM3Config,
     ModelConfig,
+    NemotronHConfig,
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
 )
@@ -24,6 +27,9 @@ from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
+from runtime.models.longcat_flash import LongcatFlash
+from runtime.models.minimax_m3 import MiniMaxM3
+from runtime.models.nemotron_h import NemotronH
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
@@ -61,6 +67,9 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Gemma4Config: Gemma4,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
+    LongcatFlashConfig: LongcatFlash,
+    MiniMaxM3Config: MiniMaxM3,
+    NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
 }

@@ -102,7 +102,9 @@ class Decoder:
 
     def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
         c = self.config
-        return self.ops.add_norm(h, y, self.ops.weight(name), c.rms_norm_eps, multiplier=c.residual_multiplier)
+        return self.ops.add_norm(
+            h, y, self.ops.weight(name), c.rms_norm_eps, offset=c.norm_offset, multiplier=c.residual_multiplier
+        )
 
     def _output_norm(self, y: Array, name: str) -> Array:
         c = self.config
@@ -147,7 +149,9 @@ class Decoder:
         )
         if attention is not None and router is not None and plain:
             norms = [self.ops.weight(f"{name}.{norm}_layernorm") for norm in ("input", "post_attention")]
-            block = Block(norms[0], attention, norms[1], router, c.rms_norm_eps, multiplier=c.residual_multiplier)
+            block = Block(
+                norms[0], attention, norms[1], router, c.rms_norm_eps, c.norm_offset, multiplier=c.residual_multiplier
+            )
         shared = None
         if router is not None and c.shared_expert_intermediate_size is not None:
             shared = Shared(
@@ -173,6 +177,7 @@ class Decoder:
             k_norm=k_norm,
             whole_norms=self._qk_norms_of(layer, WHOLE_NORM),
             eps=c.rms_norm_eps,
+            offset=c.norm_offset,
             window=c.window(layer),
             sinks=ops.weight(f"{name}.sinks") if c.has_sinks(layer) else None,
         )
@@ -235,7 +240,11 @@ class Decoder:
             for rows, position, scale in self._runs(layer, s, own.scale):
                 if chunk is not None and position % chunk == 0:
                     s.states[layer] = self._new_kv_cache(layer)
-                turn = Turn(own.rope, position, own.q_norm, own.k_norm, own.eps) if own.rope is not None else None
+                turn = (
+                    Turn(own.rope, position, own.q_norm, own.k_norm, own.eps, own.offset)
+                    if own.rope is not None
+                    else None
+                )
                 own_q, own_k = q[rows], k[rows]
                 if c.qk_norm == TURNED_NORM and turn is not None:
                     own_q, own_k = self._turned(own_q, own.q_norm, turn), self._turned(own_k, own.k_norm, turn)

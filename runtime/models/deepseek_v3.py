@@ -70,18 +70,18 @@ class DeepseekV3:
         c, ops, rank = self.config, self.ops, self.config.kv_lora_rank
 
         def w(tensor: str) -> Weight:
-            return ops.weight(f"layers.{layer}.self_attn.{tensor}")
+            return ops.weight(f"{self._attention_name(layer)}.{tensor}")
 
         if c.q_lora_rank is None:
             q = ops.linear(x, w("q_proj"))
         else:
             latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS)
             q = ops.linear(latent_q, w("q_b_proj"))
-            if c.layer_types[layer] == INDEXED_ATTENTION:
+            if c.indexer is not None and c.layer_types[layer] == INDEXED_ATTENTION:
                 selections[:] = self._selections(layer, x, latent_q, sequences)
         q = q.reshape(-1, c.num_attention_heads, c.head_dim)  # per head: without, then with position
         latent_k = ops.linear(x, w("kv_a_proj_with_mqa"))  # [T, rank + rope]: one key with position for all heads
-        latent = ops.rms_norm(latent_k[:, :rank], w("kv_a_layernorm"), LATENT_NORM_EPS)
+        latent = self._latent(latent_k[:, :rank], w("kv_a_layernorm"))
         outputs = []
         for s, selection in zip(sequences, selections, strict=True):
             for rows, position, scale in self._runs(s):
@@ -111,6 +111,13 @@ class DeepseekV3:
             tokens, scale = self.config.run_of_scale(position, stop - begin)
             yield slice(begin, begin + tokens), position, scale
             begin += tokens
+
+    def _attention_name(self, layer: int) -> str:
+        return f"layers.{layer}.self_attn"
+
+    def _latent(self, latent: Array, norm: Weight) -> Array:
+        """What keys and values are made of: [T, rank]."""
+        return self.ops.rms_norm(latent, norm, LATENT_NORM_EPS)
 
     def _gated(self, layer: int, x: Array, o: Array) -> Array:
         """What attention gives [T, H * v_head_dim], as it is."""

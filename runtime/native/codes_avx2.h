@@ -46,6 +46,16 @@ INLINE __m256i integers(__m256i codes, int code) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
 
+/* The codes that lie over one another in packed bytes, codes [parts]; of what has a byte each, that. */
+INLINE void take_apart(__m256i *codes, __m256i packed, struct kind kind) {
+    const int width = code_width(kind.code), parts = parts_of(kind);
+    UNROLL
+    for (int part = 0; part < parts; part++) {
+        const __m256i low = part == 0 ? packed : _mm256_srli_epi16(packed, width * part);
+        codes[part] = parts == 1 ? packed : integers(_mm256_and_si256(low, _mm256_set1_epi8((1 << width) - 1)), kind.code);
+    }
+}
+
 /* Vector v of packed codes as bytes: codes [parts]. */
 INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kind) {
     const int width = code_width(kind.code);
@@ -58,13 +68,30 @@ INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kin
     } else if (parts_of(kind) == 1) {
         codes[0] = integers(unpack_stream(packed + 4 * width * v, width), kind.code);
     } else {
-        const __m256i p = load(packed + 32 * v);
-        UNROLL
-        for (int part = 0; part < parts_of(kind); part++) {
-            const __m256i low = part == 0 ? p : _mm256_srli_epi16(p, width * part);
-            codes[part] = integers(_mm256_and_si256(low, one), kind.code);
-        }
+        take_apart(codes, load(packed + 32 * v), kind);
     }
+}
+
+/* How many products of a code and an 8-bit digit, added in pairs by maddubs, fit 16 bits. */
+INLINE int room_of(struct kind kind) {
+    return 32767 / (2 * 128 * largest_code(kind.code));
+}
+
+INLINE __m256i widen(__m256i sums) {
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP, OVERREAD = 16 };
+
+/* The packed codes of a block: where they are if it is one or two whole halves, else a copy with zeros behind. */
+INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, int64_t groups, uint8_t *copy,
+                                  struct kind kind) {
+    const int64_t group_bytes = kind.group_size * code_width(kind.code) / 8;
+    const uint8_t *packed = w->weight + row * w->weight_stride + block * BLOCK_GROUPS * group_bytes;
+    if (groups >= BLOCK_GROUPS || groups == HALF_GROUPS) return opaque(packed);
+    memset(copy, 0, (size_t)(BLOCK_GROUPS * group_bytes + OVERREAD));
+    memcpy(copy, packed, (size_t)(groups * group_bytes));
+    return opaque(copy);
 }
 
 #endif

@@ -19,7 +19,7 @@ static int available(const struct kernels **levels) {
     if (cpu_has_avx512vbmi()) levels[count++] = &kernels_avx512vbmi;
     if (cpu_has_avx512vnni()) levels[count++] = &kernels_avx512vnni;
     if (cpu_has_avx512()) levels[count++] = &kernels_avx512;
-    if (cpu_has_avx2()) levels[count++] = &kernels_avx2;
+    if (cpu_has_avx2()) levels[count++] = __builtin_cpu_is("intel") ? &kernels_avx2_near : &kernels_avx2;
 #elif defined(__aarch64__) && defined(__linux__)
     if ((getauxval(AT_HWCAP) & (1 << 20)) != 0) levels[count++] = &kernels_neon; /* HWCAP_ASIMDDP */
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -32,7 +32,7 @@ static int available(const struct kernels **levels) {
 static const struct loops *loops_of(const struct kernels *kernels) {
 #if defined(__x86_64__) && !defined(SE_EMULATED)
     if (strncmp(kernels->name, "avx512", 6) == 0) return &loops_avx512;
-    if (kernels == &kernels_avx2) return &loops_avx2;
+    if (strcmp(kernels->name, "avx2") == 0) return &loops_avx2;
 #endif
     (void)kernels;
     return &loops_portable;

@@ -63,7 +63,7 @@ static void run_panel(const struct delta_job *job, int64_t number) {
         .decay = job->decay + head * decay_width,
         .decay_by_channel = s->decay_by_channel != 0,
         .decay_stride = s->heads * decay_width,
-        .beta = job->beta + head,
+        .beta = job->beta == NULL ? NULL : job->beta + head,
         .key_stride = s->key_heads * s->key_width,
         .value_stride = s->heads * s->value_width,
         .head_stride = s->heads,
@@ -89,7 +89,8 @@ int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const fl
                       const float *log_decay, const float *beta, int64_t tokens, const float *state, float *new_state,
                       float *y) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
-    if (shape->key_heads < 1 || shape->heads % shape->key_heads != 0 || shape->key_width % 2 != 0 || tokens < 1) {
+    if (shape->key_heads < 1 || shape->heads % shape->key_heads != 0 || shape->key_width % 2 != 0 || tokens < 1 ||
+        (beta == NULL && shape->decay_by_channel)) {
         return context_leave(context, SE_UNSUPPORTED);
     }
     const int64_t decays = tokens * shape->heads * (shape->decay_by_channel ? shape->key_width : 1);

@@ -2,7 +2,8 @@
  *
  * Phases with a barrier between: inputs to operands, gate and up rows and their activation, h to operands, down rows.
  * Within a phase threads take tasks of rows. Experts with few pairs go together in a batch, so that a decode step walks
- * once through the phases; BATCH_PAIRS bounds the scratch of a batch. */
+ * once through the phases; BATCH_PAIRS bounds the scratch of a batch. Without a gate the up matrix stands for it, too, and
+ * its rows are multiplied once. */
 #include "context.h"
 
 enum { BATCH_PAIRS = 256 };
@@ -39,7 +40,7 @@ struct job {
 };
 
 static void prepare_input(const struct job *job, const struct expert *any, int64_t input) {
-    const int64_t columns = job->layout->gate.columns, pair = job->input_pair[input];
+    const int64_t columns = job->layout->up.columns, pair = job->input_pair[input];
     const float *x = job->x + pair / job->k * columns;
     if (job->layout->activation.scale_input) {
         float *scaled = job->scaled + input * columns;
@@ -55,14 +56,26 @@ static int64_t chunks(int64_t rows) {
     return (rows + TASK_ROWS - 1) / TASK_ROWS;
 }
 
+/* An activation that takes no gate. */
+static bool ungated(const se_expert_layout *layout) {
+    return layout->activation.kind == SE_RELU2;
+}
+
+static void square_positive(float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float x = up[i] < 0.0f ? 0.0f : up[i];
+        up[i] = x * x;
+    }
+}
+
 /* TASK_ROWS rows of gate and of up, which lie far apart in the record: two streams. */
 static void gate_up(const struct job *job, int64_t task) {
-    const int64_t rows = job->layout->gate.rows, per_expert = chunks(rows);
+    const int64_t rows = job->layout->up.rows, per_expert = chunks(rows);
     const struct expert *e = &job->experts[task / per_expert];
     const struct product *products[2] = {&e->gate, &e->up};
     const int64_t begin = task % per_expert * TASK_ROWS, left = rows - begin;
     struct tile tile = {.rows = left < TASK_ROWS ? left : TASK_ROWS, .tokens = e->count};
-    for (int s = 0; s < 2; s++) {
+    for (int s = ungated(job->layout); s < 2; s++) {
         tile.weights[tile.streams] = &products[s]->weights;
         tile.first[tile.streams] = begin;
         tile.y[tile.streams] = job->h_y[s] + e->first;
@@ -74,6 +87,11 @@ static void gate_up(const struct job *job, int64_t task) {
         }
     }
     for (int64_t p = e->first; p < e->first + e->count; p++) {
+        if (ungated(job->layout)) {
+            add_linear_bias(&e->up, begin, tile.rows, job->h_y[0][p]);
+            square_positive(job->h_y[0][p] + begin, tile.rows);
+            continue;
+        }
         add_linear_bias(&e->gate, begin, tile.rows, job->h_y[0][p]);
         add_linear_bias(&e->up, begin, tile.rows, job->h_y[1][p]);
         job->kernels->activate(&job->layout->activation, job->h_y[0][p] + begin, job->h_y[1][p] + begin, tile.rows);
@@ -101,7 +119,7 @@ static void work(void *argument) {
 
 /* The experts of one batch and their pairs, then all phases. */
 static void run_batch(struct job *job, const se_expert *experts, float *outputs) {
-    const int64_t F = job->layout->gate.rows, D = job->layout->down.rows;
+    const int64_t F = job->layout->up.rows, D = job->layout->down.rows;
     const struct shape *h = &job->experts[0].down.weights.shape;
     int64_t p = 0;
     for (int64_t i = 0; i < job->num_experts; i++) {
@@ -170,8 +188,9 @@ static void find_inputs(struct job *job, const se_expert *experts, int64_t num_e
 }
 
 static int32_t products_of(struct expert *e, const struct job *job, int32_t precision, const uint8_t *record) {
-    int32_t status = product_of(&e->gate, job->kernels, precision, &job->layout->gate, record);
-    if (status == SE_OK) status = product_of(&e->up, job->kernels, precision, &job->layout->up, record);
+    const se_matrix *up = &job->layout->up, *gate = ungated(job->layout) ? up : &job->layout->gate;
+    int32_t status = product_of(&e->gate, job->kernels, precision, gate, record);
+    if (status == SE_OK) status = product_of(&e->up, job->kernels, precision, up, record);
     if (status == SE_OK) status = product_of(&e->down, job->kernels, precision, &job->layout->down, record);
     return status;
 }
@@ -181,13 +200,14 @@ static int32_t experts_call(se_context *context, int32_t precision, const se_exp
                             int64_t tokens, int64_t k, float *outputs) {
     struct job job = {.kernels = context->kernels, .pool = context->pool, .layout = layout, .x = x, .weights = weights};
     job.k = k;
-    const int64_t D = layout->gate.columns, F = layout->gate.rows;
+    const int64_t D = layout->up.columns, F = layout->up.rows;
     struct expert any;
     int64_t most_experts, most_pairs, all_pairs;
     if (num_experts < 1) return SE_OK;
     int32_t status = products_of(&any, &job, precision, experts[0].record);
-    if (layout->up.rows != F || layout->up.columns != D || layout->down.rows != D || layout->down.columns != F ||
-        layout->activation.kind < SE_SILU || layout->activation.kind > SE_SITU || k < 1) {
+    const int64_t gate_rows = ungated(layout) ? 0 : F, gate_columns = ungated(layout) ? 0 : D;
+    if (layout->gate.rows != gate_rows || layout->gate.columns != gate_columns || layout->down.rows != D ||
+        layout->down.columns != F || layout->activation.kind < SE_SILU || layout->activation.kind > SE_RELU2 || k < 1) {
         return SE_UNSUPPORTED;
     }
     if (status == SE_OK) status = measure(experts, num_experts, tokens * k, &most_experts, &most_pairs, &all_pairs);
@@ -207,7 +227,7 @@ static int32_t experts_call(se_context *context, int32_t precision, const se_exp
         job.inputs[1] = shared ? job.inputs[0] : cut(&cutter, most_inputs * operand_bytes(&any.up.weights.shape));
         job.experts = cut(&cutter, most_experts * (int64_t)sizeof *job.experts);
         job.h[0] = cut(&cutter, 4 * most_pairs * F);
-        job.h[1] = cut(&cutter, 4 * most_pairs * F);
+        job.h[1] = ungated(layout) ? job.h[0] : cut(&cutter, 4 * most_pairs * F);
         job.h_operands = cut(&cutter, most_pairs * operand_bytes(&any.down.weights.shape));
         for (int s = 0; s < 2; s++) {
             job.x_at[s] = cut(&cutter, pointer * most_pairs);

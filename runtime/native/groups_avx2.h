@@ -11,6 +11,7 @@
 enum {
     HALF_GROUPS = 8,
     AHEAD_BYTES = 4096, /* how far ahead codes are asked for: past the caches, which others need (docs/LEARNED.md 38) */
+    NEAR_BYTES = 1024,  /* or into the first-level cache (98) */
 };
 
 /* What the compiler must know of an encoding and a precision to make straight code. */

@@ -203,7 +203,7 @@ struct kernels {
     void (*prepare)(const struct shape *shape, const float *x, uint8_t *operand);
     /* How codes meet their digits. */
     enum order order[NUM_CODES];
-    /* Whether one token's codes are asked for a little ahead into the first-level cache (docs/LEARNED.md 93). */
+    /* Whether one token's codes are asked for a little ahead into the first-level cache (docs/LEARNED.md 93, 98). */
     bool near;
     /* Runs of a group, by code and digits less one; of 8 columns at least. */
     int32_t runs[NUM_CODES][SE_EXACT];
@@ -227,6 +227,7 @@ struct kernels {
 
 extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;
+extern const struct kernels kernels_avx2_near; /* for Intel's processors */
 extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avx512vnni;
 extern const struct kernels kernels_avx512vbmi;

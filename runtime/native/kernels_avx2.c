@@ -3,19 +3,9 @@
  * Codes up to 6 bits meet 8-bit digits by maddubs, whose 16-bit sums are exact as long as few enough are added (room),
  * and are widened only when they must be: that instruction runs on one of four ports and is what decode waits for.
  * Wide codes would overflow there, so they meet 16-bit digits by madd (ORDER_WIDE). */
-#include "codes_avx2.h"
 #include "plain_avx2.h"
 
 /* ---- sums of 8 groups at once */
-
-/* How many products of a code and an 8-bit digit, added in pairs by maddubs, fit 16 bits. */
-INLINE int room_of(struct kind kind) {
-    return 32767 / (2 * 128 * largest_code(kind.code));
-}
-
-INLINE __m256i widen(__m256i sums) {
-    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-}
 
 INLINE __m256i add(__m256i a, __m256i b, int narrow) {
     return narrow ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
@@ -47,12 +37,6 @@ INLINE __m256i join_last(__m256i a, __m256i b, int stages) {
 
 /* ---- products */
 
-/* Half a block of codes, packed or as vectors of bytes. */
-struct half {
-    const uint8_t *packed;
-    const __m256i *codes; /* or NULL */
-};
-
 /* One group, or the groups that share a vector, against one plane: 16-bit sums if they fit, else 32-bit ones. */
 INLINE __m256i dot_narrow(const __m256i *codes, const int8_t *digits, struct kind kind, int joined) {
     const int parts = parts_of(kind), room = room_of(kind), count = joined * parts;
@@ -82,8 +66,8 @@ INLINE __m256i dot_wide(const __m256i *codes, const int8_t *digits, int lower, i
     return sum;
 }
 
-/* For each plane the sums of 8 groups in their order. */
-INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *digits, struct kind kind) {
+/* For each plane the sums of 8 groups, half a block, in their order. */
+INLINE void dot_planes(__m256i *sums, const uint8_t *packed, const int8_t *digits, struct kind kind) {
     const int parts = parts_of(kind), wide = is_wide(kind.code);
     const int group_bytes = kind.group_size / parts;                 /* of a group in a vector of codes */
     const int joined = group_bytes > 32 ? group_bytes / 32 : 1;      /* vectors of a group */
@@ -93,11 +77,9 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
     __m256i quad[3][2], first[3];
     if (vectors == 1) { /* a group is a lane already */
         __m256i codes[4];
-        if (half->codes == NULL) unpack(codes, half->packed, 0, kind);
+        unpack(codes, packed, 0, kind);
         UNROLL
-        for (int p = 0; p < kind.planes; p++) {
-            sums[p] = widen(dot_narrow(half->codes == NULL ? codes : half->codes, digits + p * plane, kind, joined));
-        }
+        for (int p = 0; p < kind.planes; p++) sums[p] = widen(dot_narrow(codes, digits + p * plane, kind, joined));
         return;
     }
     UNROLL
@@ -105,14 +87,7 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
         __m256i codes[2][8];
         UNROLL
         for (int j = 0; j < 2 * joined; j++) {
-            const int v = 2 * i * joined + j;
-            __m256i *to = codes[j / joined] + j % joined * parts;
-            if (half->codes == NULL) {
-                unpack(to, half->packed, v, kind);
-            } else {
-                UNROLL
-                for (int part = 0; part < parts; part++) to[part] = half->codes[parts * v + part];
-            }
+            unpack(codes[j / joined] + j % joined * parts, packed, 2 * i * joined + j, kind);
         }
         UNROLL
         for (int p = 0; p < kind.planes; p++) {
@@ -144,10 +119,10 @@ INLINE void dot_planes(__m256i *sums, const struct half *half, const int8_t *dig
 }
 
 /* lanes += half a block of a row times the same half of an operand. */
-INLINE __m256 multiply(__m256 lanes, const struct half *half, const struct groups *groups, int64_t at,
+INLINE __m256 multiply(__m256 lanes, const uint8_t *packed, const struct groups *groups, int64_t at,
                        const float *x_scales, const float *x_sums, const int8_t *digits, struct kind kind) {
     __m256i sums[3];
-    dot_planes(sums, half, opaque(digits), kind);
+    dot_planes(sums, packed, opaque(digits), kind);
     __m256 v;
     if (is_wide(kind.code) && kind.planes == 2) {
         v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[0]), _mm256_set1_ps(65536.0f), _mm256_cvtepi32_ps(sums[1]));
@@ -165,19 +140,6 @@ INLINE __m256 multiply(__m256 lanes, const struct half *half, const struct group
 
 /* ---- tiles */
 
-enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP, OVERREAD = 16 };
-
-/* The packed codes of a block: where they are if it is one or two whole halves, else a copy with zeros behind. */
-INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, int64_t groups, uint8_t *copy,
-                                  struct kind kind) {
-    const int64_t group_bytes = kind.group_size * code_width(kind.code) / 8;
-    const uint8_t *packed = w->weight + row * w->weight_stride + block * BLOCK_GROUPS * group_bytes;
-    if (groups >= BLOCK_GROUPS || groups == HALF_GROUPS) return opaque(packed);
-    memset(copy, 0, (size_t)(BLOCK_GROUPS * group_bytes + OVERREAD));
-    memcpy(copy, packed, (size_t)(groups * group_bytes));
-    return opaque(copy);
-}
-
 /* Asks the scales and biases of the rows that come next into the second-level cache. */
 INLINE void ask_scales(const struct weights *w, int64_t row, int64_t rows) {
     const uint8_t *scales = w->scales + row * w->scales_stride, *biases = w->biases + row * w->biases_stride;
@@ -194,6 +156,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
     const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts_of(kind);
     const int stored = taken_as_stored(tile, kind);
+    const bool near = tile->weights[0]->near;
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
     __m256 lanes[MAX_STREAMS][2] = {0};
@@ -211,12 +174,16 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
                 const struct groups from =
                     stored ? stored_groups(w, tile->first[s] + r) : float_groups(scales[s] + g, biases[s] + g);
                 const uint8_t *packed = block_codes(w, tile->first[s] + r, block, n - g, copy, kind);
-                UNROLL
-                for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
+                if (near) {
+                    UNROLL
+                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + NEAR_BYTES, _MM_HINT_T0);
+                } else {
+                    UNROLL
+                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
+                }
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
-                    const struct half half = {packed + h * half_bytes, NULL};
                     const int64_t at = h * HALF_GROUPS, place = stored ? BLOCK_GROUPS * block + at : at;
-                    lanes[s][h] = multiply(lanes[s][h], &half, &from, place, x_scale + at, x_sum + at,
+                    lanes[s][h] = multiply(lanes[s][h], packed + h * half_bytes, &from, place, x_scale + at, x_sum + at,
                                            x.digits + block * block_digits + h * half_digits, kind);
                 }
             }
@@ -231,86 +198,43 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     }
 }
 
-/* Tokens of a pass over the rows: their digits of one block stay in the first-level cache. */
-enum { MAX_TILE_TOKENS = 8 };
-
-INLINE int64_t tile_tokens(struct kind kind) {
-    return kind.planes == 1 ? MAX_TILE_TOKENS : MAX_TILE_TOKENS / 2;
-}
-
-/* Several operands: each block of a row is unpacked once for all of them. */
-INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int64_t rows, int64_t token,
-                         int64_t tokens, struct kind kind) {
-    const struct weights *w = tile->weights[stream];
-    const int64_t groups = w->shape.columns / kind.group_size, block_digits = kind.planes * plane_bytes(&w->shape);
-    const int parts = parts_of(kind), vectors = BLOCK_GROUPS * kind.group_size / parts / 32;
-    const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts;
-    float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
-    const struct groups from = float_groups(scales, biases);
-    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
-    __m256i codes[MAX_BLOCK_BYTES / 32];
-    __m256 lanes[MAX_TILE_TOKENS][TILE_ROWS][2];
-    struct operand x[MAX_TILE_TOKENS];
-    memset(lanes, 0, (size_t)tokens * sizeof lanes[0]);
-    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
-    for (int64_t g = 0; g < groups; g += BLOCK_GROUPS) {
-        const int64_t n = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS, block = g / BLOCK_GROUPS;
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t row = tile->first[stream] + first + r;
-            const uint8_t *packed = block_codes(w, row, block, n, copy, kind);
-            load_groups(w, row, g, n, scales, biases);
-            for (int v = 0; v < (n > HALF_GROUPS ? vectors : vectors / 2); v++) {
-                unpack(codes + parts * v, packed, v, kind);
-            }
-            for (int64_t t = 0; t < tokens; t++) {
-                for (int h = 0; h < 2 && h * HALF_GROUPS < n; h++) {
-                    const struct half half = {NULL, codes + h * vectors * parts / 2};
-                    const int64_t at = g + h * HALF_GROUPS;
-                    lanes[t][r][h] = multiply(lanes[t][r][h], &half, &from, h * HALF_GROUPS, x[t].scale + at, x[t].sum + at,
-                                              x[t].digits + block * block_digits + h * half_digits, kind);
-                }
-            }
-        }
-    }
-    for (int64_t t = 0; t < tokens; t++) {
-        float *y = tile->y[stream][token + t] + tile->first[stream] + first;
-        for (int64_t r = 0; r < rows; r++) y[r] = add_lanes(lanes[t][r][0], lanes[t][r][1]);
-    }
-}
-
-INLINE void coded_tile(const struct tile *tile, struct kind kind) {
-    if (tile->tokens == 1) {
-        const int64_t groups = tile->weights[0]->shape.columns / kind.group_size;
-        const int64_t step = groups % BLOCK_GROUPS == 0 && groups <= CHUNK_GROUPS ? CHUNK_GROUPS / groups : 1;
-        for (int64_t row = 0; row < tile->rows; row += step) {
-            rows_by_one(tile, row, tile->rows - row < step ? tile->rows - row : step, kind);
-        }
-        return;
-    }
-    for (int s = 0; s < tile->streams; s++) {
-        for (int64_t first = 0; first < tile->rows; first += TILE_ROWS) {
-            const int64_t rows = tile->rows - first < TILE_ROWS ? tile->rows - first : TILE_ROWS;
-            for (int64_t token = 0; token < tile->tokens; token += tile_tokens(kind)) {
-                const int64_t left = tile->tokens - token;
-                rows_by_many(tile, s, first, rows, token, left < tile_tokens(kind) ? left : tile_tokens(kind), kind);
-            }
-        }
+INLINE void tile_by_one(const struct tile *tile, struct kind kind) {
+    const int64_t groups = tile->weights[0]->shape.columns / kind.group_size;
+    const int64_t step = groups % BLOCK_GROUPS == 0 && groups <= CHUNK_GROUPS ? CHUNK_GROUPS / groups : 1;
+    for (int64_t row = 0; row < tile->rows; row += step) {
+        rows_by_one(tile, row, tile->rows - row < step ? tile->rows - row : step, kind);
     }
 }
 
 /* ---- the table */
 
-#define KERNEL(code, group_size, planes)                                                       \
-    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
-        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
+#define KERNEL(code, group_size, planes)                                                                             \
+    static void turned_##code##_##group_size##_##planes(const struct tile *tile, int s, int64_t first, int64_t rows, \
+                                                        int64_t token, int64_t tokens) {                             \
+        turned_by_many(tile, s, first, rows, token, tokens, (struct kind){CODE_##code, group_size, planes},          \
+                       turn_##code##_##group_size);                                                                  \
+    }                                                                                                                \
+    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                     \
+        if (tile->tokens > 1) {                                                                                      \
+            turned_tile(tile, turned_##code##_##group_size##_##planes);                                              \
+        } else {                                                                                                     \
+            tile_by_one(tile, (struct kind){CODE_##code, group_size, planes});                                       \
+        }                                                                                                            \
     }
-#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
+/* Codes are turned alike for every precision. */
+#define TURN(code, group_size)                                                                                       \
+    APART void turn_##code##_##group_size(struct turned *turned, int vector, const struct weights *w, int64_t first, \
+                                          int64_t rows, int64_t block, int slice) {                                  \
+        turn_rows(turned, vector, w, first, rows, block, slice, (struct kind){CODE_##code, group_size, 1});          \
+    }
+#define KERNELS(code, group_size) \
+    TURN(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
 KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)
 KERNELS(3, 16) KERNELS(3, 32) KERNELS(3, 64) KERNELS(3, 128)
 KERNELS(4, 32) KERNELS(4, 64) KERNELS(4, 128)
 KERNELS(5, 32) KERNELS(5, 64) KERNELS(5, 128)
 KERNELS(6, 16) KERNELS(6, 32) KERNELS(6, 64) KERNELS(6, 128)
-#define WIDE_KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2)
+#define WIDE_KERNELS(code, group_size) TURN(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2)
 WIDE_KERNELS(8, 32) WIDE_KERNELS(8, 64) WIDE_KERNELS(8, 128)
 WIDE_KERNELS(IQ4, 32)
 KERNELS(FP4, 16) KERNELS(FP4, 32)
@@ -321,24 +245,28 @@ KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_1, tile_##code##_##group_size##_2}
 #define FROM_32(code) BY_PRECISION(code, 32), BY_PRECISION(code, 64), BY_PRECISION(code, 128)
 
-const struct kernels kernels_avx2 = {
-    .name = "avx2",
-    .prepare = prepare,
-    .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),
-    .runs = ONE_RUN,
-    .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},
-    .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},
-    .coded[CODE_4] = {{0}, FROM_32(4)},
-    .coded[CODE_5] = {{0}, FROM_32(5)},
-    .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},
-    .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(8, 32), WIDE_BY_PRECISION(8, 64), WIDE_BY_PRECISION(8, 128)},
-    .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},
-    .coded[CODE_IQ4] = {{0}, WIDE_BY_PRECISION(IQ4, 32)},
-    .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},
-    .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},
-    .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},
-    .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},
-    .activate = activate,
-    .add_scaled = add_scaled,
-    .read = read_bytes,
-};
+#define KERNELS_AVX2(asks_near)                                                                                       \
+    {                                                                                                                 \
+        .name = "avx2", .near = asks_near,                                                                            \
+        .prepare = prepare,                                                                                           \
+        .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),                                                      \
+        .runs = ONE_RUN,                                                                                              \
+        .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},                                                           \
+        .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},                                                           \
+        .coded[CODE_4] = {{0}, FROM_32(4)},                                                                           \
+        .coded[CODE_5] = {{0}, FROM_32(5)},                                                                           \
+        .coded[CODE_6] = {BY_PRECISION(6, 16), FROM_32(6)},                                                           \
+        .coded[CODE_8] = {{0}, WIDE_BY_PRECISION(8, 32), WIDE_BY_PRECISION(8, 64), WIDE_BY_PRECISION(8, 128)},        \
+        .coded[CODE_FP4] = {BY_PRECISION(FP4, 16), BY_PRECISION(FP4, 32)},                                            \
+        .coded[CODE_IQ4] = {{0}, WIDE_BY_PRECISION(IQ4, 32)},                                                         \
+        .coded[CODE_IQ3] = {{0}, BY_PRECISION(IQ3, 32)},                                                              \
+        .coded[CODE_IQ2] = {BY_PRECISION(IQ2, 16), BY_PRECISION(IQ2, 32)},                                            \
+        .coded[CODE_IQ1] = {BY_PRECISION(IQ1, 16)},                                                                   \
+        .plain = {plain_bf16, plain_f16, plain_f32, plain_fp8},                                                       \
+        .activate = activate,                                                                                         \
+        .add_scaled = add_scaled,                                                                                     \
+        .read = read_bytes,                                                                                           \
+    }
+
+const struct kernels kernels_avx2 = KERNELS_AVX2(false);
+const struct kernels kernels_avx2_near = KERNELS_AVX2(true);

@@ -251,7 +251,8 @@ APART void coded_tile(const struct tile *tile, struct kind kind, rows_fn *by_one
     linkage void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                    \
         const struct kind kind = {CODE_##code, group_size, planes};                                                  \
         if (is_turned(tile->tokens, kind)) {                                                                         \
-            turned_tile(tile, kind, turned_##code##_##group_size##_##planes);                                        \
+            ask_for_rows(tile, kind);                                                                                \
+            turned_tile(tile, turned_##code##_##group_size##_##planes);                                              \
         } else {                                                                                                     \
             coded_tile(tile, kind, one_##code##_##group_size##_##planes, many_##code##_##group_size##_##planes);     \
         }                                                                                                            \

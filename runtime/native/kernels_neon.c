@@ -3,72 +3,14 @@
  *
  * Four products at a time go to each 32-bit lane of a group's vector; pairwise sums of four groups' vectors are one
  * vector, a group per lane. */
-#include "elementwise.h"
-#include "straight.h"
-
-#include <arm_neon.h>
-
-enum {
-    QUADS = BLOCK_GROUPS / 4,
-    AHEAD_BYTES = 1024,
-    OVERREAD = 16,  /* a stream of narrow codes is read 16 bytes at a time */
-    TILE_TOKENS = 8 /* their digits of one block stay in the first-level cache while the rows pass by */
-};
-
-/* What the compiler must know of an encoding and a precision to make straight code. */
-struct kind {
-    int code;
-    int group_size;
-    int planes; /* of digits */
-};
-
-/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
-INLINE int parts_of(struct kind kind) {
-    return codes_of_byte(kind.code);
-}
+#include "plain_neon.h"
 
 /* A block of a row: 16 groups. */
 struct block {
     const uint8_t *packed;
-    const int8x16_t *decoded; /* or NULL */
     const float *scales;
     const float *biases;
 };
-
-/* ---- codes */
-
-/* 16 codes of 3, 5 or 6 bits in order. Four codes, which begin at a multiple of 4 bits, go to each 32-bit lane. */
-INLINE uint8x16_t unpack_stream(const uint8_t *packed, int width) {
-#define LANE(j) j * width / 2, j * width / 2 + 1, j * width / 2 + 2, j * width / 2 + 3
-    const uint8_t places[16] = {LANE(0), LANE(1), LANE(2), LANE(3)};
-#undef LANE
-    const int32_t shifts[4] = {0, -4, 0, -4};
-    const uint32_t two = (1u << 2 * width) - 1, one = (1u << width) - 1;
-    uint32x4_t x = vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(packed), vld1q_u8(places)));
-    if (width % 2 == 1) x = vshlq_u32(x, vld1q_s32(shifts));
-    x = vorrq_u32(vandq_u32(x, vdupq_n_u32(two)),
-                  vandq_u32(vshlq_u32(x, vdupq_n_s32(16 - 2 * width)), vdupq_n_u32(two << 16)));
-    x = vorrq_u32(vandq_u32(x, vdupq_n_u32(one | one << 16)),
-                  vandq_u32(vshlq_u32(x, vdupq_n_s32(8 - width)), vdupq_n_u32(one << 8 | one << 24)));
-    return vreinterpretq_u8_u32(x);
-}
-
-/* Vector i of a block's codes as signed bytes, in the order of the shape: codes [parts]. */
-INLINE void decode(int8x16_t *codes, const uint8_t *packed, int i, struct kind kind) {
-    const int width = code_width(kind.code), parts = parts_of(kind), table = kind.code - CODE_FP4;
-    const uint8x16_t top = vdupq_n_u8(is_wide(kind.code) ? 0x80 : 0);
-    uint8x16_t found[4];
-    found[0] = width == 8 || parts > 1 ? vld1q_u8(packed + 16 * i) : unpack_stream(packed + 2 * width * i, width);
-    UNROLL /* the first comes last, for the others are taken from it */
-    for (int part = parts - 1; part >= 0 && parts > 1; part--) {
-        found[part] = vandq_u8(vshlq_u8(found[0], vdupq_n_s8((int8_t)(-width * part))), vdupq_n_u8((uint8_t)((1 << width) - 1)));
-    }
-    UNROLL
-    for (int part = 0; part < parts; part++) {
-        if (table >= 0) found[part] = vqtbl1q_u8(vld1q_u8(CODE_INTEGERS[table]), found[part]);
-        codes[part] = vreinterpretq_s8_u8(veorq_u8(found[part], top));
-    }
-}
 
 /* ---- dots */
 
@@ -89,13 +31,7 @@ INLINE void dot_quad(int32x4_t *sums, const struct block *b, int rows, const int
         for (int row = 0; row < rows; row++) {
             sum[row][i] = vdupq_n_s32(0);
             UNROLL
-            for (int v = 0; v < vectors; v++) {
-                if (b[row].decoded == NULL) {
-                    decode(codes[row][v], b[row].packed, first + v, kind);
-                } else {
-                    for (int part = 0; part < parts; part++) codes[row][v][part] = b[row].decoded[parts * (first + v) + part];
-                }
-            }
+            for (int v = 0; v < vectors; v++) take_apart(codes[row][v], packed_bytes(b[row].packed, first + v, kind), kind);
         }
         lost[i] = vdupq_n_s32(0);
         UNROLL
@@ -150,32 +86,6 @@ INLINE void multiply(float32x4_t (*lanes)[QUADS], const struct block *b, int row
     }
 }
 
-/* The tree of kernels.h for the lanes of one row. */
-INLINE float add_lanes(const float32x4_t *lanes) {
-    float32x2_t q[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) q[i] = vadd_f32(vget_low_f32(lanes[i]), vget_high_f32(lanes[i]));
-    const float32x2_t halves = vpadd_f32(vpadd_f32(q[0], q[1]), vpadd_f32(q[2], q[3]));
-    return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
-}
-
-/* ---- blocks of rows */
-
-enum { MAX_BLOCK_BYTES = BLOCK_GROUPS * MAX_GROUP };
-
-/* `copy` takes the codes of a block that is not whole, zeros behind them. */
-INLINE const uint8_t *block_codes(const struct weights *w, int64_t row, int64_t block, uint8_t *copy, struct kind kind) {
-    const int64_t group_bytes = kind.group_size * code_width(kind.code) / 8, first = block * BLOCK_GROUPS;
-    const int64_t left = w->shape.columns / kind.group_size - first;
-    const uint8_t *packed = w->weight + row * w->weight_stride + first * group_bytes;
-    if (left >= BLOCK_GROUPS) {
-        __builtin_prefetch(packed + AHEAD_BYTES, 0, 0);
-        return packed;
-    }
-    memset(copy, 0, MAX_BLOCK_BYTES + OVERREAD);
-    return memcpy(copy, packed, (size_t)(left * group_bytes));
-}
-
 /* One operand: row `row` of each stream from its first byte to its last, which is how DRAM is fastest. */
 INLINE void row_by_one(const struct tile *tile, int64_t row, int streams, struct kind kind) {
     const struct shape *shape = &tile->weights[0]->shape;
@@ -199,132 +109,46 @@ INLINE void row_by_one(const struct tile *tile, int64_t row, int streams, struct
                             scales[s], biases[s]);
             }
             const uint8_t *packed = block_codes(tile->weights[s], r, block, copy[s], kind);
-            b[s] = (struct block){packed, NULL, scales[s] + at, biases[s] + at};
+            b[s] = (struct block){packed, scales[s] + at, biases[s] + at};
         }
         multiply(lanes, b, streams, &x, block, kind);
     }
     for (int s = 0; s < streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s]);
 }
 
-/* Several operands: each block of a row is decoded once for all of them. */
-INLINE void row_by_many(const struct tile *tile, int stream, int64_t row, int64_t token, int64_t tokens,
-                        struct kind kind) {
-    const struct weights *w = tile->weights[stream];
-    const int parts = parts_of(kind), vectors = kind.group_size / parts;
-    const int64_t groups = w->shape.columns / kind.group_size;
-    float scales[BLOCK_GROUPS], biases[BLOCK_GROUPS];
-    uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
-    float32x4_t lanes[TILE_TOKENS][1][QUADS];
-    struct operand x[TILE_TOKENS];
-    for (int64_t t = 0; t < tokens; t++) {
-        x[t] = operand_at(&w->shape, tile->operands[token + t]);
-        for (int q = 0; q < QUADS; q++) lanes[t][0][q] = vdupq_n_f32(0);
-    }
-    for (int64_t block = 0; block < shape_blocks(&w->shape); block++) {
-        const int64_t left = groups - block * BLOCK_GROUPS;
-        int8x16_t codes[MAX_GROUP];
-        const uint8_t *packed = block_codes(w, row, block, copy, kind);
-        load_groups(w, row, block * BLOCK_GROUPS, left < BLOCK_GROUPS ? left : BLOCK_GROUPS, scales, biases);
-        for (int i = 0; i < vectors; i++) decode(codes + parts * i, packed, i, kind);
-        const struct block b = {packed, codes, scales, biases};
-        for (int64_t t = 0; t < tokens; t++) multiply(lanes[t], &b, 1, &x[t], block, kind);
-    }
-    for (int64_t t = 0; t < tokens; t++) tile->y[stream][token + t][row] = add_lanes(lanes[t][0]);
-}
-
-INLINE void coded_tile(const struct tile *tile, struct kind kind) {
+INLINE void tile_by_one(const struct tile *tile, struct kind kind) {
     for (int64_t row = 0; row < tile->rows; row++) {
-        if (tile->tokens == 1 && tile->streams == 2) {
+        if (tile->streams == 2) {
             row_by_one(tile, row, 2, kind);
-        } else if (tile->tokens == 1) {
-            row_by_one(tile, row, 1, kind);
         } else {
-            for (int s = 0; s < tile->streams; s++) {
-                for (int64_t token = 0; token < tile->tokens; token += TILE_TOKENS) {
-                    const int64_t left = tile->tokens - token;
-                    row_by_many(tile, s, tile->first[s] + row, token, left < TILE_TOKENS ? left : TILE_TOKENS, kind);
-                }
-            }
+            row_by_one(tile, row, 1, kind);
         }
     }
 }
-
-/* ---- plain weights */
-
-/* Four values. FP8 is a small float whose exponent is moved; the one that is all ones is no number. */
-INLINE float32x4_t load_values(const uint8_t *values, int value) {
-    if (value == SE_F32) return vreinterpretq_f32_u8(vld1q_u8(values));
-    if (value == VALUE_FP8) {
-        uint32_t four;
-        memcpy(&four, values, sizeof four);
-        const uint32x4_t bits = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
-        const uint32x4_t rest = vandq_u32(bits, vdupq_n_u32(0x7f)), sign = vshlq_n_u32(vandq_u32(bits, vdupq_n_u32(0x80)), 24);
-        const float32x4_t small = vreinterpretq_f32_u32(vorrq_u32(vshlq_n_u32(rest, 20), sign));
-        return vbslq_f32(vceqq_u32(rest, vdupq_n_u32(0x7f)), vdupq_n_f32(NAN), vmulq_n_f32(small, 0x1p120f));
-    }
-    const uint16x4_t halves = vreinterpret_u16_u8(vld1_u8(values));
-    if (value == SE_F16) return vcvt_f32_f16(vreinterpret_f16_u16(halves));
-    return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
-}
-
-/* One row times `tokens` operands. */
-INLINE void plain_row(const struct weights *w, int64_t row, const uint8_t *const *operands, float *const *y,
-                      int tokens, int value) {
-    const int64_t columns = w->shape.columns, size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
-    const uint8_t *values = w->weight + row * w->weight_stride;
-    uint8_t copy[4 * PLAIN_LANES];
-    float32x4_t sum[4][8];
-    UNROLL
-    for (int i = 0; i < 8 * tokens; i++) sum[i / 8][i % 8] = vdupq_n_f32(0);
-    for (int64_t k = 0; k < columns; k += PLAIN_LANES) {
-        const uint8_t *at = values + k * size;
-        float scale = 1.0f;
-        if (value == VALUE_FP8) scale = dtype_float(w->dtype, w->scales + row * w->scales_stride, k / w->per_scale);
-        __builtin_prefetch(at + AHEAD_BYTES, 0, 0);
-        if (columns - k < PLAIN_LANES) {
-            memset(copy, 0, sizeof copy);
-            at = memcpy(copy, at, (size_t)((columns - k) * size));
-        }
-        UNROLL
-        for (int i = 0; i < 8; i++) {
-            float32x4_t v = load_values(at + 4 * i * size, value);
-            if (value == VALUE_FP8) v = vmulq_n_f32(v, scale);
-            UNROLL
-            for (int t = 0; t < tokens; t++) {
-                const float *x = (const float *)(const void *)operands[t] + k + 4 * i;
-                sum[t][i] = vfmaq_f32(sum[t][i], v, vld1q_f32(x));
-            }
-        }
-    }
-    UNROLL
-    for (int t = 0; t < tokens; t++) {
-        UNROLL
-        for (int i = 0; i < 4; i++) sum[t][i] = vaddq_f32(sum[t][i], sum[t][i + 4]);
-        y[t][row] = add_lanes(sum[t]);
-    }
-}
-
-INLINE void plain_tile(const struct tile *tile, int value) {
-    for (int s = 0; s < tile->streams; s++) {
-        for (int64_t row = tile->first[s]; row < tile->first[s] + tile->rows; row++) {
-            int64_t t = 0;
-            for (; t + 2 <= tile->tokens; t += 2) {
-                plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 2, value);
-            }
-            if (t < tile->tokens) plain_row(tile->weights[s], row, tile->operands + t, tile->y[s] + t, 1, value);
-        }
-    }
-}
-
-#include "plain.h"
 
 /* ---- the table */
 
-#define KERNEL(code, group_size, planes)                                                       \
-    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {               \
-        coded_tile(tile, (struct kind){CODE_##code, group_size, planes});                      \
+#define KERNEL(code, group_size, planes)                                                                             \
+    static void turned_##code##_##group_size##_##planes(const struct tile *tile, int s, int64_t first, int64_t rows, \
+                                                        int64_t token, int64_t tokens) {                             \
+        turned_by_many(tile, s, first, rows, token, tokens, (struct kind){CODE_##code, group_size, planes},          \
+                       turn_##code##_##group_size);                                                                  \
+    }                                                                                                                \
+    static void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                     \
+        if (tile->tokens > 1) {                                                                                      \
+            turned_tile(tile, turned_##code##_##group_size##_##planes);                                              \
+        } else {                                                                                                     \
+            tile_by_one(tile, (struct kind){CODE_##code, group_size, planes});                                       \
+        }                                                                                                            \
     }
-#define KERNELS(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
+/* Codes are turned alike for every precision. */
+#define TURN(code, group_size)                                                                                       \
+    APART void turn_##code##_##group_size(struct turned *turned, int vector, const struct weights *w, int64_t first, \
+                                          int64_t rows, int64_t block, int slice) {                                  \
+        turn_rows(turned, vector, w, first, rows, block, slice, (struct kind){CODE_##code, group_size, 1});          \
+    }
+#define KERNELS(code, group_size) \
+    TURN(code, group_size) KERNEL(code, group_size, 1) KERNEL(code, group_size, 2) KERNEL(code, group_size, 3)
 #define BY_PRECISION(code, group_size) \
     {tile_##code##_##group_size##_1, tile_##code##_##group_size##_2, tile_##code##_##group_size##_3}
 KERNELS(2, 16) KERNELS(2, 32) KERNELS(2, 64) KERNELS(2, 128)

@@ -45,7 +45,7 @@ struct delta_panel {
     const float *q, *k; /* of the first token: [key_width], the next tokens key_stride on */
     const float *v;     /* [lanes used], value_stride on */
     const float *decay; /* [1], or [key_width] where each key channel has its own, decay_stride on */
-    const float *beta;  /* [1], head_stride on */
+    const float *beta;  /* [1], head_stride on; or NULL */
     bool decay_by_channel;
     int64_t key_stride, value_stride, decay_stride, head_stride;
     int64_t tokens, key_width;

@@ -2,7 +2,15 @@
 #ifndef SE_PLAIN_AVX2_H
 #define SE_PLAIN_AVX2_H
 
-#include "groups_avx2.h"
+#include "tiles_avx2.h"
+
+/* Eight values of a row, those of FP8 times a scale, as floats. */
+INLINE void store_values(float *floats, const uint8_t *values, float scale, int value) {
+    const __m256 v = load_values(values, value);
+    _mm256_store_ps(floats, value == VALUE_FP8 ? _mm256_mul_ps(v, _mm256_set1_ps(256.0f * scale)) : v);
+}
+
+#include "tiles_plain.h"
 
 /* The tree of kernels.h: lanes 0..7 and 8..15. */
 INLINE float add_lanes(__m256 low, __m256 high) {
@@ -15,9 +23,10 @@ INLINE float add_lanes(__m256 low, __m256 high) {
     return _mm_cvtss_f32(_mm_add_ss(first, second));
 }
 
-/* One row of each stream times `tokens` operands; streams * tokens is 1 or 2: four vectors of lanes each. */
-INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int streams, int tokens, int value) {
+/* One row of each stream times one or two operands: four vectors of lanes each. */
+INLINE void plain_rows(const struct tile *tile, int64_t row, int streams, int tokens, int value) {
     const int64_t columns = tile->weights[0]->shape.columns;
+    const bool near = tile->weights[0]->near;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m256 lanes[MAX_STREAMS][2][4];
     __m256 scales[MAX_STREAMS] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -39,8 +48,13 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 scales[s] = _mm256_set1_ps(256.0f * dtype_float(w->dtype, stored, k / w->per_scale));
                 scaled[s] += w->per_scale;
             }
-            UNROLL
-            for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            if (near) {
+                UNROLL
+                for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + NEAR_BYTES, _MM_HINT_T0);
+            } else {
+                UNROLL
+                for (int i = 0; i < PLAIN_LANES * size; i += 64) _mm_prefetch(values + i + AHEAD_BYTES, _MM_HINT_NTA);
+            }
             const __m256i zero = _mm256_setzero_si256();
             __m256i halves[2] = {zero, zero}; /* values 0 to 7 and 16 to 23, 8 to 15 and 24 to 31 */
             if (value == VALUE_FP8) {
@@ -60,7 +74,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
                 }
                 UNROLL
                 for (int t = 0; t < tokens; t++) {
-                    const float *x = (const float *)(const void *)tile->operands[token + t] + k + 8 * i;
+                    const float *x = (const float *)(const void *)tile->operands[t] + k + 8 * i;
                     lanes[s][t][i] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x), lanes[s][t][i]);
                 }
             }
@@ -71,21 +85,21 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
         UNROLL
         for (int t = 0; t < tokens; t++) {
             const __m256 *l = lanes[s][t];
-            tile->y[s][token + t][tile->first[s] + row] =
+            tile->y[s][t][tile->first[s] + row] =
                 add_lanes(_mm256_add_ps(l[0], l[2]), _mm256_add_ps(l[1], l[3]));
         }
     }
 }
 
 INLINE void plain_tile(const struct tile *tile, int value) {
-    for (int64_t row = 0; row < tile->rows; row++) {
-        int64_t token = 0;
-        if (tile->streams == 2) {
-            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 2, 2, value);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 2, 1, value);
-        } else {
-            for (; token + 2 <= tile->tokens; token += 2) plain_rows(tile, row, token, 1, 2, value);
-            for (; token < tile->tokens; token++) plain_rows(tile, row, token, 1, 1, value);
+    if (tile->tokens > 2) { /* fewer do not make up for the turning */
+        plain_tile_by_many(tile, value);
+    } else {
+        for (int64_t row = 0; row < tile->rows; row++) {
+            if (tile->streams == 2 && tile->tokens == 2) plain_rows(tile, row, 2, 2, value);
+            if (tile->streams == 2 && tile->tokens == 1) plain_rows(tile, row, 2, 1, value);
+            if (tile->streams == 1 && tile->tokens == 2) plain_rows(tile, row, 1, 2, value);
+            if (tile->streams == 1 && tile->tokens == 1) plain_rows(tile, row, 1, 1, value);
         }
     }
 }

@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 8
+#define SE_ABI_VERSION 9
 
 enum se_status {
     SE_OK = 0,
@@ -94,6 +94,7 @@ enum se_activation_kind {
     SE_GELU_TANH = 2,      /* gelu(gate) by its tanh approximation, * up */
     SE_SILU_CLAMPED = 3,   /* DeepSeek-V4: g = min(gate, limit), u = clip(up, -limit, limit); silu(g) * u */
     SE_SITU = 4,           /* Kimi K3: alpha tanh(gate / alpha) sigmoid(gate) * limit tanh(up / limit) */
+    SE_RELU2 = 5,          /* Nemotron: max(up, 0)^2, without a gate */
 };
 
 typedef struct {
@@ -114,7 +115,7 @@ static_assert(sizeof(se_expert) == 24, "mirrored in runtime/backends/abi.py");
 
 /* The layout that all experts of a layer share. */
 typedef struct {
-    se_matrix gate; /* [F, D] */
+    se_matrix gate; /* [F, D]; all zero with an activation that takes none */
     se_matrix up;   /* [F, D] */
     se_matrix down; /* [D, F] */
     se_activation activation;
@@ -373,7 +374,8 @@ typedef struct {
 static_assert(sizeof(se_delta_shape) == 40, "mirrored in runtime/backends/abi.py");
 
 /* Per token: S *= exp(log_decay); S += outer(k, beta * (v - S^T k)); y = S^T q. q, k [T, key_heads, key_width],
- * v, y [T, heads, value_width], beta [T, heads], log_decay [T, heads] or [T, heads, key_width]. Reads state and writes new_state, which may be the same. */
+ * v, y [T, heads, value_width], beta [T, heads], log_decay [T, heads] or [T, heads, key_width]. beta NULL: S += outer(k, v),
+ * as Mamba2 has it, with log_decay [T, heads]. Reads state and writes new_state, which may be the same. */
 SE_API int32_t se_delta_rule(se_context *context, const se_delta_shape *shape, const float *q, const float *k,
                              const float *v, const float *log_decay, const float *beta, int64_t tokens,
                              const float *state, float *new_state, float *y);

@@ -1,8 +1,4 @@
-/* Tiles of many operands for AVX-512: rows stand in lanes.
- *
- * A vector holds four columns of 16 rows, a 32-bit lane for each row, and meets four digits of one operand in all lanes:
- * a group's sums need no adding across lanes, and neither do the 16 lanes of kernels.h, which are vectors of 16 rows
- * here. Codes are unpacked and turned once for all operands (docs/LEARNED.md 68). */
+/* Tiles of many operands for AVX-512 (tiles.h). */
 #ifndef SE_TILES_AVX512_H
 #define SE_TILES_AVX512_H
 
@@ -11,30 +7,20 @@
 #include <stdbool.h>
 
 enum {
-    TURNED_VECTORS = 4, /* of rows */
-    TURNED_ROWS = 16 * TURNED_VECTORS,
-    TURNED_TOKENS = 64,  /* whose sums are kept at a time */
-    SLICE_COLUMNS = 512, /* the most that are turned at a time: 32 KiB of codes */
-    SLICE_WORDS = SLICE_COLUMNS / 4,
+    VECTOR_ROWS = 16,
+    TURNED_VECTORS = 4,
+    TURNED_TOKENS = 64,
+    SLICE_COLUMNS = 512, /* 32 KiB of codes */
     TURNED_SUMS = 24,    /* registers for the products of some operands at a time */
     LEAST_TURNED = 8,    /* fewer tokens do not make up for the turning */
 };
+#define TURNED_OPERANDS(kind) (TURNED_SUMS / TURNED_VECTORS / (kind).planes)
 
-/* Some groups of a block of 64 rows; scales and biases are those of the whole block. */
-struct turned {
-    _Alignas(64) __m512i codes[SLICE_WORDS][TURNED_VECTORS]; /* in the order of digits, four columns a word */
-    __m512 scale[BLOCK_GROUPS][TURNED_VECTORS];
-    __m512 bias[BLOCK_GROUPS][TURNED_VECTORS];
-};
+#include "tiles.h"
 
 /* With one plane of digits, it takes twice as many to make up for codes that lie across bytes (LEARNED 91). */
 INLINE bool is_turned(int64_t tokens, struct kind kind) {
     return tokens >= (kind.planes == 1 && 8 % code_width(kind.code) != 0 ? 2 * LEAST_TURNED : LEAST_TURNED);
-}
-
-INLINE int slice_columns(struct kind kind) {
-    const int block = BLOCK_GROUPS * kind.group_size;
-    return block < SLICE_COLUMNS ? block : SLICE_COLUMNS;
 }
 
 /* Sixteen rows of 16 words become columns: word w of all rows at to[w]. */
@@ -64,8 +50,8 @@ INLINE void turn(__m512i *to, const uint8_t *const *rows, int64_t at) {
     }
 }
 
-/* The same of as many vectors as each row has: word w of all rows at to[w][0]. */
-APART void turn_vectors(__m512i (*to)[TURNED_VECTORS], const uint8_t *const *rows, int vectors) {
+/* The same of as many vectors as each row has: word w of all rows at to[w]. */
+APART void turn_vectors(uint8_t (*to)[TURNED_ROWS][4], const uint8_t *const *rows, int vectors) {
     for (int v = 0; v < vectors; v++) {
         __m512i words[16];
         turn(words, rows, 64 * v);
@@ -74,7 +60,6 @@ APART void turn_vectors(__m512i (*to)[TURNED_VECTORS], const uint8_t *const *row
     }
 }
 
-/* Slice `slice` of a block of 16 rows from `first` on, of which the last may stand for those that do not exist. */
 INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows,
                       int64_t block, int slice, struct kind kind) {
     const int parts = parts_of(kind), columns = slice_columns(kind), vectors = columns / parts / 64;
@@ -91,16 +76,18 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         for (int v = 0; v < vectors; v++) _mm512_store_si512(bytes[i] + 64 * v, packed_bytes(row[i], v, kind));
         row[i] = bytes[i];
     }
-    if (parts == 1) turn_vectors((void *)&turned->codes[0][vector], row, vectors);
+    if (parts == 1) turn_vectors((void *)turned->codes[0][VECTOR_ROWS * vector], row, vectors);
     for (int v = 0; v < vectors && parts > 1; v++) {
         __m512i words[16];
         turn(words, row, 64 * v);
         UNROLL
         for (int i = 0; i < 16; i++) {
-            __m512i(*to)[TURNED_VECTORS] = &turned->codes[16 * v + i], codes[4];
+            __m512i codes[4];
             take_apart(codes, words[i], kind);
             UNROLL
-            for (int part = 0; part < parts; part++) _mm512_store_si512(&to[part * columns / parts / 4][vector], codes[part]);
+            for (int part = 0; part < parts; part++) {
+                _mm512_store_si512(turned->codes[part * columns / parts / 4 + 16 * v + i][VECTOR_ROWS * vector], codes[part]);
+            }
         }
     }
     if (slice != 0) return;
@@ -115,18 +102,12 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         scales[i] = (const uint8_t *)scale[i];
         biases[i] = (const uint8_t *)bias[i];
     }
-    turn_vectors((void *)&turned->scale[0][vector], scales, 1);
-    turn_vectors((void *)&turned->bias[0][vector], biases, 1);
+    turn_vectors((void *)&turned->scale[0][VECTOR_ROWS * vector], scales, 1);
+    turn_vectors((void *)&turned->bias[0][VECTOR_ROWS * vector], biases, 1);
 }
 
-/* turn_rows of one kind. */
-typedef void turn_fn(struct turned *turned, int vector, const struct weights *w, int64_t first, int64_t rows, int64_t block,
-                     int slice);
-
-/* A group, `at` within its block and `local` within its slice, of 64 rows times some operands. lanes: those of this
- * group, by operand */
-INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *turned, const struct operand *x,
-                          int operands, int64_t block, int at, int local, struct kind kind) {
+INLINE void group_by_many(float (*lanes)[TURNED_ROWS], const struct turned *turned, const struct operand *x, int operands,
+                          int64_t block, int at, int local, struct kind kind) {
     const int parts = parts_of(kind), joined = joined_digits(kind.code, kind.planes);
     const int runs = runs_of(kind), words = kind.group_size / parts / 4, run = words / runs;
     const int before = local * words / (16 * runs) * 16 * runs; /* words of the groups whose vectors lie before this one's */
@@ -146,12 +127,12 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
     UNROLL
     for (int m = 0; m < parts * runs; m++) {
         const int part = m % parts, r = m / parts; /* of the runs */
-        const __m512i *codes = turned->codes[part * slice_columns(kind) / parts / 4 + first + 16 * r];
+        const uint8_t(*codes)[TURNED_ROWS][4] = &turned->codes[part * slice_columns(kind) / parts / 4 + first + 16 * r];
         UNROLL /* a loop of eight such steps takes half as long again (docs/LEARNED.md 91) */
-        for (int i = 0; i < run; i++, codes += TURNED_VECTORS) {
+        for (int i = 0; i < run; i++, codes++) {
             __m512i c[TURNED_VECTORS];
             UNROLL
-            for (int v = 0; v < TURNED_VECTORS; v++) c[v] = in_register(_mm512_load_si512(codes + v));
+            for (int v = 0; v < TURNED_VECTORS; v++) c[v] = in_register(_mm512_load_si512(codes[0][VECTOR_ROWS * v]));
             UNROLL
             for (int n = 0; n < operands * kind.planes; n++) {
                 int32_t four;
@@ -176,87 +157,25 @@ INLINE void group_by_many(__m512 (*lanes)[TURNED_VECTORS], const struct turned *
             for (int p = joined + 1; p < kind.planes; p++) low = _mm512_add_epi32(_mm512_slli_epi32(low, 8), d[o * kind.planes + p][v]);
             __m512 value = _mm512_cvtepi32_ps(high);
             if (joined < kind.planes) value = _mm512_fmadd_ps(value, _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(low));
-            __m512 lane = _mm512_maskz_load_ps(begun, lanes[o] + v);
-            lane = _mm512_fmadd_ps(_mm512_mul_ps(turned->scale[at][v], scale), value, lane);
-            lanes[o][v] = _mm512_fmadd_ps(turned->bias[at][v], sum, lane);
+            float *lane = lanes[o] + VECTOR_ROWS * v;
+            const __m512 before = _mm512_maskz_load_ps(begun, lane);
+            const __m512 scales = _mm512_mul_ps(_mm512_load_ps(turned->scale[at] + VECTOR_ROWS * v), scale);
+            const __m512 biases = _mm512_load_ps(turned->bias[at] + VECTOR_ROWS * v);
+            _mm512_store_ps(lane, _mm512_fmadd_ps(biases, sum, _mm512_fmadd_ps(scales, value, before)));
         }
     }
-}
-
-/* Lanes of 64 rows at most, by token, to the tree of kernels.h. */
-APART void add_turned(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
-                      const __m512 (*lanes)[TURNED_TOKENS][TURNED_VECTORS]) {
-    for (int64_t t = 0; t < tokens; t++) {
-        float *y = tile->y[s][token + t] + tile->first[s] + first;
-        for (int v = 0; 16 * v < rows; v++) {
-            __m512 q[4];
-            UNROLL
-            for (int i = 0; i < 4; i++) {
-                const __m512(*l)[TURNED_TOKENS][TURNED_VECTORS] = lanes + 4 * i;
-                q[i] = _mm512_add_ps(_mm512_add_ps(l[0][t][v], l[2][t][v]), _mm512_add_ps(l[1][t][v], l[3][t][v]));
-            }
-            const __m512 sum = _mm512_add_ps(_mm512_add_ps(q[0], q[1]), _mm512_add_ps(q[2], q[3]));
-            _mm512_mask_storeu_ps(y + 16 * v, present(rows - 16 * v), sum);
-        }
-    }
-}
-
-/* Rows first..first + rows, 64 at most, times up to TURNED_TOKENS operands. */
-INLINE void turned_by_many(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens,
-                           struct kind kind, turn_fn *turn_some) {
-    const struct weights *w = tile->weights[s];
-    const int slices = BLOCK_GROUPS * kind.group_size / slice_columns(kind), in_slice = BLOCK_GROUPS / slices;
-    const int64_t groups = w->shape.columns / kind.group_size;
-    struct turned turned;
-    __m512 lanes[BLOCK_GROUPS][TURNED_TOKENS][TURNED_VECTORS]; /* tokens side by side: 4 KiB apart they evict each other */
-    struct operand x[TURNED_TOKENS];
-    for (int64_t t = 0; t < tokens; t++) x[t] = operand_at(&w->shape, tile->operands[token + t]);
-    for (int64_t i = groups; i < BLOCK_GROUPS; i++) memset(lanes[i], 0, (size_t)tokens * sizeof lanes[i][0]);
-    for (int64_t block = 0; block * BLOCK_GROUPS < groups; block++) {
-        const int64_t left = groups - block * BLOCK_GROUPS;
-        for (int slice = 0; slice < slices && slice * in_slice < left; slice++) {
-            for (int v = 0; v < TURNED_VECTORS; v++) {
-                const int64_t skip = 16 * v < rows ? 16 * v : rows - 1; /* vectors of no rows repeat the last one */
-                turn_some(&turned, v, w, tile->first[s] + first + skip, rows - skip < 16 ? rows - skip : 16, block, slice);
-            }
-            for (int i = 0; i < in_slice && slice * in_slice + i < left; i++) {
-                const int at = slice * in_slice + i;
-                const int together = TURNED_SUMS / TURNED_VECTORS / kind.planes;
-                int64_t t = 0;
-                for (; t + together <= tokens; t += together) {
-                    group_by_many(lanes[at] + t, &turned, x + t, together, block, at, i, kind);
-                }
-                for (; t < tokens; t++) group_by_many(lanes[at] + t, &turned, x + t, 1, block, at, i, kind);
-            }
-        }
-    }
-    add_turned(tile, s, first, rows, token, tokens, lanes);
 }
 
 /* Asks for what is turned first: rows lie further apart than the processor looks by itself. */
-static void ask_for_rows(const struct weights *w, int64_t first, int64_t rows, struct kind kind) {
+APART void ask_for_rows(const struct tile *tile, struct kind kind) {
     const int slice_bytes = slice_columns(kind) * code_width(kind.code) / 8;
-    for (int64_t row = first; row < first + rows; row++) {
-        const struct groups from = groups_of(w, row);
-        for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(w->weight + row * w->weight_stride + j, _MM_HINT_T1);
-        _mm_prefetch(from.scales, _MM_HINT_T1);
-        _mm_prefetch(from.biases, _MM_HINT_T1);
-    }
-}
-
-/* turned_by_many of one kind. */
-typedef void turned_fn(const struct tile *tile, int s, int64_t first, int64_t rows, int64_t token, int64_t tokens);
-
-/* All rows of all streams times all tokens. */
-APART void turned_tile(const struct tile *tile, struct kind kind, turned_fn *by_many) {
-    for (int s = 0; s < tile->streams; s++) ask_for_rows(tile->weights[s], tile->first[s], tile->rows, kind);
     for (int s = 0; s < tile->streams; s++) {
-        for (int64_t first = 0; first < tile->rows; first += TURNED_ROWS) {
-            const int64_t rows = tile->rows - first < TURNED_ROWS ? tile->rows - first : TURNED_ROWS;
-            for (int64_t token = 0; token < tile->tokens; token += TURNED_TOKENS) {
-                const int64_t left = tile->tokens - token;
-                by_many(tile, s, first, rows, token, left < TURNED_TOKENS ? left : TURNED_TOKENS);
-            }
+        const struct weights *w = tile->weights[s];
+        for (int64_t row = tile->first[s]; row < tile->first[s] + tile->rows; row++) {
+            const struct groups from = groups_of(w, row);
+            for (int j = 0; j < slice_bytes; j += 64) _mm_prefetch(w->weight + row * w->weight_stride + j, _MM_HINT_T1);
+            _mm_prefetch(from.scales, _MM_HINT_T1);
+            _mm_prefetch(from.biases, _MM_HINT_T1);
         }
     }
 }

@@ -93,10 +93,14 @@ def test_rows_of_an_odd_number_of_superblocks(encoding: Encoding) -> None:
 class Experts:
     """NUM_EXPERTS random experts of one layout."""
 
-    def __init__(self, encoding: Encoding, hidden: int, intermediate: int, bias: str | None, seed: int) -> None:
+    def __init__(
+        self, encoding: Encoding, hidden: int, intermediate: int, bias: str | None, seed: int, gated: bool = True
+    ) -> None:
         rng = np.random.default_rng(seed)
         shapes = {"gate": (intermediate, hidden), "up": (intermediate, hidden), "down": (hidden, intermediate)}
-        self.layout: RecordLayout = lay_out_record(PartSpec(name, *shapes[name], encoding, bias) for name in PART_NAMES)
+        self.layout: RecordLayout = lay_out_record(
+            PartSpec(name, *shapes[name], encoding, bias) for name in PART_NAMES[not gated :]
+        )
         self.records = np.zeros((NUM_EXPERTS, self.layout.record_bytes), np.uint8)
         for record in self.records:
             for part in self.layout.parts:
@@ -114,9 +118,10 @@ class Experts:
         for t, chosen in enumerate(ids):
             for expert, weight in zip(chosen, weights[t], strict=True):
                 parts = [decode_part(part, self.records[expert]) for part in self.layout.parts]
-                (gate, gate_bias), (up, up_bias), (down, down_bias) = [
+                *first, (up, up_bias), (down, down_bias) = [
                     (values.astype(np.float64), 0 if bias is None else bias) for values, bias in parts
                 ]
+                gate, gate_bias = first[0] if first else (up, up_bias)
                 v = seen(x[t] * weight if activation.scale_input else x[t])
                 h = seen(activated(activation, gate @ v + gate_bias, up @ v + up_bias))
                 y[t] += (1 if activation.scale_input else weight) * (down @ h + down_bias)
@@ -125,6 +130,8 @@ class Experts:
 
 def activated(activation: abi.Activation, gate: Float64, up: Float64) -> Any:
     """The activations as their models define them."""
+    if activation.kind == abi.RELU2:
+        return np.square(np.maximum(up, 0))
     if activation.kind == abi.SILU:
         return gate / (1 + np.exp(-gate)) * up
     if activation.kind == abi.GELU_TANH:
@@ -159,7 +166,7 @@ def run(
     groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     tokens=st.integers(1, 9),
     bias=st.sampled_from((None, "bf16")),
-    kind=st.sampled_from((abi.SILU, abi.SWIGLU_CLAMPED, abi.GELU_TANH, abi.SILU_CLAMPED, abi.SITU)),
+    kind=st.sampled_from((abi.SILU, abi.SWIGLU_CLAMPED, abi.GELU_TANH, abi.SILU_CLAMPED, abi.SITU, abi.RELU2)),
     scale_input=st.booleans(),
     precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),
@@ -174,7 +181,9 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
     precision: str,
     seed: int,
 ) -> None:
-    experts = Experts(encoding, columns_of(encoding, groups[0]), columns_of(encoding, groups[1]), bias, seed)
+    experts = Experts(
+        encoding, columns_of(encoding, groups[0]), columns_of(encoding, groups[1]), bias, seed, kind != abi.RELU2
+    )
     activation = abi.Activation(kind, 1.702, 1.0, scale_input)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, experts.layout.parts[0].columns), np.float32)

@@ -248,22 +248,25 @@ def test_a_convolution_is_that_of_the_reference_to_the_bit(tokens: int, channels
     group=st.integers(1, 3),
     key_width=st.sampled_from((2, 16, 128)),
     value_width=st.sampled_from((1, 16, 40)),
-    by_channel=st.booleans(),
+    kind=st.sampled_from(("by head", "by channel", "without beta")),
     seed=seeds,
 )
 def test_the_delta_rule_is_that_of_the_reference_however_it_is_cut(
-    tokens: int, key_heads: int, group: int, key_width: int, value_width: int, by_channel: bool, seed: int
+    tokens: int, key_heads: int, group: int, key_width: int, value_width: int, kind: str, seed: int
 ) -> None:
     heads = key_heads * group
     q, k = normal(seed, tokens, key_heads, key_width), normal(seed + 1, tokens, key_heads, key_width)
     k = REFERENCE.l2_norm(k, 1e-6)
-    v, beta = normal(seed + 2, tokens, heads, value_width), REFERENCE.sigmoid(normal(seed + 3, tokens, heads))
-    log_decay = -np.abs(normal(seed + 4, tokens, heads, *((key_width,) if by_channel else ())))
+    v, some = normal(seed + 2, tokens, heads, value_width), REFERENCE.sigmoid(normal(seed + 3, tokens, heads))
+    beta = None if kind == "without beta" else some
+    log_decay = -np.abs(normal(seed + 4, tokens, heads, *((key_width,) if kind == "by channel" else ())))
 
     def compute(ops: NativeOps) -> Sequence[Float32]:
         state, outputs = ops.new_delta_state(heads, key_width, value_width), []
         for at in cuts(seed + ops.threads, tokens):
-            output, state = ops.gated_delta_rule(q[at], k[at], v[at], log_decay[at], beta[at], state)
+            output, state = ops.gated_delta_rule(
+                q[at], k[at], v[at], log_decay[at], None if beta is None else beta[at], state
+            )
             outputs.append(output)
         return np.concatenate(outputs), state.now
 
