@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, TypeVar
 
 from formats.errors import FormatError
@@ -13,7 +13,17 @@ T = TypeVar("T")
 _REQUIRED: Any = object()
 
 
-def parse_json(raw: bytes, where: str) -> Any:
+def infinity(text: str) -> dict[str, str]:
+    """What transformers 5 writes in config.json in place of Infinity or -Infinity, which is no JSON."""
+    return {"__float__": text}
+
+
+def parse_config(raw: bytes, where: str) -> Any:
+    """As `parse_json`, but an infinity as Python writes it into config.json is read as transformers 5 writes it."""
+    return parse_json(raw, where, ("Infinity", "-Infinity"))
+
+
+def parse_json(raw: bytes, where: str, infinities: Container[str] = ()) -> Any:
     """Parse strict JSON.
 
     Raises FormatError for bad UTF-8 or syntax, NaN, infinity, a key that stands twice, half a surrogate pair,
@@ -29,6 +39,8 @@ def parse_json(raw: bytes, where: str) -> Any:
         return result
 
     def no_constant(text: str) -> Any:
+        if text in infinities:
+            return infinity(text)
         raise FormatError(f"{where}: holds {text}, which is no JSON number")
 
     def finite(text: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from formats.errors import FormatError, UnsupportedError
-from formats.fields import Fields, parse_json, shown
+from formats.fields import Fields, parse_config, parse_json, shown
 
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"  # where ModelOpt writes it besides, or instead
@@ -69,7 +69,7 @@ def read_quantization(config: bytes, modelopt: bytes | None = None, where: str =
 
     Raises FormatError for wrong values, UnsupportedError for a method or value that is not implemented.
     """
-    outer = Fields(parse_json(config, where), where)
+    outer = Fields(parse_config(config, where), where)
     for fields in (outer, *([outer.object("text_config")] if "text_config" in outer else ())):
         if "quantization_config" in fields and "quant_method" in (said := fields.object("quantization_config")):
             found = _read_method(said)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from formats.config.base import language_model
 from formats.errors import FormatError, RequestError
-from formats.fields import Fields, parse_json
+from formats.fields import Fields, parse_config, parse_json
 
 GENERATION_CONFIG = "generation_config.json"
 TOP_TOKENS = 1024  # so many candidates nearly always hold the mass that top_p asks for
@@ -126,7 +126,7 @@ def _stop_ids(fields: Fields) -> tuple[int, ...]:
 def _stop_ids_of_config(config: bytes | None) -> tuple[int, ...]:
     if config is None:
         return ()
-    outer = Fields(parse_json(config, "config.json"), "config.json")
+    outer = Fields(parse_config(config, "config.json"), "config.json")
     return _stop_ids(language_model(outer)) or _stop_ids(outer)
 
 

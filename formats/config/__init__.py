@@ -77,7 +77,7 @@ from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_o
 from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
 from formats.config.solar_open import read_solar_open
 from formats.errors import UnsupportedError
-from formats.fields import Fields, parse_json, shown
+from formats.fields import Fields, parse_config, shown
 
 __all__ = [
     "ABSORBED_VALUES",
@@ -240,7 +240,7 @@ def read_config(raw: bytes, where: str = "config.json") -> ModelConfig:
     Raises FormatError for wrong values and UnsupportedError for an architecture or a value that is not
     implemented, each naming the key.
     """
-    outer = Fields(parse_json(raw, where), where)
+    outer = Fields(parse_config(raw, where), where)
     reader = _of_model_type(_READERS, outer)
     config = reader(outer)
     config.check(Where.of_config(outer))

@@ -1,14 +1,14 @@
 """Mamba2 layers (Dao and Gu, 2405.21060), as several families have them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from formats.config.base import ModelConfig, Where, key_of, only
 from formats.errors import UnsupportedError
-from formats.fields import Fields, shown
+from formats.fields import Fields, infinity, shown
 from formats.window import in_lanes
 
-NO_LIMIT = [0.0, {"__float__": "Infinity"}]  # as transformers saves it
+NO_LIMIT = [0, infinity("Infinity")]
+BEYOND = 1e20  # from here on a number stands for infinity, which is no JSON
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def _check_time_step_limit(config: Fields) -> None:
     time_step_min and time_step_max are what training began with. transformers cuts the steps of a prompt by the former,
     and not those of a token alone; no other implementation does (docs/LEARNED.md 95).
     """
-    limit: Any = config.raw("time_step_limit", NO_LIMIT)
-    if limit != NO_LIMIT:
+    limit = config.items("time_step_limit") if "time_step_limit" in config else NO_LIMIT
+    highest = limit[-1] if len(limit) == 2 else None
+    unlimited = highest == infinity("Infinity") or (type(highest) is float and highest >= BEYOND)
+    if limit[:1] != [0] or not unlimited:
         raise UnsupportedError(f"{config.name('time_step_limit')} is {shown(limit)}, only 0 to infinity is implemented")

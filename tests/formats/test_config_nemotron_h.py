@@ -60,8 +60,14 @@ def test_facts_are_those_of_the_index() -> None:
         assert read_model_facts(Fields(model_facts(model), "index.json: model")) == model
 
 
-def test_no_limit_of_steps_of_time_is_none() -> None:
-    assert read(time_step_limit=[0.0, {"__float__": "Infinity"}]) == read()
+@pytest.mark.parametrize("infinite", [float("inf"), {"__float__": "Infinity"}, 1e30])
+def test_no_limit_of_steps_of_time_is_none(infinite: Any) -> None:
+    assert read(time_step_limit=[0.0, infinite]) == read()  # as Python writes it, as transformers 5 does, as JSON can
+
+
+def test_an_infinity_is_refused_where_a_number_counts() -> None:
+    with pytest.raises(FormatError, match=r"config.json: rope_theta is .*Infinity.*, expected a finite number"):
+        read(rope_theta=float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,8 @@ def test_no_limit_of_steps_of_time_is_none() -> None:
         ("n_shared_experts", 2, "only 1 is implemented"),
         ("sliding_window", 4096, "only nothing is implemented"),
         ("time_step_limit", [0.001, 0.1], "only 0 to infinity is implemented"),
+        ("time_step_limit", [0.0, 100.0], "only 0 to infinity is implemented"),
+        ("time_step_limit", [], "only 0 to infinity is implemented"),
     ],
 )
 def test_what_nemotron_h_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
