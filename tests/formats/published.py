@@ -512,13 +512,13 @@ TRINITY: dict[str, Any] = {  # keys of the published files, numbers of mlx-lm's 
     "topk_group": 1,
     "vocab_size": 200192,
 }
-LFM2_8B: dict[str, Any] = {  # defaults of transformers' Lfm2MoeConfig; which layers have attention, nothing says
+LFM2_8B: dict[str, Any] = {  # as another runtime's tests have it
     "model_type": "lfm2_moe",
     "conv_L_cache": 3,
     "conv_bias": False,
     "hidden_size": 2048,
     "intermediate_size": 7168,
-    "layer_types": (["conv"] * 3 + ["full_attention"]) * 8,
+    "layer_types": ["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)],
     "max_position_embeddings": 128000,
     "moe_intermediate_size": 1792,
     "norm_eps": 1e-05,
@@ -527,7 +527,7 @@ LFM2_8B: dict[str, Any] = {  # defaults of transformers' Lfm2MoeConfig; which la
     "num_dense_layers": 2,
     "num_experts": 32,
     "num_experts_per_tok": 4,
-    "num_hidden_layers": 32,
+    "num_hidden_layers": 24,
     "num_key_value_heads": 8,
     "rope_theta": 1000000.0,
     "routed_scaling_factor": 1.0,
