@@ -181,10 +181,10 @@ FACTS["afmoe"] = {
 }
 FACTS["lfm2_moe"] = {
     "rotary_dim": 64,
-    "layer_types": ("conv", "conv", "conv", "full_attention") * 8,
+    "layer_types": (*("conv",) * 2, *("full_attention", *("conv",) * 3) * 4, *("full_attention", *("conv",) * 2) * 2),
     "conv_kernel_size": 3,
     "qk_norm": "head",
-    "mlp_layer_types": ("dense",) * 2 + ("sparse",) * 30,
+    "mlp_layer_types": ("dense",) * 2 + ("sparse",) * 22,
     "intermediate_size": 7168,
     "scoring_func": "sigmoid",
     "e_score_correction_bias": True,
@@ -217,9 +217,9 @@ FACTS["bailing_moe"] = {
 }
 FACTS["mellum"] = {"rotary_dim": 128, "qk_norm": "head"}
 TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
-STATES = {"lfm2_moe": 24 * 2 * 2048}  # values that do not grow with a sequence
+STATES = {"lfm2_moe": 18 * 2 * 2048}  # values that do not grow with a sequence
 CACHED = {
-    "lfm2_moe": 8 * 2 * 512,
+    "lfm2_moe": 6 * 2 * 512,
     "mimo_v2_flash": (9 * 4 + 39 * 8) * (192 + 128),
 }  # where key heads or widths differ: values per token
 
