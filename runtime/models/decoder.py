@@ -138,11 +138,12 @@ class Decoder:
         c, name = self.config, f"layers.{layer}"
         attention = None if c.is_conv(layer) else self._attention_of(layer)
         router = self._router_of(layer) if c.has_experts(layer) else None
-        plain = c.is_uniform(layer) and c.qk_norm not in (TURNED_NORM, UNIT_NORM) and c.clip_qkv is None
         block = None
-        plain = (
-            plain
+        plain = (  # what a block of one call knows
+            c.is_uniform(layer)
             and not c.fused_qkv
+            and c.qk_norm not in (TURNED_NORM, UNIT_NORM)
+            and c.clip_qkv is None
             and c.attention_value_scale == 1
             and c.attention_gate == NO_GATE
             and not c.output_norms
