@@ -30,8 +30,15 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
     return values
 
 
-KIMI, LING = ("kimi-linear", "kimi-k3"), "bailingmoe3"
-AFTER_ATTENTION = ("qwen35moe", "qwen3next", "glm4moe", "gpt-oss", "gemma4")  # as they name the second norm of a layer
+KIMI, LING, LFM2 = ("kimi-linear", "kimi-k3"), "bailingmoe3", "lfm2moe"
+AFTER_ATTENTION = (
+    "qwen35moe",
+    "qwen3next",
+    "glm4moe",
+    "gpt-oss",
+    "gemma4",
+    "afmoe",
+)  # as they name the second norm of a layer
 
 
 def converted(folder: Path, architecture: str) -> dict[str, Float32]:
@@ -54,7 +61,10 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_kimi_k3(values, config) if architecture == "kimi-k3" else values
         if architecture == LING:  # one name for the last projection of two kinds of attention
             values = {name.replace("attention.o_proj", "attention.dense"): value for name, value in values.items()}
+        values = _named_parts(values) if architecture == LFM2 else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
+        if architecture == LFM2:
+            values = {name.replace(".mlp.", ".feed_forward."): value for name, value in values.items()}
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
     outside = {_short(hf): gguf_name for gguf_name, hf in ARCHITECTURES[architecture].outside.items()}
     result = {}
@@ -91,6 +101,16 @@ def _by_mlx(name: str) -> str:
     if ".block_sparse_moe.experts." in name:
         return name
     return name.replace(".block_sparse_moe.gate.e_score", ".mlp.e_score").replace(".block_sparse_moe.", ".mlp.")
+
+
+def _named_parts(values: Values) -> dict[str, Float32]:
+    """LFM2's feed-forwards under the names that most families give them."""
+    parts = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    result: dict[str, Float32] = {}
+    for name, value in values.items():
+        at, _, rest = name.partition(".feed_forward.")
+        result[f"{at}.mlp." + ".".join(parts.get(word, word) for word in rest.split(".")) if rest else name] = value
+    return result
 
 
 def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
@@ -296,6 +316,10 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
             value = value[:, 0]
         if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
+    if architecture == LFM2 and name == "conv.conv.weight":
+        value = value[:, 0]
+    if config["model_type"] == "sarvam_moe" and name.endswith("expert_bias"):
+        value = value - value.mean()
     if architecture in KIMI and name.endswith("A_log"):
         value = -np.exp(value)
     if architecture == LING and name.endswith("A_log"):

@@ -215,7 +215,7 @@ def test_an_unsupported_architecture_is_one_line(repack: Run, tmp_path: Path) ->
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert_one_line(
         repack("convert", folder, tmp_path / "out"),
-        "config.json: model_type is llama, supported are AXK1, axk1,",
+        "config.json: model_type is llama, supported are AXK1, afmoe,",
     )
 
 
