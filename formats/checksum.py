@@ -1,13 +1,29 @@
-"""XXH3-64 and SHA-256 as lower-case hexadecimal text."""
+"""XXH3-64, BLAKE3 and SHA-256 as lower-case hexadecimal text."""
 
 import hashlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import xxhash
+from blake3 import blake3
 
 from formats.dtypes import AnyArray
 
 Buffer = bytes | bytearray | memoryview | AnyArray
+BLAKE3, SHA256 = "blake3", "sha256"
+
+
+class Digest(Protocol):
+    """A hash of what it was given so far."""
+
+    def update(self, data: memoryview, /) -> object: ...
+    def copy(self) -> "Digest": ...
+    def hexdigest(self) -> str: ...
+
+
+def file_digest(name: str = BLAKE3) -> Digest:
+    """Of a whole data file, 64 hexadecimal digits: BLAKE3, seven times as fast as SHA-256, which older files have."""
+    return hashlib.sha256() if name == SHA256 else blake3()
 
 
 def xxh3_64(data: Buffer, seed: int = 0) -> str:

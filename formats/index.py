@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from formats.checksum import xxh3_64
+from formats.checksum import BLAKE3, SHA256, xxh3_64
 from formats.config import model_facts
 from formats.encodings import encoding_to_json
 from formats.layout import (
@@ -62,11 +62,21 @@ class Index:
     options: Mapping[str, Any]
     written_by: str
     files: Mapping[str, FileChecksum]  # small files by name
-    data_files: Mapping[str, str]  # SHA-256 of resident, embedding and layer files by name
+    data_files: Mapping[str, str]  # `digest` of resident, embedding and layer files by name
     record_checksums: Mapping[int, tuple[str, ...]]  # XXH3-64 per expert, by layer
     block_checksums: Mapping[str, tuple[str, ...]]  # XXH3-64 per 1 MiB block, by resident tensor
     required_features: tuple[str, ...] = ()
     extensions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The hash of data files, and the name of its field."""
+        return data_digest(self.required_features)
+
+
+def data_digest(required_features: tuple[str, ...]) -> str:
+    """The hash of data files: containers from before `blake3` was a feature have SHA-256."""
+    return BLAKE3 if BLAKE3 in required_features else SHA256
 
 
 def index_to_bytes(index: Index) -> bytes:
@@ -121,7 +131,7 @@ def _embedding_to_json(embedding: EmbeddingLayout, index: Index) -> dict[str, An
     return {
         "file": embedding.file,
         "bytes": embedding.nbytes,
-        "sha256": index.data_files[embedding.file],
+        index.digest: index.data_files[embedding.file],
         "rows": embedding.rows,
         "columns": embedding.columns,
         "row_bytes": embedding.row_bytes,
@@ -135,7 +145,7 @@ def _resident_to_json(layout: Layout, index: Index) -> dict[str, Any]:
     return {
         "file": RESIDENT_FILE,
         "bytes": layout.resident_bytes,
-        "sha256": index.data_files[RESIDENT_FILE],
+        index.digest: index.data_files[RESIDENT_FILE],
         "block_bytes": BLOCK_BYTES,
         "tensors": [_tensor_to_json(tensor, index) for tensor in layout.resident],
     }
@@ -157,7 +167,7 @@ def _layer_to_json(layer: LayerLayout, index: Index, i: int) -> dict[str, Any]:
     return {
         "file": layer.file,
         "bytes": layer.nbytes,
-        "sha256": index.data_files[layer.file],
+        index.digest: index.data_files[layer.file],
         "num_experts": layer.num_experts,
         "record_bytes": layer.record.record_bytes,
         "parts": [

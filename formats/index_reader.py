@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from formats.checksum import num_blocks, xxh3_64
+from formats.checksum import BLAKE3, num_blocks, xxh3_64
 from formats.config import ModelConfig, read_model_facts
 from formats.dtypes import DTYPES, FLOAT_DTYPES
 from formats.encodings import ArraySpec, Encoding, encoding_from_json, encoding_to_json
@@ -22,6 +22,7 @@ from formats.index import (
     Source,
     SourceFile,
     canonical_json,
+    data_digest,
 )
 from formats.layout import (
     BLOCK_BYTES,
@@ -49,24 +50,24 @@ MAX_INDEX_BYTES = 1 << 28
 MAX_BYTES = 1 << 50  # of any file or offset
 MAX_LENGTH = 1 << 31  # of any axis
 MAX_AXES = 4
-FEATURES = (NGRAMS,)  # names in required_features that this version knows
+FEATURES = (BLAKE3, NGRAMS)  # names in required_features that this version knows
 _SMALL_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 class _Embedding(NamedTuple):
     layout: EmbeddingLayout
-    sha256: str
+    digest: str
 
 
 class _Resident(NamedTuple):
     tensors: tuple[ResidentTensor, ...]
-    sha256: str
+    digest: str
     checksums: dict[str, tuple[str, ...]]  # by tensor
 
 
 class _Layer(NamedTuple):
     layout: LayerLayout
-    sha256: str
+    digest: str
     checksums: tuple[str, ...]
 
 
@@ -101,16 +102,17 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
     _expect(root, "page_bytes", PAGE_BYTES)
     _expect(root, "array_alignment", ARRAY_ALIGNMENT)
     model = read_model_facts(root.object("model"))
-    embedding = _read_embedding(root.object("embedding"), EMBEDDING_FILE, model.vocab_size, model.hidden_size)
+    digest = data_digest(features)
+    embedding = _read_embedding(root.object("embedding"), digest, EMBEDDING_FILE, model.vocab_size, model.hidden_size)
     tables = [embedding]
     if (NGRAMS in features) != (model.ngram_table is not None):
         raise FormatError(
             f"{root.name('required_features')} is {list(features)}, expected {NGRAMS} exactly for models that have them"
         )
     if model.ngram_table is not None:
-        tables.append(_read_embedding(root.object(NGRAMS), NGRAM_FILE, *model.ngram_table))
-    resident = _read_resident(root.object("resident"))
-    layers = _read_layers(root, model)
+        tables.append(_read_embedding(root.object(NGRAMS), digest, NGRAM_FILE, *model.ngram_table))
+    resident = _read_resident(root.object("resident"), digest)
+    layers = _read_layers(root, digest, model)
     present = {i: layer for i, layer in enumerate(layers) if layer is not None}
     index = Index(
         layout=Layout(
@@ -124,9 +126,9 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
         written_by=root.label("written_by"),
         files=dict(_read_files(root)),
         data_files={
-            **{table.layout.file: table.sha256 for table in tables},
-            RESIDENT_FILE: resident.sha256,
-            **{layer.layout.file: layer.sha256 for layer in present.values()},
+            **{table.layout.file: table.digest for table in tables},
+            RESIDENT_FILE: resident.digest,
+            **{layer.layout.file: layer.digest for layer in present.values()},
         },
         record_checksums={i: layer.checksums for i, layer in present.items()},
         block_checksums=resident.checksums,
@@ -171,7 +173,7 @@ def _read_files(root: Fields) -> Iterator[tuple[str, FileChecksum]]:
         entry.close()
 
 
-def _read_embedding(fields: Fields, file: str, rows: int, columns: int) -> _Embedding:
+def _read_embedding(fields: Fields, digest: str, file: str, rows: int, columns: int) -> _Embedding:
     _expect(fields, "rows", rows)
     _expect(fields, "columns", columns)
     encoding = encoding_from_json(fields.object("encoding"))
@@ -187,12 +189,12 @@ def _read_embedding(fields: Fields, file: str, rows: int, columns: int) -> _Embe
     _expect(fields, "row_bytes", layout.row_bytes)
     _expect(fields, "file", file)
     _expect(fields, "bytes", layout.nbytes)
-    sha256 = fields.hexadecimal("sha256", 64)
+    stated = fields.hexadecimal(digest, 64)
     fields.close()
-    return _Embedding(layout, sha256)
+    return _Embedding(layout, stated)
 
 
-def _read_resident(fields: Fields) -> _Resident:
+def _read_resident(fields: Fields, digest: str) -> _Resident:
     _expect(fields, "file", RESIDENT_FILE)
     _expect(fields, "block_bytes", BLOCK_BYTES)
     tensors: list[ResidentTensor] = []
@@ -207,9 +209,9 @@ def _read_resident(fields: Fields) -> _Resident:
         tensors.append(tensor)
         end += tensor.nbytes
     _expect(fields, "bytes", end)
-    sha256 = fields.hexadecimal("sha256", 64)
+    stated = fields.hexadecimal(digest, 64)
     fields.close()
-    return _Resident(tuple(tensors), sha256, checksums)
+    return _Resident(tuple(tensors), stated, checksums)
 
 
 def _read_tensor(fields: Fields, offset: int) -> ResidentTensor:
@@ -224,17 +226,17 @@ def _read_tensor(fields: Fields, offset: int) -> ResidentTensor:
     return ResidentTensor(name, shape, encoding, offset, nbytes, arrays)
 
 
-def _read_layers(root: Fields, model: ModelConfig) -> list[_Layer | None]:
+def _read_layers(root: Fields, digest: str, model: ModelConfig) -> list[_Layer | None]:
     entries = root.items("layers")
     if len(entries) != model.num_hidden_layers:
         raise FormatError(f"{root.name('layers')} has {len(entries)} entries, expected {model.num_hidden_layers}")
     return [
-        None if entry is None else _read_layer(Fields(entry, f"{root.name('layers')}[{i}]"), i, model)
+        None if entry is None else _read_layer(Fields(entry, f"{root.name('layers')}[{i}]"), digest, i, model)
         for i, entry in enumerate(entries)
     ]
 
 
-def _read_layer(fields: Fields, i: int, model: ModelConfig) -> _Layer:
+def _read_layer(fields: Fields, digest: str, i: int, model: ModelConfig) -> _Layer:
     _expect(fields, "file", layer_file(i))
     _expect(fields, "num_experts", model.num_experts)
     record_bytes = fields.integer("record_bytes", PAGE_BYTES, MAX_BYTES)
@@ -249,12 +251,12 @@ def _read_layer(fields: Fields, i: int, model: ModelConfig) -> _Layer:
     for entry, name in zip(fields.objects("parts"), model.expert_parts, strict=True):
         parts.append(_read_part(entry, name, end, record_bytes))
         end = parts[-1].arrays[-1].offset + parts[-1].arrays[-1].nbytes
-    sha256 = fields.hexadecimal("sha256", 64)
+    stated = fields.hexadecimal(digest, 64)
     checksums = fields.hexadecimals("checksums", 16, model.num_experts)
     fields.close()
     return _Layer(
         LayerLayout(layer_file(i), model.num_experts, RecordLayout(record_bytes, tuple(parts))),
-        sha256,
+        stated,
         checksums,
     )
 

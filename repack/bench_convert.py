@@ -85,25 +85,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="repack.bench_convert", description=__doc__)
     parser.add_argument("--mlx", help="a Python that has mlx, for the encoder's bar")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: that of temporary files)")
+    parser.add_argument("--out", type=Path, help="on another disk, for what is converted (default: FOLDER)")
     parser.add_argument("--only", choices=PARTS, help="one part")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+    out = options.out or options.folder
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, tempfile.TemporaryDirectory(dir=out) as other:
         bars: list[Bar] = []
-        for found in measure(Path(name), options.mlx, [options.only] if options.only else PARTS):
+        for found in measure(Path(name), Path(other), options.mlx, [options.only] if options.only else PARTS):
             bars.append(found)
             sys.stderr.write(f"{found}\n")
-    settings = {"encoder": encoder_name(), "jobs": default_jobs(), "hash_source": False, "bits": 4, "group_size": 64}
+    settings = {
+        "encoder": encoder_name(),
+        "jobs": default_jobs(),
+        "hash_source": False,
+        "own_disk": options.out is not None,
+        "bits": 4,
+        "group_size": 64,
+    }
     sys.stdout.write(report(bars, settings) + "\n")
 
 
-def measure(folder: Path, mlx: str | None, parts: Sequence[str]) -> Iterator[Bar]:
+def measure(folder: Path, out: Path, mlx: str | None, parts: Sequence[str]) -> Iterator[Bar]:
     """Every bar of some parts, with the rates behind it on stderr."""
     if "encoder" in parts and (mlx is None or not native.encoder_levels()):
         sys.stderr.write("encoder: not measured, it takes the native library and --mlx\n")
     elif "encoder" in parts:
         yield from encoder_bars(str(mlx))
     if "convert" in parts:
-        yield from conversion_bars(folder)
+        yield from conversion_bars(folder, out)
     if "rehearse" in parts:
         yield rehearsal_bar(folder)
 
@@ -136,7 +145,7 @@ def encoder_bars(mlx: str) -> Iterator[Bar]:
         process.stdin.close()
 
 
-def conversion_bars(folder: Path) -> Iterator[Bar]:
+def conversion_bars(folder: Path, out: Path) -> Iterator[Bar]:
     """A whole conversion over raw reading of the same shards, alone and with raw writing of the output beside it."""
     source = write_checkpoint(folder / "source")
     conversion = prepare(FolderSource(source), Options())
@@ -145,9 +154,9 @@ def conversion_bars(folder: Path) -> Iterator[Bar]:
     reads, boths, converts = [], [], []
     for _ in range(RUNS):
         reads.append(min(seconds(partial(read_raw, shards, threads)) for threads in (1, 2)))
-        both = partial(read_and_write_raw, shards, folder / "raw", conversion.plan.layout.total_bytes)
+        both = partial(read_and_write_raw, shards, out / "raw", conversion.plan.layout.total_bytes)
         boths.append(min(seconds(partial(both, step)) for step in RAW_WRITE_BYTES))
-        converts.append(convert_once(conversion, folder / "out"))
+        converts.append(convert_once(conversion, out / "out"))
     shutil.rmtree(source)
     tell("file to file", nbytes, converts, "raw reading", reads)
     yield bar("file to file / raw reading", ratios(reads, converts), BARS["file to file"])

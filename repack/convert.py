@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from formats import __version__
-from formats.checksum import sha256
+from formats.checksum import BLAKE3, sha256
 from formats.config import read_config
 from formats.container import CONVERTING_FILE, open_container
 from formats.errors import FormatError, RequestError, StreamingExpertsError
@@ -244,7 +244,7 @@ def _new_index(conversion: Conversion) -> Index:
         data_files={},
         record_checksums={},
         block_checksums={},
-        required_features=() if conversion.plan.layout.ngrams is None else (NGRAMS,),
+        required_features=(BLAKE3,) if conversion.plan.layout.ngrams is None else (BLAKE3, NGRAMS),
         extensions=conversion.extensions,
     )
 
@@ -268,7 +268,7 @@ def _finished_index(conversion: Conversion, done: Results) -> Index:
     return replace(
         index,
         source=replace(index.source, files=files),
-        data_files={name: result.sha256 for name, result in done.files.items()},
+        data_files={name: result.digest for name, result in done.files.items()},
         record_checksums={
             i: tuple(checksum for (checksum,) in done.files[layer.file].checksums) for i, layer in layout.moe_layers()
         },

@@ -6,7 +6,6 @@ until the kernel lets every writer wait. Where the file system refuses, the same
 
 import errno
 import fcntl
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
+from formats.checksum import Digest, file_digest
 from formats.pages import anonymous_pages
 
 ALIGNMENT = 4096  # of offsets, lengths and memory; every disk's logical block divides it
@@ -123,17 +123,17 @@ class SequentialFile:
         self._thread = ThreadPoolExecutor(1, "write")
         self._writing: tuple[Future[None], list[Callable[[], None]]] | None = None
         self._end = 0  # of what was written
-        self.sha256 = hashlib.sha256()  # of that
+        self.digest = file_digest()  # of that
 
     def read(self, offset: int, nbytes: int) -> memoryview:
         """Up to nbytes from an aligned offset on, fewer at the end of the file; valid until the next call."""
         done = os.preadv(self._fd, [self._buffer[: min(nbytes, BUFFER_BYTES)]], offset)
         return self._buffer[:done]
 
-    def cut(self, end: int, sha256: "hashlib._Hash") -> None:
-        """The file ends at byte `end`, a multiple of ALIGNMENT, and is written from there on; its SHA-256 so far."""
+    def cut(self, end: int, digest: Digest) -> None:
+        """The file ends at byte `end`, a multiple of ALIGNMENT, and is written from there on; its digest so far."""
         os.ftruncate(self._fd, end)
-        self._end, self.sha256 = end, sha256
+        self._end, self.digest = end, digest
 
     def write(self, data: memoryview) -> None:
         """Append; it stays here until the buffer is full. Raises OSError, of an earlier write too."""
@@ -168,7 +168,7 @@ class SequentialFile:
         """Let the thread have what was filled, a multiple of ALIGNMENT by now, once it has written the other buffer."""
         full = self._buffer[: self._filled]
         assert len(full) % ALIGNMENT == 0
-        self.sha256.update(full)
+        self.digest.update(full)
         self._settle()
         self._writing = self._thread.submit(self._write, full), self._marks
         self._buffer, self._other = self._other, self._buffer

@@ -1,6 +1,5 @@
 """Reads a container back: every checksum, every byte of structure, all padding; then, if asked, its source."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from formats.checksum import blocks
+from formats.checksum import Digest, blocks, file_digest
 from formats.config import read_config
 from formats.container import Container, read_container_index
 from formats.dtypes import AnyArray
@@ -102,12 +101,12 @@ def _check_small_file(container: Container, name: str, found: Findings) -> None:
 
 
 class _DataFile:
-    """A data file, read once from its first byte to its last; every byte goes through SHA-256."""
+    """A data file, read once from its first byte to its last; every byte goes through its digest."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digest: Digest) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._buffer = np.empty(READ_BYTES, np.uint8)
-        self._sha256 = hashlib.sha256()
+        self._digest = digest
 
     def __enter__(self) -> "_DataFile":
         return self
@@ -124,25 +123,26 @@ class _DataFile:
             if not count:
                 raise _CutError
             done += count
-        self._sha256.update(piece.data)
+        self._digest.update(piece.data)
         return piece
 
     def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
+        return self._digest.hexdigest()
 
 
 def _check_data_file(container: Container, name: str, check: Callable[[_DataFile], None], found: Findings) -> None:
-    """Run `check` over a file, whatever its length; then its SHA-256, if nothing else has shown the damage."""
+    """Run `check` over a file, whatever its length; then its digest, if nothing else has shown the damage."""
+    index = container.index
     before, expected = found.count, container.data_bytes[name]
     try:
         path = container.path(name)
         if path.stat().st_size != expected:
             found.add(Damage(name, f"is {path.stat().st_size} bytes long, expected {expected}"))
-        with _DataFile(path) as file:
+        with _DataFile(path, file_digest(index.digest)) as file:
             check(file)
-            if found.count == before and file.hexdigest() != container.index.data_files[name]:
-                stated = container.index.data_files[name]
-                found.add(Damage(name, f"has SHA-256 {file.hexdigest()}, expected {stated}"))
+            if found.count == before and file.hexdigest() != index.data_files[name]:
+                stated = index.data_files[name]
+                found.add(Damage(name, f"has {index.digest} {file.hexdigest()}, expected {stated}"))
     except _CutError:
         assert found.count > before
     except (FormatError, OSError) as error:

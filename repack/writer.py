@@ -1,7 +1,6 @@
 """Writes one output file of a plan, sequentially, checksums on the way, resumable at every unit."""
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from formats.checksum import blocks
+from formats.checksum import blocks, file_digest
 from formats.errors import StorageError
 from repack.direct import SequentialFile
 from repack.encode import Weights, unit_blocks
@@ -29,7 +28,7 @@ Progress = Callable[[int, str], None]
 class FileResult(NamedTuple):
     """What the index says about a data file."""
 
-    sha256: str
+    digest: str
     checksums: tuple[tuple[str, ...], ...]  # by unit
     resumed_bytes: int  # of source, that an earlier call had finished
     direct: bool  # past the page cache, if anything was written
@@ -57,11 +56,11 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
         waiting = partial(progress, 0, f"another writer has {task.plan.name}")
         with Journal(add_suffix(path, JOURNAL), task.conversion, waiting) as journal, task.weights as weights:
             progress(0, task.plan.name)  # it may stop the work before anything is touched
-            sha256 = _finished(path, task.plan, journal)
+            digest = _finished(path, task.plan, journal)
             resumed_bytes, direct = task.plan.source_bytes, True
-            if sha256 is None:
-                sha256, resumed_bytes, direct = _write(path, task.plan, weights, journal, progress)
-                journal.append({"sha256": sha256, "bytes": task.plan.nbytes}, durable=True)
+            if digest is None:
+                digest, resumed_bytes, direct = _write(path, task.plan, weights, journal, progress)
+                journal.append({"digest": digest, "bytes": task.plan.nbytes}, durable=True)
             else:
                 progress(task.plan.source_bytes, task.plan.name)
             add_suffix(path, FETCHED).unlink(missing_ok=True)
@@ -71,20 +70,20 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
                 os.rename(add_suffix(path, PARTIAL), path)
                 sync_folder(path.parent)
             checksums = (tuple(entry["checksums"]) for entry in journal.entries if "checksums" in entry)
-            return FileResult(sha256, tuple(checksums), resumed_bytes, direct)
+            return FileResult(digest, tuple(checksums), resumed_bytes, direct)
 
 
 def _finished(path: Path, plan: FilePlan, journal: Journal) -> str | None:
-    """The SHA-256 of a file that an earlier run finished, taken from its journal's last line."""
+    """The digest of a file that an earlier run finished, taken from its journal's last line."""
     last = journal.entries[-1] if journal.entries else {}
     found = path if path.exists() else add_suffix(path, PARTIAL)
     if last.get("bytes") == plan.nbytes and found.exists() and found.stat().st_size == plan.nbytes:
-        return str(last["sha256"])
+        return str(last["digest"])
     return None
 
 
 def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progress: Progress) -> tuple[str, int, bool]:
-    """Write NAME.partial to its end: its SHA-256, source bytes of what was there already, whether it went directly."""
+    """Write NAME.partial to its end: its digest, source bytes of what was there already, whether it went directly."""
     path.unlink(missing_ok=True)
     with SequentialFile(add_suffix(path, PARTIAL)) as file:
         kept = _keep(file, plan, journal, progress)
@@ -95,7 +94,7 @@ def _write(path: Path, plan: FilePlan, weights: Weights, journal: Journal, progr
             file.mark(partial(journal.append, {"checksums": checksums}))
             file.mark(partial(weights.finished, number))
         file.sync()
-    return file.sha256.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
+    return file.digest.hexdigest(), sum(unit.source_bytes for unit in plan.units[:kept]), file.direct
 
 
 def _write_unit(file: SequentialFile, unit: Unit, weights: Weights, progress: Progress) -> list[str]:
@@ -114,7 +113,7 @@ def _write_unit(file: SequentialFile, unit: Unit, weights: Weights, progress: Pr
 def _keep(file: SequentialFile, plan: FilePlan, journal: Journal, progress: Progress) -> int:
     """Read back what the journal has, and cut the file after the last unit that is as it says; how many these are."""
     kept = end = 0
-    digest = hashlib.sha256()
+    digest = file_digest()
     for unit, entry in zip(plan.units, journal.entries, strict=False):
         hasher = BlockHasher(unit.block_bytes)
         ahead = digest.copy()

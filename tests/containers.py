@@ -1,14 +1,14 @@
 """Small containers made through formats alone: every kind of place in them, random finite weights."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
-from formats.checksum import blocks, sha256, xxh3_64
+from formats.checksum import BLAKE3, blocks, sha256, xxh3_64
 from formats.config import DecoderConfig, Qwen3_5MoeConfig
 from formats.dtypes import AnyArray, from_float32
 from formats.encodings import Affine, Encoding, Plain
@@ -163,6 +163,7 @@ def write_container(folder: Path, layout: Layout | None = None, **changes: Any) 
         data_files=files,
         record_checksums=records,
         block_checksums=residents,
+        required_features=(BLAKE3,),
     )
     index = replace(index, **changes)
     (folder / INDEX_FILE).write_bytes(index_to_bytes(index))
@@ -177,7 +178,7 @@ def signed(content: dict[str, Any]) -> bytes:
 
 def _write(folder: Path, name: str, content: AnyArray) -> str:
     (folder / name).write_bytes(content.tobytes())
-    return hashlib.sha256(content.tobytes()).hexdigest()
+    return blake3(content.tobytes()).hexdigest()
 
 
 def _values(shape: tuple[int, int], rng: np.random.Generator) -> "np.ndarray[Any, np.dtype[np.float32]]":

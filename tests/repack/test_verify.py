@@ -239,9 +239,21 @@ def test_a_file_hash_that_is_wrong_alone_is_found(tmp_path: Path) -> None:
     index = write_container(tmp_path)
     hashes = {**index.data_files, "resident.bin": "0" * 64}
     (tmp_path / INDEX_FILE).write_bytes(index_to_bytes(replace(index, data_files=hashes)))
-    assert f"resident.bin: has SHA-256 {index.data_files['resident.bin']}, expected 000" in only(
+    assert f"resident.bin: has blake3 {index.data_files['resident.bin']}, expected 000" in only(
         verify_container(tmp_path)
     )
+
+
+def test_a_container_from_before_blake3_has_sha256(tmp_path: Path) -> None:
+    index = write_container(tmp_path)
+    hashes = {name: sha256((tmp_path / name).read_bytes()) for name in index.data_files}
+    older = replace(index, required_features=(), data_files=hashes)
+    (tmp_path / INDEX_FILE).write_bytes(index_to_bytes(older))
+    assert open_container(tmp_path).index == older
+    assert verify_container(tmp_path).sound
+    wrong = {**hashes, "resident.bin": "0" * 64}
+    (tmp_path / INDEX_FILE).write_bytes(index_to_bytes(replace(older, data_files=wrong)))
+    assert f"resident.bin: has sha256 {hashes['resident.bin']}, expected 000" in only(verify_container(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "resident.bin", "experts/layer-003.bin"])

@@ -74,7 +74,7 @@ def test_the_table_lies_on_disk_and_its_rows_are_those_of_the_shards(container: 
     opened = open_container(container)
     layout = opened.index.layout.ngrams
     assert layout is not None
-    assert opened.index.required_features == ("ngrams",)
+    assert opened.index.required_features == ("blake3", "ngrams")
     at = "model.layers.1.ple.ple_embedding.ngram_embedding.shard_{}.weight"
     values = CASES["qwen4_exp"].values()
     table = np.concatenate([values[at.format(shard)] for shard in range(4)])
@@ -144,11 +144,13 @@ def test_a_table_of_another_length_is_refused(source: Path, tmp_path: Path) -> N
 def test_an_index_that_does_not_name_its_feature_is_refused(container: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(container, tmp_path / "out")
     content = json.loads((folder / "index.json").read_bytes())
-    content["required_features"] = []
+    content["required_features"] = ["blake3"]
     del content["checksum"]
     content["checksum"] = xxh3_64(canonical_json(content))
     (folder / "index.json").write_bytes(canonical_json(content))
-    with pytest.raises(FormatError, match=r"required_features is \[\], expected ngrams exactly for models that have"):
+    with pytest.raises(
+        FormatError, match=r"required_features is \['blake3'\], expected ngrams exactly for models that have"
+    ):
         open_container(folder)
 
 
