@@ -96,6 +96,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("sarvam_mla", "Sarvam-105B", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("sarvam_moe", "Sarvam-30B", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),
+    Supported("step3p5", "Step-3.5-Flash", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("step3p7", "Step-3.7-Flash (text)", "bf16", TRANSFORMERS_24, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),

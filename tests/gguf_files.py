@@ -21,6 +21,7 @@ from tests.fixtures import (
     mimo_tiny,
     plain_tiny,
     qwen4_tiny,
+    step_tiny,
     vision_tiny,
 )
 from tests.fixtures.recipe import write_checkpoint
@@ -82,6 +83,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "mimo_v2_flash": _checkpoint("mimo2", mimo_tiny.CASES["mimo_v2_flash"], "mimo_v2_flash"),
     "qwen4_exp_gguf": _checkpoint("qwen4exp", qwen4_tiny.CASES["qwen4_exp_gguf"], "qwen4_exp_gguf"),
+    "step3p5": _checkpoint("step35", step_tiny.CASES["step3p5"], "step3p5"),
     "qwen3_vl_moe": _checkpoint("qwen3vlmoe", vision_tiny.CASES["qwen3_vl_moe"], "qwen3_vl_moe"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{

@@ -28,6 +28,7 @@ from formats.families.decoders import (
     QWEN3_OMNI_MOE,
     QWEN3_VL_MOE,
     SOLAR_OPEN,
+    STEP3P5,
 )
 from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
 from formats.families.deepseek_v4 import DEEPSEEK_V4
@@ -74,4 +75,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen4_exp": QWEN4_EXP,
     "solar_open": SOLAR_OPEN,
+    "step3p5": STEP3P5,
 }

@@ -56,9 +56,11 @@ from repack.sources.gguf_names import (
     OUTSIDE_LING,
     SHARED_EXPERT,
     SHARED_EXPERTS,
+    STEP35,
     ZERO_CENTRED,
 )
 from repack.sources.gguf_qwen4 import OUTSIDE_QWEN4, QWEN4, ZERO_CENTRED_QWEN4, qwen4_config
+from repack.sources.gguf_step35 import step35_config
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
     ),
+    "step35": Architecture("step3p5", step35_config, STEP35, ZERO_CENTRED, rope_factors=True),
     "gpt-oss": Architecture(
         "gpt_oss",
         _gpt_oss,

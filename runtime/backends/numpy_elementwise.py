@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from formats.config import GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
+from formats.config import CLAMPED_SILU, GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
 from formats.dtypes import Float32
 from runtime.backends.facts import Weight
 from runtime.backends.numpy_latent import softmax
@@ -90,6 +90,8 @@ class ElementwiseOps:
             beta, linear = np.float32(activation.alpha), np.float32(activation.limit)
             return beta * np.tanh(gate / beta) * self.sigmoid(gate) * (linear * np.tanh(up / linear))
         limit = np.float32(activation.limit)
+        if activation.kind == CLAMPED_SILU:
+            return np.minimum(self.silu(gate), limit) * np.clip(up, -limit, limit)
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         if activation.kind == SILU_CLAMPED:
             return self.silu(gate) * up

@@ -17,6 +17,7 @@ from formats.config import (
     NemotronHConfig,
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
+    Step3p5Config,
 )
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, State, Wanted
@@ -72,4 +73,5 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
+    Step3p5Config: Decoder,
 }

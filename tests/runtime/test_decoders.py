@@ -26,6 +26,7 @@ from tests.fixtures import (
     nemotron_tiny,
     plain_tiny,
     qwen4_tiny,
+    step_tiny,
     vision_tiny,
 )
 from tests.fixtures.recipe import digest, write_checkpoint
@@ -46,6 +47,7 @@ CASES: dict[str, Any] = {
     **minimax_m3_tiny.CASES,
     **nemotron_tiny.CASES,
     **qwen4_tiny.CASES,
+    **step_tiny.CASES,
     **vision_tiny.CASES,
 }
 EXACT_AT_4 = (
