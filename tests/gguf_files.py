@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.fixtures import (
     bailing_tiny,
+    cohere_tiny,
     decoders_tiny,
     deepseek_tiny,
     deepseek_v4_tiny,
@@ -76,6 +77,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "bailing_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["bailing_moe"], "bailing_moe"),
     "sarvam_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["sarvam_moe"], "sarvam_moe"),
     "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
+    "cohere2_moe": _checkpoint("cohere2moe", cohere_tiny.CASES["cohere2_moe"], "cohere2_moe"),
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),
     "kimi_k3_mxfp4": _checkpoint("kimi-k3", kimi_k3_tiny.CASES["kimi_k3_mxfp4"], "kimi_k3_mxfp4"),

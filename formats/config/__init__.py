@@ -31,6 +31,7 @@ from formats.config.base import (
     ModelConfig,
     Where,
 )
+from formats.config.cohere2_moe import Cohere2MoeConfig, read_cohere2_moe
 from formats.config.decoder import (
     CHOSEN_SIGMOID,
     HEAD_NORM,
@@ -119,6 +120,7 @@ __all__ = [
     "WHOLE_NORM",
     "Activation",
     "BailingHybridConfig",
+    "Cohere2MoeConfig",
     "DecoderConfig",
     "DeepseekV3Config",
     "DeepseekV4Config",
@@ -151,6 +153,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "axk1": DeepseekV3Config.read,
     "bailing_hybrid": BailingHybridConfig.read,
     "bailing_moe": read_bailing_moe,
+    "cohere2_moe": read_cohere2_moe,
     "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
@@ -206,6 +209,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
     "bailing_moe": DecoderConfig,
+    "cohere2_moe": Cohere2MoeConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
     "dots1": DecoderConfig,

@@ -48,7 +48,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"),
     "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
     "n_group": ("num_expert_group", "n_group"),
-    "rms_norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
+    "rms_norm_eps": ("layer_norm_epsilon", "rms_norm_eps", "layer_norm_eps"),
     "layer_types": ("layers_block_type", "hybrid_override_pattern", "layer_types"),
     "mamba.num_heads": ("mamba_n_heads", "mamba_num_heads"),
     "mamba.head_dim": ("mamba_d_head", "mamba_head_dim"),

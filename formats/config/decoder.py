@@ -125,6 +125,11 @@ class DecoderConfig(ModelConfig):
         return self._sliding_rope if self._slides(layer) else self.rope
 
     @property
+    def parallel(self) -> bool:
+        """Whether attention and experts read the same, side by side."""
+        return False
+
+    @property
     def value_dim(self) -> int:
         """Width of a head's values."""
         return self.v_head_dim or self.head_dim

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from formats.families.decoders import (
     AFMOE,
     BAILING_MOE,
+    COHERE2_MOE,
     DOTS1,
     ERNIE4_5_MOE,
     EXAONE_MOE,
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     "afmoe": AFMOE,
     "bailing_hybrid": BAILING_HYBRID,
     "bailing_moe": BAILING_MOE,
+    "cohere2_moe": COHERE2_MOE,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
     "dots1": DOTS1,

@@ -172,6 +172,20 @@ BAILING_MOE = replace(
     ),
     embedding=Tensor("embed_tokens", "V D", source="word_embeddings"),
 )
+COHERE2_MOE = replace(
+    _decoder(
+        (
+            ROUTER,
+            *(
+                tensor._replace(when=lambda c: c.shared_expert_intermediate_size is not None)
+                for tensor in SHARED_EXPERTS
+            ),
+        ),
+        extra_layers="multi-token prediction",
+    ),
+    after_mixer=(),
+    mlx=False,
+)
 DOTS1 = _decoder(
     (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),
     (PER_EXPERT, FUSED, EXPERTS_BY_PART, SWITCH_MLP, SWITCH_GATE_UP),

@@ -65,8 +65,8 @@ class Ops(Protocol):
     ) -> tuple[Array, Array]:
         """What stands between the halves of a layer: s = h + y * multiplier, and rms_norm(s): [T, D] each."""
 
-    def layer_norm(self, x: Array, weight: Weight, bias: Weight, eps: float) -> Array:
-        """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    def layer_norm(self, x: Array, weight: Weight, bias: Weight | None, eps: float) -> Array:
+        """(x - mean) / sqrt(variance + eps) * weight + bias, if there is one, over the last axis."""
 
     def l2_norm(self, x: Array, eps: float, scale: float = 1.0) -> Array:
         """x / sqrt(sum(x^2) + eps) * scale over the last axis."""

@@ -25,10 +25,11 @@ class ElementwiseOps:
         h = h + y * np.float32(multiplier)
         return h, self.rms_norm(h, weight, eps, offset)
 
-    def layer_norm(self, x: Float32, weight: Weight, bias: Weight, eps: float) -> Float32:
+    def layer_norm(self, x: Float32, weight: Weight, bias: Weight | None, eps: float) -> Float32:
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        return centred / np.sqrt(variance + np.float32(eps)) * weight.vector() + bias.vector()
+        normed = centred / np.sqrt(variance + np.float32(eps)) * weight.vector()
+        return normed if bias is None else normed + bias.vector()
 
     def l2_norm(self, x: Float32, eps: float, scale: float = 1.0) -> Float32:
         return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps)) * np.float32(scale)

@@ -13,6 +13,7 @@ from repack.sources import open_local
 from runtime import Engine
 from tests.fixtures import (
     bailing_tiny,
+    cohere_tiny,
     decoders_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
@@ -39,6 +40,7 @@ CASES: dict[str, Any] = {
     **deepseek_v4_tiny.CASES,
     **kimi_k3_tiny.CASES,
     **bailing_tiny.CASES,
+    **cohere_tiny.CASES,
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **longcat_tiny.CASES,
