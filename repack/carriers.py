@@ -48,8 +48,14 @@ def with_facts_of_tensors(config: ModelConfig, model: ModelConfig) -> ModelConfi
 
 
 def without_added_ones(tensors: Tensors) -> dict[str, SourceTensor]:
-    """Norms around zero, which MLX stores around one: it is told by its convolutions, [channels, kernel, 1]."""
-    by_mlx = any(name.endswith("conv1d.weight") and tensor.shape[-1:] == (1,) for name, tensor in tensors.items())
+    """Norms around zero, which MLX stores around one.
+
+    It is told by its convolutions, [channels, kernel, 1], or where there are none by its name of a router's bias.
+    """
+    by_mlx = any(
+        (name.endswith("conv1d.weight") and tensor.shape[-1:] == (1,)) or name.endswith(".mlp.gate.router_bias")
+        for name, tensor in tensors.items()
+    )
     if not by_mlx:
         return dict(tensors)
     return {

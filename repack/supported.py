@@ -35,6 +35,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("axk1", "A.X-K1", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("bailing_hybrid", "Ling-3.0-Flash, Ling-3.0-tiny", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("bailing_moe", "Ling 2, Ring 2", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("cohere2_moe", "Command A+, North Mini Code", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2, Coder-V2-Lite", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
@@ -96,6 +97,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("sarvam_mla", "Sarvam-105B", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("sarvam_moe", "Sarvam-30B", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("solar_open", "Solar-Open-100B", "bf16, MLX", TRANSFORMERS_24, DECODERS),
+    Supported("step3p5", "Step-3.5-Flash", "bf16, FP8, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("step3p7", "Step-3.7-Flash (text)", "bf16", TRANSFORMERS_24, DECODERS),
 )
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),

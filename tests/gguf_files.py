@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.fixtures import (
     bailing_tiny,
+    cohere_tiny,
     decoders_tiny,
     deepseek_tiny,
     deepseek_v4_tiny,
@@ -21,6 +22,7 @@ from tests.fixtures import (
     mimo_tiny,
     plain_tiny,
     qwen4_tiny,
+    step_tiny,
     vision_tiny,
 )
 from tests.fixtures.recipe import write_checkpoint
@@ -75,6 +77,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "bailing_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["bailing_moe"], "bailing_moe"),
     "sarvam_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["sarvam_moe"], "sarvam_moe"),
     "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
+    "cohere2_moe": _checkpoint("cohere2moe", cohere_tiny.CASES["cohere2_moe"], "cohere2_moe"),
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),
     "kimi_k3_mxfp4": _checkpoint("kimi-k3", kimi_k3_tiny.CASES["kimi_k3_mxfp4"], "kimi_k3_mxfp4"),
@@ -82,6 +85,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "llama4_gguf": _checkpoint("llama4", llama4_tiny.CASES["llama4_gguf"], "llama4_gguf"),
     "mimo_v2_flash": _checkpoint("mimo2", mimo_tiny.CASES["mimo_v2_flash"], "mimo_v2_flash"),
     "qwen4_exp_gguf": _checkpoint("qwen4exp", qwen4_tiny.CASES["qwen4_exp_gguf"], "qwen4_exp_gguf"),
+    "step3p5": _checkpoint("step35", step_tiny.CASES["step3p5"], "step3p5"),
     "qwen3_vl_moe": _checkpoint("qwen3vlmoe", vision_tiny.CASES["qwen3_vl_moe"], "qwen3_vl_moe"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{

@@ -30,7 +30,7 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
     return values
 
 
-KIMI, LING, LFM2 = ("kimi-linear", "kimi-k3"), "bailingmoe3", "lfm2moe"
+KIMI, LING, LFM2, STEP = ("kimi-linear", "kimi-k3"), "bailingmoe3", "lfm2moe", "step35"
 AFTER_ATTENTION = (
     "qwen35moe",
     "qwen3next",
@@ -54,6 +54,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_gemma4(values, config)
     elif architecture == "deepseek4":
         values = _of_deepseek4(values, config)
+    elif architecture == STEP:
+        values |= {"rope_freqs.weight": _step_factors(config)}
     elif architecture == "qwen4exp":
         values = _of_qwen4(_stacked(values, config["num_hidden_layers"]), config)
     else:
@@ -299,8 +301,19 @@ def _mxfp4(packed: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.
 def _llama3_factors(config: Mapping[str, Any]) -> Float32:
     """By how much transformers' llama3 divides the angles of pairs."""
     scaling, half = config["rope_scaling"], config["head_dim"] // 2
+    return _factors(scaling, config["rope_theta"], half)
+
+
+def _step_factors(config: Mapping[str, Any]) -> Float32:
+    """Of Step 3.5: of the half of a head that turns in its first layer, then ones."""
+    half = config["head_dim"] // 4
+    factors = _factors(config["rope_scaling"], config["rope_theta"][0], half)
+    return np.concatenate([factors, np.ones(half, np.float32)])
+
+
+def _factors(scaling: Mapping[str, Any], theta: float, half: int) -> Float32:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(half) / half)
+    wavelengths = 2 * np.pi * theta ** (np.arange(half) / half)
     smooth = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
     return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
 
@@ -316,6 +329,8 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
             value = value[:, 0]
         if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
+    if architecture == STEP and name.endswith("norm.weight"):
+        value = value + np.float32(1)
     if architecture == LFM2 and name == "conv.conv.weight":
         value = value[:, 0]
     if config["model_type"] == "sarvam_moe" and name.endswith("expert_bias"):

@@ -12,6 +12,7 @@ from formats.config.bailing_hybrid import BailingHybridConfig
 from formats.config.bailing_moe import read_bailing_moe, read_sarvam_moe
 from formats.config.base import (
     CHUNKED_ATTENTION,
+    CLAMPED_SILU,
     COMPRESSED_SPARSE_ATTENTION,
     CONV,
     FULL_ATTENTION,
@@ -30,11 +31,13 @@ from formats.config.base import (
     ModelConfig,
     Where,
 )
+from formats.config.cohere2_moe import Cohere2MoeConfig, read_cohere2_moe
 from formats.config.decoder import (
     CHOSEN_SIGMOID,
     HEAD_NORM,
     NO_GATE,
     SIGMOID,
+    SIGMOID_BY_HEAD,
     SOFTMAX,
     SOFTPLUS,
     SOFTPLUS_BY_HEAD,
@@ -76,6 +79,7 @@ from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_omni_moe, read_qwen3_vl_moe
 from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
 from formats.config.solar_open import read_solar_open
+from formats.config.step3p5 import Step3p5Config, read_step3p5
 from formats.errors import UnsupportedError
 from formats.fields import Fields, parse_config, shown
 
@@ -83,6 +87,7 @@ __all__ = [
     "ABSORBED_VALUES",
     "CHOSEN_SIGMOID",
     "CHUNKED_ATTENTION",
+    "CLAMPED_SILU",
     "COMPRESSED_SPARSE_ATTENTION",
     "CONFIG_CLASSES",
     "CONV",
@@ -100,6 +105,7 @@ __all__ = [
     "RELU2",
     "SHARED_INDEX_ATTENTION",
     "SIGMOID",
+    "SIGMOID_BY_HEAD",
     "SILU",
     "SILU_CLAMPED",
     "SITU",
@@ -114,6 +120,7 @@ __all__ = [
     "WHOLE_NORM",
     "Activation",
     "BailingHybridConfig",
+    "Cohere2MoeConfig",
     "DecoderConfig",
     "DeepseekV3Config",
     "DeepseekV4Config",
@@ -132,6 +139,7 @@ __all__ = [
     "Qwen3_5MoeConfig",
     "Qwen4ExpConfig",
     "Rope",
+    "Step3p5Config",
     "Temperature",
     "Yarn",
     "model_facts",
@@ -145,6 +153,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "axk1": DeepseekV3Config.read,
     "bailing_hybrid": BailingHybridConfig.read,
     "bailing_moe": read_bailing_moe,
+    "cohere2_moe": read_cohere2_moe,
     "deepseek_v2": DeepseekV3Config.read,
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
@@ -192,12 +201,15 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "sarvam_mla": DeepseekV3Config.read,
     "sarvam_moe": read_sarvam_moe,
     "solar_open": read_solar_open,
+    "step3p5": read_step3p5,
+    "step3p7": read_step3p5,  # Step 3.5 in text_config, vision beside it
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
     "bailing_moe": DecoderConfig,
+    "cohere2_moe": Cohere2MoeConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
     "dots1": DecoderConfig,
@@ -231,6 +243,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "qwen3_vl_moe": DecoderConfig,
     "qwen4_exp": Qwen4ExpConfig,
     "solar_open": DecoderConfig,
+    "step3p5": Step3p5Config,
 }
 
 

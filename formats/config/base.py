@@ -25,6 +25,7 @@ DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
 RELU2 = "relu2"  # max(up, 0)^2, without a gate
+CLAMPED_SILU = "clamped_silu"  # silu(gate) is cut at the limit, where silu_clamped cuts the gate before
 
 
 class Activation(NamedTuple):
@@ -32,7 +33,7 @@ class Activation(NamedTuple):
 
     kind: str = SILU
     alpha: float = 0.0  # of swiglu_clamped and situ
-    limit: float = 0.0  # of swiglu_clamped, silu_clamped and situ
+    limit: float = 0.0  # of swiglu_clamped, silu_clamped, clamped_silu and situ
     scale_input: bool = False  # routing weights multiply the experts' input, not their output
 
     @property
@@ -43,11 +44,11 @@ class Activation(NamedTuple):
 
 # Keys of config.json that hold a field of another name, by field: the one that is there, else the last.
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "num_experts_per_tok"),
+    "top_k": ("num_experts_per_token", "top_k_experts", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_tok"),
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"),
     "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
     "n_group": ("num_expert_group", "n_group"),
-    "rms_norm_eps": ("layer_norm_epsilon", "rms_norm_eps"),
+    "rms_norm_eps": ("layer_norm_epsilon", "rms_norm_eps", "layer_norm_eps"),
     "layer_types": ("layers_block_type", "hybrid_override_pattern", "layer_types"),
     "mamba.num_heads": ("mamba_n_heads", "mamba_num_heads"),
     "mamba.head_dim": ("mamba_d_head", "mamba_head_dim"),
@@ -180,6 +181,10 @@ class ModelConfig(ABC):
     def expert_activation(self) -> Activation:
         """What the experts do between their projections."""
         return Activation()
+
+    def routed_activation(self, layer: int) -> Activation:
+        """That of a layer's routed experts, where layers differ."""
+        return self.expert_activation
 
     @property
     def expert_parts(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ SOFTMAX, SIGMOID = "softmax", "sigmoid"
 SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_GATE = "none"
-SOFTPLUS, SOFTPLUS_BY_HEAD = "softplus", "softplus_by_head"  # of a gate
+SOFTPLUS, SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD = "softplus", "softplus_by_head", "sigmoid_by_head"  # of a gate
 NO_NORM, HEAD_NORM, WHOLE_NORM = "none", "head", "whole"
 UNIT_NORM = "unit"  # of each head, without weights, where queries and keys are turned
 TURNED_NORM = "turned_head"  # of each head, after queries and keys are turned
@@ -76,7 +76,7 @@ class DecoderConfig(ModelConfig):
     attention_bias: bool = False  # of queries, keys and values
     attention_output_bias: bool = False
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit
-    attention_gate: str = NO_GATE  # of what heads give: none, or sigmoid or softplus of each value, softplus_by_head
+    attention_gate: str = NO_GATE  # of what heads give: none, or sigmoid or softplus of each value or _by_head
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
     output_norms: bool = False  # what attention and experts give is normalised before it is added
     # router and experts
@@ -103,6 +103,10 @@ class DecoderConfig(ModelConfig):
             return Activation(SILU, scale_input=self.scale_expert_input)
         return Activation(SWIGLU_CLAMPED, SWIGLU_ALPHA, self.swiglu_limit, self.scale_expert_input)
 
+    def dense_activation(self, layer: int) -> Activation | None:
+        """That of a dense layer or a shared expert, where it is not that of the model's experts."""
+        return None
+
     @cached_property
     def rope(self) -> Rope:
         return replace(super().rope, interleaved=self.rope_interleave)
@@ -119,6 +123,11 @@ class DecoderConfig(ModelConfig):
     def rope_of(self, layer: int) -> Rope:
         """How positions turn queries and keys of a layer that knows them."""
         return self._sliding_rope if self._slides(layer) else self.rope
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and experts read the same, side by side."""
+        return False
 
     @property
     def value_dim(self) -> int:
@@ -250,7 +259,7 @@ class DecoderConfig(ModelConfig):
             fits = self.swa_rotary_dim % 2 == 0 and 0 < self.swa_rotary_dim <= self.head_dim
             self.require(where, fits, "swa_rotary_dim", f"an even number, at most head_dim {self.head_dim}")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
-        self.require_known(where, "attention_gate", (NO_GATE, SIGMOID, SOFTPLUS, SOFTPLUS_BY_HEAD))
+        self.require_known(where, "attention_gate", (NO_GATE, SIGMOID, SOFTPLUS, SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD))
         self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)

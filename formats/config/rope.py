@@ -1,7 +1,7 @@
 """Rotary position embeddings: how config.json states them, and the angles they mean."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -155,21 +155,35 @@ def read_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float,
     return read_theta(_beside(parameters, config, "rope_theta")), scaling
 
 
-def read_layer_ropes(config: Fields, layer_types: Sequence[str], head_dim: int) -> dict[str, Any]:
+def read_layer_ropes(
+    config: Fields,
+    layer_types: Sequence[str],
+    head_dim: int,
+    read: Callable[[Fields, Fields], Scaling | None] | None = None,
+) -> dict[str, Any]:
     """Facts of a decoder whose kinds of layers have rotations of their own, in rope_parameters by layer type.
 
-    Layers with windows are scaled as the others are, or not at all.
+    Layers with windows are scaled as the others are, or not at all. read: of scalings, read_yarn if none is given.
 
     Raises FormatError, or UnsupportedError for scalings that are not implemented.
     """
     if not layer_types:
         raise config.wrong("layer_types", "an entry for each layer")
     by_kind = config.object("rope_parameters")
-    ropes = {kind: _read_layer_rope(by_kind.object(kind), config, head_dim) for kind in dict.fromkeys(layer_types)}
+    ropes = {}
+    for kind in dict.fromkeys(layer_types):
+        parameters = by_kind.object(kind)
+        key = "partial_rotary_factor"
+        rotary_dim = rotary_share(parameters, key, parameters.number(key, 1.0), head_dim)
+        ropes[kind] = Rope(read_theta(parameters), rotary_dim, scaling=(read or read_yarn)(parameters, config))
+    return facts_of_layer_ropes(ropes, by_kind.name("sliding_attention"))
+
+
+def facts_of_layer_ropes(ropes: Mapping[str, Rope], name: str) -> dict[str, Any]:
+    """As `read_layer_ropes`, of rotations by layer type; name: where those of layers with windows stand."""
     full = ropes.get("full_attention") or next(iter(ropes.values()))
     sliding = ropes.get("sliding_attention", full)
     if sliding.scaling not in (None, full.scaling):
-        name = by_kind.name("sliding_attention")
         raise UnsupportedError(f"{name} is scaled otherwise than full_attention, only as it or not is implemented")
     return {
         "rope_theta": full.theta,
@@ -181,12 +195,12 @@ def read_layer_ropes(config: Fields, layer_types: Sequence[str], head_dim: int) 
     }
 
 
-def _read_layer_rope(parameters: Fields, config: Fields, head_dim: int) -> Rope:
-    share = parameters.number("partial_rotary_factor", 1.0)
+def rotary_share(source: Fields, key: str, share: float, head_dim: int) -> int:
+    """How many of a head's values turn, of a share that stands under a key. Raises FormatError."""
     rotary_dim = int(head_dim * share) if 0 < share <= 1 else 0
     if rotary_dim < 2 or rotary_dim % 2:
-        raise parameters.wrong("partial_rotary_factor", f"a share of head_dim {head_dim} that is an even whole number")
-    return Rope(read_theta(parameters), rotary_dim, scaling=read_yarn(parameters, config))
+        raise source.wrong(key, f"a share of head_dim {head_dim} that is an even whole number")
+    return rotary_dim
 
 
 def read_theta(source: Fields, key: str = "rope_theta") -> float:
@@ -200,6 +214,16 @@ def read_theta(source: Fields, key: str = "rope_theta") -> float:
 def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> Yarn | None:
     """The scaling that parameters of a config.json state: YaRN or none. Raises FormatError or UnsupportedError."""
     return _read_yarn(parameters, config) if _kind(parameters, config, ("default", *yarn)) in yarn else None
+
+
+def read_scaling(parameters: Fields, config: Fields) -> Scaling | None:
+    """As `read_yarn`, and Llama 3's scaling, too; `factors` is our own kind, of GGUF files."""
+    kind = _kind(parameters, config, ("default", "yarn", "llama3", FACTORS))
+    if kind == FACTORS:
+        return Factors(tuple(parameters.numbers("factors")))
+    if kind == "llama3":
+        return _read_llama3(parameters, config)
+    return _read_yarn(parameters, config) if kind == "yarn" else None
 
 
 def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:

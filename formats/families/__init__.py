@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from formats.families.decoders import (
     AFMOE,
     BAILING_MOE,
+    COHERE2_MOE,
     DOTS1,
     ERNIE4_5_MOE,
     EXAONE_MOE,
@@ -28,6 +29,7 @@ from formats.families.decoders import (
     QWEN3_OMNI_MOE,
     QWEN3_VL_MOE,
     SOLAR_OPEN,
+    STEP3P5,
 )
 from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
 from formats.families.deepseek_v4 import DEEPSEEK_V4
@@ -41,6 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     "afmoe": AFMOE,
     "bailing_hybrid": BAILING_HYBRID,
     "bailing_moe": BAILING_MOE,
+    "cohere2_moe": COHERE2_MOE,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
     "dots1": DOTS1,
@@ -74,4 +77,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen4_exp": QWEN4_EXP,
     "solar_open": SOLAR_OPEN,
+    "step3p5": STEP3P5,
 }

@@ -10,6 +10,7 @@ from formats.config import (
     HEAD_NORM,
     INDEXED_ATTENTION,
     SIGMOID,
+    SIGMOID_BY_HEAD,
     SLIDING_ATTENTION,
     SOFTPLUS,
     SOFTPLUS_BY_HEAD,
@@ -78,7 +79,9 @@ def _attention(sliding: str, sinks: Tensor) -> tuple[Tensor, ...]:
             "self_attn.g_proj", f"{given} D", source="self_attn.gate_proj", when=lambda c: c.attention_gate == SIGMOID
         ),
         Tensor("self_attn.g_proj", f"{given} D", when=lambda c: c.attention_gate == SOFTPLUS),
-        Tensor("self_attn.g_proj", f"{heads} D", when=lambda c: c.attention_gate == SOFTPLUS_BY_HEAD),
+        Tensor(
+            "self_attn.g_proj", f"{heads} D", when=lambda c: c.attention_gate in (SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD)
+        ),
         Tensor("self_attn.o_proj", f"D {given}"),
         Tensor("self_attn.o_proj.bias", "D", suffix="", when=lambda c: c.attention_output_bias),
     )
@@ -168,6 +171,20 @@ BAILING_MOE = replace(
         extra_layers="multi-token prediction",
     ),
     embedding=Tensor("embed_tokens", "V D", source="word_embeddings"),
+)
+COHERE2_MOE = replace(
+    _decoder(
+        (
+            ROUTER,
+            *(
+                tensor._replace(when=lambda c: c.shared_expert_intermediate_size is not None)
+                for tensor in SHARED_EXPERTS
+            ),
+        ),
+        extra_layers="multi-token prediction",
+    ),
+    after_mixer=(),
+    mlx=False,
 )
 DOTS1 = _decoder(
     (ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS),
@@ -392,3 +409,26 @@ QWEN3_VL_MOE = _decoder(
     skipped=VISION_TOWER,
 )
 SOLAR_OPEN = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS))
+STEP3P5 = replace(
+    _decoder(
+        (
+            ROUTER._replace(source="moe.gate", also="mlp.gate.gate"),
+            CORRECTION_BIAS._replace(source="moe.router_bias", also="mlp.gate.router_bias"),
+            *(
+                tensor._replace(
+                    source=tensor.name.replace("mlp.shared", "share"), also=tensor.name.replace("shared", "share")
+                )
+                for tensor in SHARED_EXPERT
+            ),
+        ),
+        (tuple(rule._replace(name=rule.name.replace("mlp.switch_mlp", "moe")) for rule in SWITCH_MLP), SWITCH_MLP),
+        extra_layers="multi-token prediction",
+        skipped={
+            "vision_model.": "the vision tower",
+            "vit_large_projector.": "the projector of the vision tower",
+            "model.vision_model.": "the vision tower",  # as transformers saves it
+            "model.multi_modal_projector.": "the projector of the vision tower",
+        },
+    ),
+    norms_around_zero=True,
+)

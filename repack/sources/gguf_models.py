@@ -56,9 +56,11 @@ from repack.sources.gguf_names import (
     OUTSIDE_LING,
     SHARED_EXPERT,
     SHARED_EXPERTS,
+    STEP35,
     ZERO_CENTRED,
 )
 from repack.sources.gguf_qwen4 import OUTSIDE_QWEN4, QWEN4, ZERO_CENTRED_QWEN4, qwen4_config
+from repack.sources.gguf_step35 import step35_config
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,44 @@ def _bailing_moe(keys: Keys) -> Config:
     }
 
 
+def _cohere2_moe(keys: Keys) -> Config:
+    """Command A+; that dense layers know positions, and that shared experts are averaged in, no key says."""
+    keys.only("expert_gating_func", SIGMOID, SOFTMAX)
+    keys.only("rope.scaling.type", "none")
+    head_dim, layers = keys.size("attention.key_length"), keys.layers
+    for key in ("attention.value_length", "rope.dimension_count"):
+        keys.only(key, head_dim)
+    keys.only("rope.freq_base_swa", keys.get("rope.freq_base", 10000.0))
+    keys.only("expert_weights_scale", 1.0)
+    slides = keys.items("attention.sliding_window_pattern", bool, layers, more=True)[:layers]
+    rms = keys.get("attention.layer_norm_rms_epsilon", 0.0) != 0
+    dense = keys.get("leading_dense_block_count", 0)
+    return {
+        "model_type": "cohere2_moe",
+        "hidden_size": keys["embedding_length"],
+        "num_hidden_layers": layers,
+        "max_position_embeddings": keys["context_length"],
+        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"] if rms else None,
+        "layer_norm_eps": None if rms else keys["attention.layer_norm_epsilon"],
+        "num_attention_heads": keys["attention.head_count"],
+        "num_key_value_heads": keys.get("attention.head_count_kv"),
+        "head_dim": head_dim,
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+        "layer_types": ["sliding_attention" if kind else "full_attention" for kind in slides],
+        "mlp_layer_types": ["dense" if layer < dense else "sparse" for layer in range(layers)],
+        "prefix_dense_sliding_window_pattern": 1,
+        "sliding_window": keys["attention.sliding_window"],
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "prefix_dense_intermediate_size": keys["feed_forward_length"],
+        "num_experts": keys["expert_count"],
+        "num_experts_per_tok": keys["expert_used_count"],
+        "num_shared_experts": keys.get("expert_shared_count", 0),
+        "expert_selection_fn": "softmax" if keys.get("expert_gating_func") == SOFTMAX else "sigmoid",
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "logit_scale": keys["logit_scale"],
+    }
+
+
 def _dots1(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     return decoder_config(keys, "dots1", experts="n_routed_experts") | {
@@ -298,6 +338,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deepseek4": Architecture("deepseek_v4", deepseek4_config, DEEPSEEK4, prefix="", outside=OUTSIDE_DEEPSEEK4),
     "afmoe": Architecture("afmoe", _afmoe, AFMOE),
     "bailingmoe2": Architecture("bailing_moe", _bailing_moe, BAILING_MOE, outside=OUTSIDE_LING),
+    "cohere2moe": Architecture("cohere2_moe", _cohere2_moe, COMMON | SHARED_EXPERTS),
     "dots1": Architecture("dots1", _dots1, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "ernie4_5-moe": Architecture(
         "ernie4_5_moe",
@@ -328,6 +369,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
     ),
+    "step35": Architecture("step3p5", step35_config, STEP35, ZERO_CENTRED, rope_factors=True),
     "gpt-oss": Architecture(
         "gpt_oss",
         _gpt_oss,

@@ -84,6 +84,14 @@ LFM2_MOE = {
     **{name: hf.replace("mlp", "feed_forward") for name, hf in DENSE.items()},
     **{name: hf.replace("mlp", "feed_forward", 1) for name, hf in EXPERTS.items()},
 }
+STEP35 = {
+    **COMMON,
+    **{name: hf.replace("mlp.switch_mlp", "moe") for name, hf in EXPERTS.items()},
+    **{f"ffn_{part}_shexp.weight": f"share_expert.{part}_proj.weight" for part in PARTS},
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "ffn_gate_inp.weight": "moe.gate.weight",
+    "exp_probs_b.bias": "moe.router_bias",
+}
 OUTSIDE_LFM2 = {**OUTSIDE, "token_embd_norm.weight": "model.embedding_norm.weight"}
 LINEAR_ATTENTION = {
     "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
@@ -147,6 +155,7 @@ OUTSIDE_LING = OUTSIDE | {"token_embd.weight": "model.word_embeddings.weight"}
 OUTSIDE_KIMI_K3 = OUTSIDE | {"output_res_score.weight": "model.output_attn_res_score.weight"}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
+    "ffn_norm.weight": MINUS_ONE,
     "post_attention_norm.weight": MINUS_ONE,
     "attn_q_norm.weight": MINUS_ONE,
     "attn_k_norm.weight": MINUS_ONE,

@@ -29,7 +29,7 @@ class ExpertLayout(ctypes.Structure):
     _fields_ = (("gate", Matrix), ("up", Matrix), ("down", Matrix), ("activation", Activation))
 
 
-SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED, SITU, RELU2 = 0, 1, 2, 3, 4, 5
+SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED, SITU, RELU2, CLAMPED_SILU = range(7)
 
 
 class KVCache(ctypes.Structure):

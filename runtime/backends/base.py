@@ -8,7 +8,7 @@ A cache or state is changed by no one: an operation returns the new one.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from formats.config import Rope
+from formats.config import Activation, Rope
 from runtime.backends.facts import (
     Array,
     Attention,
@@ -49,10 +49,12 @@ class Ops(Protocol):
     def linears(self, x: Array, weights: Sequence[Weight], biases: Sequence[Weight] | None = None) -> list[Array]:
         """`linear` with each of the weights and biases: what shares its input is one call."""
 
-    def feed_forward(self, x: Array, gate: Weight | None, up: Weight, down: Weight) -> Array:
+    def feed_forward(
+        self, x: Array, gate: Weight | None, up: Weight, down: Weight, activation: Activation | None = None
+    ) -> Array:
         """down(activation(gate(x), up(x))): a dense layer, or an expert that every token shares. [T, D] -> [T, D].
 
-        The activation is that of the model's experts; it takes up(x) alone where they have no gate.
+        The activation is that of the model's experts if none is given; it takes up(x) alone where they have no gate.
         """
 
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
@@ -63,8 +65,8 @@ class Ops(Protocol):
     ) -> tuple[Array, Array]:
         """What stands between the halves of a layer: s = h + y * multiplier, and rms_norm(s): [T, D] each."""
 
-    def layer_norm(self, x: Array, weight: Weight, bias: Weight, eps: float) -> Array:
-        """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    def layer_norm(self, x: Array, weight: Weight, bias: Weight | None, eps: float) -> Array:
+        """(x - mean) / sqrt(variance + eps) * weight + bias, if there is one, over the last axis."""
 
     def l2_norm(self, x: Array, eps: float, scale: float = 1.0) -> Array:
         """x / sqrt(sum(x^2) + eps) * scale over the last axis."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from formats.config import SOFTMAX, Rope
+from formats.config import SOFTMAX, Activation, Rope
 
 Array: TypeAlias = Any  # of the backend: supports + - * with broadcasting, slicing, .shape and .reshape
 State: TypeAlias = Any  # of the backend: a KV cache, or an Array
@@ -103,6 +103,7 @@ class Shared(NamedTuple):
     gate: Weight
     up: Weight
     down: Weight
+    activation: Activation | None = None  # where it is not that of the model's experts
 
 
 class Router(NamedTuple):

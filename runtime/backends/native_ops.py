@@ -6,14 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
-from formats.config import (
-    GELU_TANH,
-    RELU2,
-    SILU,
-    SILU_CLAMPED,
-    SITU,
-    SWIGLU_CLAMPED,
-)
+from formats.config import Activation
 from formats.dtypes import AnyArray, Float32
 from formats.errors import FormatError
 from formats.kernels import matrix as matrix_of
@@ -29,6 +22,7 @@ from runtime.backends.native_states import DeltaState, NativeCache, new_cache
 from runtime.backends.native_weights import (
     NativeWeight,
     Told,
+    native_activation,
     require_shapes,
     require_size,
     with_result,
@@ -38,15 +32,6 @@ from runtime.backends.numpy_latent import Bool
 from runtime.backends.numpy_ops import Weight
 from runtime.experts import Experts
 from runtime.store import EmbeddingRows
-
-ACTIVATION_KINDS = {
-    SILU: abi.SILU,
-    SWIGLU_CLAMPED: abi.SWIGLU_CLAMPED,
-    GELU_TANH: abi.GELU_TANH,
-    SILU_CLAMPED: abi.SILU_CLAMPED,
-    SITU: abi.SITU,
-    RELU2: abi.RELU2,
-}
 
 
 class NativeOps(NativeLayerOps):
@@ -79,10 +64,11 @@ class NativeOps(NativeLayerOps):
             self._weights[tensor.name] = NativeWeight(
                 weight.encoding, weight.arrays, weight.rows, weight.columns, tensor.name, matrix
             )
-        kind, alpha, limit, scale_input = layout.model.expert_activation
-        activation = abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
-        self._record_layouts = {i: native.expert_layout(layer.record, activation) for i, layer in layout.moe_layers()}
-        self._told = Told(abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, False))
+        self._record_layouts = {
+            i: native.expert_layout(layer.record, native_activation(layout.model.routed_activation(i)))
+            for i, layer in layout.moe_layers()
+        }
+        self._told = Told(layout.model.expert_activation)
         self._fetched: tuple[AnyArray, ByExpert] | None = None
         self._outputs = np.empty(0, np.float32)
         self._context = native.Context(threads, precision, level)
@@ -109,9 +95,11 @@ class NativeOps(NativeLayerOps):
         factors = self._told.factors(tuple(weights), tuple(biases) if biases is not None else None)
         return self._context.linears(factors, self._base, x)
 
-    def feed_forward(self, x: Float32, gate: Weight | None, up: Weight, down: Weight) -> Float32:
+    def feed_forward(
+        self, x: Float32, gate: Weight | None, up: Weight, down: Weight, activation: Activation | None = None
+    ) -> Float32:
         """As an expert whose record is the resident memory and which all tokens chose."""
-        layout = self._told.feed_forward(gate, up, down)
+        layout = self._told.feed_forward(gate, up, down, activation)
         x, y = with_result(x)
         pairs, first = pairs_of_one(len(x))
         self._context.feed_forward(layout, abi.Expert(self._base, first, len(pairs)), x, y)

@@ -8,7 +8,20 @@ from functools import cache, partial
 
 import numpy as np
 
-from formats.config import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, SQRT_SOFTPLUS
+from formats.config import (
+    CHOSEN_SIGMOID,
+    CLAMPED_SILU,
+    GELU_TANH,
+    RELU2,
+    SIGMOID,
+    SILU,
+    SILU_CLAMPED,
+    SITU,
+    SOFTMAX,
+    SQRT_SOFTPLUS,
+    SWIGLU_CLAMPED,
+    Activation,
+)
 from formats.dtypes import AnyArray, Float32
 from formats.encodings import Plain
 from formats.errors import FormatError, UnsupportedError
@@ -24,6 +37,15 @@ SCORING = {
     SIGMOID: abi.SCORE_SIGMOID,
     CHOSEN_SIGMOID: abi.SCORE_CHOSEN_SIGMOID,
     SQRT_SOFTPLUS: abi.SCORE_SQRT_SOFTPLUS,
+}
+ACTIVATION_KINDS = {
+    SILU: abi.SILU,
+    SWIGLU_CLAMPED: abi.SWIGLU_CLAMPED,
+    GELU_TANH: abi.GELU_TANH,
+    SILU_CLAMPED: abi.SILU_CLAMPED,
+    SITU: abi.SITU,
+    RELU2: abi.RELU2,
+    CLAMPED_SILU: abi.CLAMPED_SILU,
 }
 
 
@@ -48,10 +70,10 @@ class Told:
     Keys are the weights themselves, so none can be gone, and its place another's, while something of it is kept.
     """
 
-    def __init__(self, dense_activation: abi.Activation) -> None:
-        """dense_activation: that of layers without experts, and of shared experts."""
+    def __init__(self, activation: Activation) -> None:
+        """activation: that of the model's experts, which dense layers and shared experts have, too."""
         self.factors = cache(_factors)
-        self.feed_forward = cache(partial(_feed_forward, dense_activation))
+        self.feed_forward = cache(partial(_feed_forward, activation))
         self.routing: Callable[[int, Routing, bool], abi.Routing] = cache(_routing)
         self.vector = vector = cache(_vector)
         self.place = cache(lambda *which: _place(vector(*which)))  # `vector` keeps what lies there
@@ -78,10 +100,19 @@ def _with_bias(matrix: Matrix, bias: NativeWeight) -> Matrix:
     return other
 
 
-def _feed_forward(activation: abi.Activation, gate: Weight | None, up: Weight, down: Weight) -> abi.ExpertLayout:
-    """As an expert whose record is the resident memory."""
+def native_activation(activation: Activation) -> abi.Activation:
+    """An activation as kernels are told of it."""
+    kind, alpha, limit, scale_input = activation
+    return abi.Activation(ACTIVATION_KINDS[kind], alpha, limit, scale_input)
+
+
+def _feed_forward(
+    experts: Activation, gate: Weight | None, up: Weight, down: Weight, activation: Activation | None = None
+) -> abi.ExpertLayout:
+    """As an expert whose record is the resident memory, and whose input nothing scales."""
+    told = native_activation((activation or experts)._replace(scale_input=False))
     first = Matrix() if gate is None else native_weight(gate).matrix
-    return abi.ExpertLayout(first, native_weight(up).matrix, native_weight(down).matrix, activation)
+    return abi.ExpertLayout(first, native_weight(up).matrix, native_weight(down).matrix, told)
 
 
 def _routing(num_experts: int, routing: Routing, chosen: bool) -> abi.Routing:

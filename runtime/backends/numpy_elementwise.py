@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from formats.config import GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
+from formats.config import CLAMPED_SILU, GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
 from formats.dtypes import Float32
 from runtime.backends.facts import Weight
 from runtime.backends.numpy_latent import softmax
@@ -25,10 +25,11 @@ class ElementwiseOps:
         h = h + y * np.float32(multiplier)
         return h, self.rms_norm(h, weight, eps, offset)
 
-    def layer_norm(self, x: Float32, weight: Weight, bias: Weight, eps: float) -> Float32:
+    def layer_norm(self, x: Float32, weight: Weight, bias: Weight | None, eps: float) -> Float32:
         centred = x - np.mean(x, axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        return centred / np.sqrt(variance + np.float32(eps)) * weight.vector() + bias.vector()
+        normed = centred / np.sqrt(variance + np.float32(eps)) * weight.vector()
+        return normed if bias is None else normed + bias.vector()
 
     def l2_norm(self, x: Float32, eps: float, scale: float = 1.0) -> Float32:
         return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(eps)) * np.float32(scale)
@@ -90,6 +91,8 @@ class ElementwiseOps:
             beta, linear = np.float32(activation.alpha), np.float32(activation.limit)
             return beta * np.tanh(gate / beta) * self.sigmoid(gate) * (linear * np.tanh(up / linear))
         limit = np.float32(activation.limit)
+        if activation.kind == CLAMPED_SILU:
+            return np.minimum(self.silu(gate), limit) * np.clip(up, -limit, limit)
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         if activation.kind == SILU_CLAMPED:
             return self.silu(gate) * up

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROPE_TABLES, ROW_BLOCK_BYTES, SCORES_BYTES
-from formats.config import Rope
+from formats.config import Activation, Rope
 from formats.dtypes import AnyArray, Float32, to_float32
 from formats.encodings import Encoding
 from formats.errors import FormatError
@@ -166,15 +166,17 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
             return [self.linear(x, weight) for weight in weights]
         return [self.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
-    def feed_forward(self, x: Float32, gate: Weight | None, up: Weight, down: Weight) -> Float32:
-        activation = self._layout.model.expert_activation
+    def feed_forward(
+        self, x: Float32, gate: Weight | None, up: Weight, down: Weight, activation: Activation | None = None
+    ) -> Float32:
+        activation = activation or self._layout.model.expert_activation
         gates = None if gate is None else self.linear(x, gate)
         return self.linear(self._activate(activation, gates, self.linear(x, up)), down)
 
     def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None
-        activation = self._layout.model.expert_activation
+        activation = self._layout.model.routed_activation(layer)
         outputs = np.empty((*expert_ids.shape, x.shape[1]), np.float32)  # [T, k, D]
         real = np.less(expert_ids, layout.num_experts)
         np.copyto(outputs, x[:, None], where=~real[..., None])

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from formats.config import (
     BailingHybridConfig,
+    Cohere2MoeConfig,
     DecoderConfig,
     DeepseekV3Config,
     DeepseekV4Config,
@@ -17,10 +18,12 @@ from formats.config import (
     NemotronHConfig,
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
+    Step3p5Config,
 )
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, State, Wanted
 from runtime.models.bailing_hybrid import BailingHybrid
+from runtime.models.cohere2_moe import Cohere2Moe
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
@@ -61,6 +64,7 @@ class Model(Protocol):
 
 MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     BailingHybridConfig: BailingHybrid,
+    Cohere2MoeConfig: Cohere2Moe,
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
@@ -72,4 +76,5 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
+    Step3p5Config: Decoder,
 }

@@ -16,6 +16,7 @@ from formats.config import (
     HEAD_NORM,
     NO_GATE,
     SIGMOID,
+    SIGMOID_BY_HEAD,
     SOFTPLUS_BY_HEAD,
     TURNED_NORM,
     UNIT_NORM,
@@ -141,6 +142,7 @@ class Decoder:
         block = None
         plain = (  # what a block of one call knows
             c.is_uniform(layer)
+            and not c.parallel
             and not c.fused_qkv
             and c.qk_norm not in (TURNED_NORM, UNIT_NORM)
             and c.clip_qkv is None
@@ -155,9 +157,7 @@ class Decoder:
             )
         shared = None
         if router is not None and c.shared_expert_intermediate_size is not None:
-            shared = Shared(
-                *(self.ops.weight(f"{name}.mlp.shared_expert.{part}_proj") for part in ("gate", "up", "down"))
-            )
+            shared = self._mlp_of(layer, f"{name}.mlp.shared_expert")
         return Layer(attention, c.chunk(layer), c.is_uniform(layer), router, shared, block)
 
     def _attention_of(self, layer: int) -> Attention:
@@ -272,8 +272,8 @@ class Decoder:
         c = self.config
         if c.attention_gate == SIGMOID:
             return self.ops.gate(o, gate, SIGMOID)
-        gate = self.ops.softplus(gate)
-        if c.attention_gate == SOFTPLUS_BY_HEAD:
+        gate = self.ops.sigmoid(gate) if c.attention_gate == SIGMOID_BY_HEAD else self.ops.softplus(gate)
+        if c.attention_gate in (SIGMOID_BY_HEAD, SOFTPLUS_BY_HEAD):
             return (o.reshape(-1, heads, c.value_dim) * gate.reshape(-1, heads, 1)).reshape(o.shape)
         return o * gate
 
@@ -309,11 +309,12 @@ class Decoder:
         """What a layer's experts, or a dense layer, make of x [T, D]."""
         own = self._layers[layer]
         if own.router is None:
-            return self._mlp(f"layers.{layer}.mlp", x)
+            return self.ops.feed_forward(x, *self._mlp_of(layer, f"layers.{layer}.mlp"))
         routed = self.ops.route_input(x, own.router)
         self.ops.fetch_routed(layer, routed, self._router_after(layer))
         return self.ops.routed_experts(layer, routed, own.shared)
 
-    def _mlp(self, name: str, x: Array) -> Array:
+    def _mlp_of(self, layer: int, name: str) -> Shared:
+        """A dense layer or a shared expert."""
         gate, up, down = (self.ops.weight(f"{name}.{part}_proj") for part in ("gate", "up", "down"))
-        return self.ops.feed_forward(x, gate, up, down)
+        return Shared(gate, up, down, self.config.dense_activation(layer))

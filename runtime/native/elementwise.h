@@ -141,6 +141,12 @@ static void activate(const se_activation *activation, float *gate, const float *
             gate[i] = g * sigmoid(g) * clamp(up[i], -limit, limit);
         }
         break;
+    case SE_CLAMPED_SILU:
+        for (int64_t i = 0; i < n; i++) {
+            float g = gate[i] * sigmoid(gate[i]);
+            gate[i] = (g > limit ? limit : g) * clamp(up[i], -limit, limit);
+        }
+        break;
     case SE_SITU:
         for (int64_t i = 0; i < n; i++) {
             float g = alpha * tangent(gate[i] / alpha) * sigmoid(gate[i]);

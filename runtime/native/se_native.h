@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 9
+#define SE_ABI_VERSION 10
 
 enum se_status {
     SE_OK = 0,
@@ -95,6 +95,7 @@ enum se_activation_kind {
     SE_SILU_CLAMPED = 3,   /* DeepSeek-V4: g = min(gate, limit), u = clip(up, -limit, limit); silu(g) * u */
     SE_SITU = 4,           /* Kimi K3: alpha tanh(gate / alpha) sigmoid(gate) * limit tanh(up / limit) */
     SE_RELU2 = 5,          /* Nemotron: max(up, 0)^2, without a gate */
+    SE_CLAMPED_SILU = 6,   /* Step-3.5: min(silu(gate), limit) * clip(up, -limit, limit) */
 };
 
 typedef struct {

@@ -139,7 +139,10 @@ def activated(activation: abi.Activation, gate: Float64, up: Float64) -> Any:
     if activation.kind == abi.SITU:
         bent = activation.limit * np.tanh(up / activation.limit)
         return activation.alpha * np.tanh(gate / activation.alpha) / (1 + np.exp(-gate)) * bent
-    gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
+    up = np.clip(up, -activation.limit, activation.limit)
+    if activation.kind == abi.CLAMPED_SILU:
+        return np.minimum(gate / (1 + np.exp(-gate)), activation.limit) * up
+    gate = np.minimum(gate, activation.limit)
     if activation.kind == abi.SILU_CLAMPED:
         return gate / (1 + np.exp(-gate)) * up
     return gate / (1 + np.exp(-activation.alpha * gate)) * (up + 1)
@@ -166,7 +169,7 @@ def run(
     groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     tokens=st.integers(1, 9),
     bias=st.sampled_from((None, "bf16")),
-    kind=st.sampled_from((abi.SILU, abi.SWIGLU_CLAMPED, abi.GELU_TANH, abi.SILU_CLAMPED, abi.SITU, abi.RELU2)),
+    kind=st.integers(abi.SILU, abi.CLAMPED_SILU),
     scale_input=st.booleans(),
     precision=st.sampled_from(tuple(PRECISIONS)),
     seed=st.integers(0, 2**32 - 1),

@@ -203,6 +203,32 @@ def test_a_llama_4_that_llama_cpp_runs_otherwise_is_refused(
         prepare(open_local(str(path)), AS_IT_ARRIVES)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.head_count", [4, 6, 4, 6, 4, 6], "step35.attention.head_count is [4, 6, 4, 6, 4], only one number"),
+        ("attention.head_count_kv", [1, 2, 2, 2, 1, 2], "and as many heads of keys in both"),
+        ("rope.dimension_count", 16, "step35.rope.dimension_count is 16, only 32 is implemented"),
+        ("rope.scaling.type", "yarn", "step35.rope.scaling.type is yarn, only none is implemented"),
+        ("expert_weights_norm", False, "norm_expert_weight is False, only True is implemented"),
+    ],
+)
+def test_a_step_3_5_that_is_not_implemented_is_refused(
+    key: str, value: Any, message: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    metadata = recorded("step3p5")["metadata"] | {f"step35.{key}": value}
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors("step3p5"))
+    with pytest.raises(UnsupportedError, match=re.escape(message)):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
+def test_a_step_3_5_of_which_more_than_half_of_a_head_is_slowed_is_refused(tensors: Tensors, tmp_path: Path) -> None:
+    values = tensors("step3p5") | {"rope_freqs.weight": np.full(16, 2, np.float32)}
+    path = write_gguf(tmp_path / "m.gguf", recorded("step3p5")["metadata"], values)
+    with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight is .*, expected 16 factors"):
+        prepare(open_local(str(path)), AS_IT_ARRIVES)
+
+
 def test_what_slows_rotary_pairs_is_refused_where_no_model_is_known_to_have_it(
     tensors: Tensors, tmp_path: Path
 ) -> None:

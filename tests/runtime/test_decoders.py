@@ -13,6 +13,7 @@ from repack.sources import open_local
 from runtime import Engine
 from tests.fixtures import (
     bailing_tiny,
+    cohere_tiny,
     decoders_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
@@ -26,6 +27,7 @@ from tests.fixtures import (
     nemotron_tiny,
     plain_tiny,
     qwen4_tiny,
+    step_tiny,
     vision_tiny,
 )
 from tests.fixtures.recipe import digest, write_checkpoint
@@ -38,6 +40,7 @@ CASES: dict[str, Any] = {
     **deepseek_v4_tiny.CASES,
     **kimi_k3_tiny.CASES,
     **bailing_tiny.CASES,
+    **cohere_tiny.CASES,
     **kimi_linear_tiny.CASES,
     **llama4_tiny.CASES,
     **longcat_tiny.CASES,
@@ -46,6 +49,7 @@ CASES: dict[str, Any] = {
     **minimax_m3_tiny.CASES,
     **nemotron_tiny.CASES,
     **qwen4_tiny.CASES,
+    **step_tiny.CASES,
     **vision_tiny.CASES,
 }
 EXACT_AT_4 = (
