@@ -68,6 +68,7 @@ from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
+from formats.config.mistral_large4 import MistralLarge4Config
 from formats.config.mixtral import read_mixtral
 from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
@@ -126,6 +127,7 @@ __all__ = [
     "LongcatFlashConfig",
     "Mamba2",
     "MiniMaxM3Config",
+    "MistralLarge4Config",
     "ModelConfig",
     "NGrams",
     "NemotronHConfig",
@@ -177,6 +179,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "minimax_m3_vl": read_minimax_m3,
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
+    "mistral_large4": MistralLarge4Config.read,
     "mixtral": read_mixtral,
     "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
@@ -220,6 +223,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "minimax_m3_vl": MiniMaxM3Config,
+    "mistral_large4": MistralLarge4Config,
     "mixtral": DecoderConfig,
     "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
@@ -282,6 +286,8 @@ def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
         return facts.string(key)
     if get_args(hint) == (str, ...):
         return tuple(facts.strings(key))
+    if get_args(hint) == (int, ...):
+        return tuple(facts.integers(key))
     if get_args(hint) == (float, ...):
         return tuple(facts.numbers(key))
     if is_dataclass(hint):

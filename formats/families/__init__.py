@@ -29,7 +29,7 @@ from formats.families.decoders import (
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
-from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
+from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH, MISTRAL_LARGE4
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.nemotron_h import NEMOTRON_H
@@ -63,6 +63,7 @@ FAMILIES: Mapping[str, Family] = {
     "mimo_v2_flash": MIMO_V2_FLASH,
     "minimax_m2": MINIMAX_M2,
     "minimax_m3_vl": MINIMAX_M3,
+    "mistral_large4": MISTRAL_LARGE4,
     "mixtral": MIXTRAL,
     "nemotron_h": NEMOTRON_H,
     "olmoe": OLMOE,

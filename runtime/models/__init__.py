@@ -13,6 +13,7 @@ from formats.config import (
     KimiLinearConfig,
     LongcatFlashConfig,
     MiniMaxM3Config,
+    MistralLarge4Config,
     ModelConfig,
     NemotronHConfig,
     Qwen3_5MoeConfig,
@@ -29,6 +30,7 @@ from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
 from runtime.models.minimax_m3 import MiniMaxM3
+from runtime.models.mistral_large4 import MistralLarge4
 from runtime.models.nemotron_h import NemotronH
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
@@ -69,6 +71,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     KimiLinearConfig: KimiLinear,
     LongcatFlashConfig: LongcatFlash,
     MiniMaxM3Config: MiniMaxM3,
+    MistralLarge4Config: MistralLarge4,
     NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,

@@ -131,7 +131,6 @@ class DeepseekV3:
         ops, indexer, name = self.ops, self.config.indexer, f"layers.{layer}.self_attn.indexer"
         assert indexer is not None
         heads, d = indexer.index_n_heads, indexer.index_head_dim
-        rope = replace(self.config.rope, interleaved=indexer.rope_interleave)
         q = ops.linear(latent_q, ops.weight(f"{name}.wq_b")).reshape(-1, heads, d)  # per head: with position first
         k = ops.linear(x, ops.weight(f"{name}.wk"))  # [T, d]
         k = ops.layer_norm(k, ops.weight(f"{name}.k_norm"), ops.weight(f"{name}.k_norm.bias"), INDEX_NORM_EPS)
@@ -139,12 +138,21 @@ class DeepseekV3:
         selections = []
         for s in sequences:
             latents, index = s.states[layer]
-            q_s = ops.rope(q[s.rows], s.position, rope)
-            k_s = ops.rope(k[s.rows, None], s.position, rope)[:, 0]
+            q_s = self._index_queries(layer, q[s.rows], s.position)
+            k_s = self._index_turned(layer, k[s.rows, None], s.position)[:, 0]
             selection, index = ops.select_tokens(q_s, k_s, weights[s.rows], index, indexer.index_topk)
             s.states[layer] = (latents, index)
             selections.append(selection)
         return selections
+
+    def _index_queries(self, layer: int, q: Array, position: int) -> Array:
+        """As they meet keys."""
+        return self._index_turned(layer, q, position)
+
+    def _index_turned(self, layer: int, x: Array, position: int) -> Array:
+        assert self.config.indexer is not None
+        rope = replace(self.config.rope, interleaved=self.config.indexer.rope_interleave)
+        return self.ops.rope(x, position, rope)
 
     # ---- feed forward
 
