@@ -47,6 +47,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("glm4v_moe", "GLM-4.5V, 4.6V (text)", "bf16", TRANSFORMERS_24, DECODERS),
+    Supported("glm5_next", "GLM-5.3-Flash (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),

@@ -52,6 +52,7 @@ from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.exaone_moe import read_exaone_moe
 from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
+from formats.config.glm5_next import Glm5NextConfig
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
@@ -120,6 +121,7 @@ __all__ = [
     "DeepseekV4Config",
     "Factors",
     "Gemma4Config",
+    "Glm5NextConfig",
     "Indexer",
     "KimiK3Config",
     "KimiLinearConfig",
@@ -159,6 +161,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm4v_moe": read_glm4v_moe,
+    "glm5_next": Glm5NextConfig.read,
     "glm_moe_dsa": DeepseekV3Config.read,
     "hunyuan_v1_moe": read_hunyuan_v1_moe,
     "hy_v3": read_hy_v3,
@@ -197,6 +200,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "solar_open": read_solar_open,
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
+MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim")  # where nothing turns, of which configs are asked
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
@@ -209,6 +213,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,
     "glm4v_moe": DecoderConfig,
+    "glm5_next": Glm5NextConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
     "hunyuan_v1_moe": DecoderConfig,
@@ -277,7 +282,7 @@ def _read_dataclass(kind: type[Any], facts: Fields) -> Any:
 
 def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
     if hint is int:
-        return facts.integer(key, 1, 2**31)
+        return facts.integer(key, 0 if key in MAY_BE_ZERO else 1, 2**31)
     if hint is float:
         return facts.number(key)
     if hint is bool:

@@ -154,8 +154,7 @@ class DeepseekV3Config(ModelConfig):
         super().check(where)
         self.require_known(where, "layer_types", self.known_layer_types)
         if self.indexer is not None:
-            first = self.layer_types[0] == INDEXED_ATTENTION
-            self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
+            self.check_choices(where)
             wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
             self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
             known = self.q_lora_rank is not None or not self.index_of_rank
@@ -170,6 +169,11 @@ class DeepseekV3Config(ModelConfig):
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
         self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
         self.check_groups(where, self.n_group, self.topk_group)
+
+    def check_choices(self, where: Where) -> None:
+        """Whether every layer knows which tokens it attends to. Raises FormatError."""
+        first = self.layer_types[0] == INDEXED_ATTENTION
+        self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
 
     @classmethod
     def read(cls, outer: Fields) -> "DeepseekV3Config":

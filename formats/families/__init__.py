@@ -29,7 +29,15 @@ from formats.families.decoders import (
     QWEN3_VL_MOE,
     SOLAR_OPEN,
 )
-from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH, MISTRAL_LARGE4
+from formats.families.deepseek import (
+    BAILING_HYBRID,
+    DEEPSEEK_V3,
+    GLM5_NEXT,
+    KIMI_K3,
+    KIMI_LINEAR,
+    LONGCAT_FLASH,
+    MISTRAL_LARGE4,
+)
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.nemotron_h import NEMOTRON_H
@@ -49,6 +57,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,
     "glm4v_moe": GLM4V_MOE,
+    "glm5_next": GLM5_NEXT,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
     "hunyuan_v1_moe": HUNYUAN_V1_MOE,

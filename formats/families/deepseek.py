@@ -9,6 +9,7 @@ from formats.config import (
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
     DeepseekV3Config,
+    Glm5NextConfig,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
@@ -22,8 +23,11 @@ from formats.families.shared import (
     ROUTER,
     SWITCH_GATE_UP,
     SWITCH_MLP,
+    VISION_TOWER,
     W1_W3_W2,
     expert_dims,
+    hyper_connection,
+    stream_dims,
 )
 from formats.family import EMBEDDING, FINAL_NORM, LM_HEAD, Family, Tensor
 
@@ -363,4 +367,34 @@ KIMI_K3 = replace(
     last=(*_attention_residual("output_attn_res"), FINAL_NORM),
     never_quantized=("*.routed_expert_*", "*_res_proj"),
     skipped=DEEPSEEK_V3.skipped,
+)
+
+
+def _glm5_next_dims(config: Glm5NextConfig) -> Mapping[str, int]:
+    return {**_kimi_linear_dims(config), **stream_dims(config), "m": config.index_kpool}
+
+
+GLM5_NEXT = replace(
+    DEEPSEEK_V3,
+    prefixes=("model.language_model.",),
+    dims=_glm5_next_dims,
+    before_mixer=(*hyper_connection("attn"), *DEEPSEEK_V3.before_mixer),
+    mixers={
+        LINEAR_ATTENTION: tuple(
+            A_LOG._replace(padded="") if tensor.name == A_LOG.name else tensor._replace(also="")
+            for tensor in DELTA_ATTENTION
+        ),
+        INDEXED_ATTENTION: (
+            *LATENT_ATTENTION,
+            *INDEXER,
+            # What weighs the keys of the tokens of a pool: by their places in it, and by what they are.
+            Tensor("self_attn.indexer.index_kpool_compress_ape", "m x", keep=True, suffix=""),
+            Tensor("self_attn.indexer.index_kpool_compress_gate", "x D", suffix=""),
+        ),
+        SHARED_INDEX_ATTENTION: LATENT_ATTENTION,
+    },
+    after_mixer=(*hyper_connection("ffn"), *DEEPSEEK_V3.after_mixer),
+    expert_layouts=(PER_EXPERT, FUSED),
+    mlx=False,
+    skipped=VISION_TOWER,
 )

@@ -15,7 +15,7 @@ from runtime.backends.facts import Array, Routing, State, Wanted, Weight
 from runtime.session import Sequence
 
 INDEX_NORM_EPS = 1e-6
-LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is
+LATENT_NORM_EPS = 1e-6  # whatever rms_norm_eps is
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DeepseekV3:
         if c.q_lora_rank is None:
             q = ops.linear(x, w("q_proj"))
         else:
-            latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS)
+            latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), self._latent_norm_eps)
             q = ops.linear(latent_q, w("q_b_proj"))
             if c.indexer is not None and c.layer_types[layer] == INDEXED_ATTENTION:
                 selections[:] = self._selections(layer, x, latent_q, sequences)
@@ -117,7 +117,12 @@ class DeepseekV3:
 
     def _latent(self, latent: Array, norm: Weight) -> Array:
         """What keys and values are made of: [T, rank]."""
-        return self.ops.rms_norm(latent, norm, LATENT_NORM_EPS)
+        return self.ops.rms_norm(latent, norm, self._latent_norm_eps)
+
+    @property
+    def _latent_norm_eps(self) -> float:
+        """Of q_a_layernorm and kv_a_layernorm."""
+        return LATENT_NORM_EPS
 
     def _gated(self, layer: int, x: Array, o: Array) -> Array:
         """What attention gives [T, H * v_head_dim], as it is."""

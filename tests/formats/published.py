@@ -386,7 +386,7 @@ LONGCAT_FLASH: dict[str, Any] = {  # the defaults of transformers' LongcatFlashC
     "zero_expert_num": 256,
     "zero_expert_type": "identity",
 }
-# The defaults of transformers' MistralLarge4TextConfig, which name the published model; what is shared, they do not say.
+# The defaults of transformers' MistralLarge4TextConfig, which name the published model; not what its layers share.
 MISTRAL_LARGE_4: dict[str, Any] = {
     "model_type": "mistral_large4",
     "text_config": {
@@ -429,6 +429,50 @@ MISTRAL_LARGE_4: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
     "vision_config": {"model_type": "pixtral"},
+}
+GLM_5_3_FLASH: dict[str, Any] = {  # the defaults of transformers' Glm5NextTextConfig
+    "model_type": "glm5_next",
+    "text_config": {
+        "model_type": "glm5_next_text",
+        "attention_bias": False,
+        "hc_eps": 1e-06,
+        "hc_mult": 4,
+        "hc_sinkhorn_iters": 20,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "index_head_dim": 128,
+        "index_kpool": 16,
+        "index_kpool_always_select_tail": True,
+        "index_n_heads": 32,
+        "index_topk": 2048,
+        "intermediate_size": 12288,
+        "kv_lora_rank": 512,
+        "linear_conv_kernel_dim": 4,
+        "linear_head_dim": 128,
+        "linear_lower_bound": -5.0,
+        "linear_num_heads": 64,
+        "max_position_embeddings": 1048576,
+        "moe_intermediate_size": 2048,
+        "n_group": 1,
+        "n_routed_experts": 288,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 45,
+        "num_key_value_heads": 64,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 256,
+        "qk_rope_head_dim": 0,
+        "rms_norm_eps": 1e-05,
+        "routed_scaling_factor": 2.5,
+        "swiglu_limit": 10.0,
+        "topk_group": 1,
+        "v_head_dim": 256,
+        "vocab_size": 154880,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {"model_type": "glm5_next_vision"},
 }
 GPT_OSS_20B: dict[str, Any] = {
     "model_type": "gpt_oss",
