@@ -227,6 +227,8 @@ MISTRAL_LARGE4 = Family(
         "pre_mm_projector_norm.": "the projector of the vision tower",
         "patch_merger.": "the projector of the vision tower",
         "vision_language_adapter.": "the projector of the vision tower",
+        "model.vision_tower.": "the vision tower",  # as transformers saves it again
+        "model.multi_modal_projector.": "the projector of the vision tower",
         "mtp_dspark.": "multi-token prediction",
     },
 )
