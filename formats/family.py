@@ -8,7 +8,8 @@ ranks of queries and of keys with values, r rotary part of a head; of its indexe
 all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l
 what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
 kernel of its convolution, ngrams and ngram the rows and columns of one of its shards; of LongCat-Flash: Z experts that
-compute nothing. `1` is itself.
+compute nothing; of Mistral Large 4: QV keys and values of all heads in layers without positions; of GLM-5.3-Flash: m
+tokens of a pool. `1` is itself.
 """
 
 import re

@@ -225,8 +225,7 @@ class ModelConfig(ABC):
         self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to {every}")
         self.require(where, self.rms_norm_eps > 0, "rms_norm_eps", "a number above 0")
         self.require(where, self.rotary_dim % 2 == 0, "rotary_dim", "an even number")
-        least = 1 if self.knows_positions else 0
-        fits = least <= self.rotary_dim <= self.head_dim
+        fits = int(self.knows_positions) <= self.rotary_dim <= self.head_dim
         self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
         if isinstance(scaling := self.rope_scaling, Factors):
             fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(is_scale, scaling.factors))

@@ -94,8 +94,8 @@ class Glm5NextConfig(KimiLinearConfig):
         return max(ctx_size, self.index_n_heads * -(-ctx_size // self.index_kpool))
 
     def check(self, where: Where) -> None:
-        super().check(where)
         self.require(where, self.indexer is not None, "indexer", "an object")
+        super().check(where)
         whole = self.index_topk % self.index_kpool == 0
         self.require(where, whole, "index_kpool", f"a divisor of index_topk {self.index_topk}")
         self.require(where, self.qk_rope_head_dim == 0, "qk_rope_head_dim", "0")
@@ -207,7 +207,8 @@ def _read_layer_types(text: Fields, num_layers: int) -> tuple[str, ...]:
     by_position = [INDEXED_ATTENTION if layer % 4 == 3 else LINEAR_ATTENTION for layer in range(num_layers)]
     kinds = text.strings("layer_types", by_position)
     choosing = read_indexer_types(text, num_layers)
+    if not len(kinds) == len(choosing) == num_layers:
+        key = "layer_types" if len(kinds) != num_layers else key_of(text, "indexer_types", "index_topk_pattern")
+        raise text.wrong(key, f"{num_layers} entries")
     latent = (FULL_ATTENTION, INDEXED_ATTENTION)
-    return tuple(
-        choosing[layer] if kind in latent and layer < len(choosing) else kind for layer, kind in enumerate(kinds)
-    )
+    return tuple(choice if kind in latent else kind for kind, choice in zip(kinds, choosing, strict=True))

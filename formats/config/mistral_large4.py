@@ -48,6 +48,7 @@ class MistralLarge4Config(DeepseekV3Config):
         return super().mixer_values(tokens) + tokens * (grown + waiting + self.hidden_size)
 
     def check(self, where: Where) -> None:
+        self.require(where, self.indexer is not None, "indexer", "an object")
         super().check(where)
         for key in ("no_rope_layers", "kv_source_layers"):
             self.require(where, len(getattr(self, key)) == self.num_hidden_layers, key, self._entries)

@@ -7,7 +7,7 @@ import pytest
 from formats.config import Activation, Glm5NextConfig, Indexer, model_facts, read_model_facts
 from formats.errors import StreamingExpertsError
 from formats.fields import Fields
-from tests.formats.published import GLM_5_3_FLASH, read
+from tests.formats.published import GLM_5_3_FLASH, LONGCAT_FLASH, read
 
 INDEXED = ["indexed_attention"] * 45
 
@@ -78,6 +78,8 @@ def test_layers_may_share_the_choice_of_the_layer_before() -> None:
         ({"swiglu_limit": 0.0}, "swiglu_limit is 0.0, expected a number above 0"),
         ({"hc_mult": 65}, "hc_mult is 65"),
         ({"layer_types": ["sliding_attention"] * 45}, "layer_types is .*, expected only linear_attention"),
+        ({"layer_types": INDEXED[1:]}, "layer_types is .*, expected 45 entries"),
+        ({"index_topk_pattern": "FFF"}, "index_topk_pattern is FFF, expected 45 entries"),
         ({"layer_types": INDEXED, "index_topk_pattern": "FSS" * 15}, "layer_types is .*, expected shared_index_"),
         ({"index_topk_pattern": "FFF" + "S" * 42}, "layer_types is .*, expected shared_index_attention only behind"),
     ],
@@ -85,3 +87,17 @@ def test_layers_may_share_the_choice_of_the_layer_before() -> None:
 def test_what_is_not_implemented_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: text_config.*{message}"):
         read(flash(**change))
+
+
+def test_an_index_without_an_indexer_is_refused() -> None:
+    facts = model_facts(read_flash()) | {"indexer": None}
+    with pytest.raises(StreamingExpertsError, match="indexer is None, expected an object"):
+        read_model_facts(Fields(facts, "index.json: model"))
+
+
+def test_nothing_turns_in_no_other_model() -> None:
+    facts = model_facts(read_flash())
+    assert (facts["rotary_dim"], facts["qk_rope_head_dim"]) == (0, 0)
+    other = model_facts(read(LONGCAT_FLASH)) | {"rotary_dim": 0, "qk_rope_head_dim": 0}
+    with pytest.raises(StreamingExpertsError, match="rotary_dim is 0, expected at most head_dim"):
+        read_model_facts(Fields(other, "index.json: model"))

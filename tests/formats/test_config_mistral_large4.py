@@ -73,3 +73,9 @@ def test_learned_angles_multiply_those_of_yarn() -> None:
 def test_what_is_not_implemented_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: text_config.*{message}"):
         read(large4(**change))
+
+
+def test_an_index_without_an_indexer_is_refused() -> None:
+    facts = model_facts(read_large4()) | {"indexer": None, "layer_types": ["full_attention"] * 72}
+    with pytest.raises(StreamingExpertsError, match="indexer is None, expected an object"):
+        read_model_facts(Fields(facts, "index.json: model"))
