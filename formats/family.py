@@ -8,7 +8,8 @@ ranks of queries and of keys with values, r rotary part of a head; of its indexe
 all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l
 what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
 kernel of its convolution, ngrams and ngram the rows and columns of one of its shards; of LongCat-Flash: Z experts that
-compute nothing. `1` is itself.
+compute nothing; of Mistral Large 4: QV keys and values of all heads in layers without positions; of GLM-5.3-Flash: m
+tokens of a pool. `1` is itself.
 """
 
 import re
@@ -27,6 +28,7 @@ class Tensor(NamedTuple):
     keep: bool = False  # small and sensitive: stays in the encoding it arrives in; vectors always do
     suffix: str = ".weight"
     when: Callable[[Any], bool] | None = None  # it is only there for such a config
+    where: Callable[[Any, int], bool] | None = None  # and in such layers
     source: str = ""  # its name in a source, where that is another
     also: str = ""  # its name in another carrier, MLX or GGUF
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
@@ -151,7 +153,7 @@ class Family:
         tensors = added + self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
         if self.routers:
             tensors += self.routers[config.mlp_layer_types[layer]]
-        return _present(tensors, config)
+        return tuple(t for t in _present(tensors, config) if t.where is None or t.where(config, layer))
 
     def ngram_shards(self, config: ModelConfig) -> Iterator[Tensor]:
         """The parts that the embedding of n-grams is published in, in the order of their rows."""

@@ -48,6 +48,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("glm4_moe_lite", "GLM-4.7-Flash", "bf16, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("glm4v_moe", "GLM-4.5V, 4.6V (text)", "bf16", TRANSFORMERS_24, DECODERS),
+    Supported("glm5_next", "GLM-5.3-Flash (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
@@ -68,6 +69,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("minimax_m3_vl", "MiniMax-M3 (text)", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
+    Supported("mistral_large4", "Mistral-Large-4-1T-A52B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(
         "nemotron_h", "Nemotron-3-Nano-30B-A3B, Super-120B-A12B", "bf16, FP8, NVFP4, MLX", TRANSFORMERS_24, DECODERS

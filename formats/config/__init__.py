@@ -55,6 +55,7 @@ from formats.config.ernie4_5_moe import read_ernie4_5_moe
 from formats.config.exaone_moe import read_exaone_moe
 from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
+from formats.config.glm5_next import Glm5NextConfig
 from formats.config.gpt_oss import read_gpt_oss
 from formats.config.granitemoe import read_granitemoe
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
@@ -71,6 +72,7 @@ from formats.config.mimo_v2_flash import read_mimo_v2_flash
 from formats.config.minimax_m2 import read_minimax_m2
 from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
+from formats.config.mistral_large4 import MistralLarge4Config
 from formats.config.mixtral import read_mixtral
 from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
@@ -126,6 +128,7 @@ __all__ = [
     "DeepseekV4Config",
     "Factors",
     "Gemma4Config",
+    "Glm5NextConfig",
     "Indexer",
     "KimiK3Config",
     "KimiLinearConfig",
@@ -133,6 +136,7 @@ __all__ = [
     "LongcatFlashConfig",
     "Mamba2",
     "MiniMaxM3Config",
+    "MistralLarge4Config",
     "ModelConfig",
     "NGrams",
     "NemotronHConfig",
@@ -166,6 +170,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm4_moe": read_glm4_moe,
     "glm4_moe_lite": DeepseekV3Config.read,
     "glm4v_moe": read_glm4v_moe,
+    "glm5_next": Glm5NextConfig.read,
     "glm_moe_dsa": DeepseekV3Config.read,
     "hunyuan_v1_moe": read_hunyuan_v1_moe,
     "hy_v3": read_hy_v3,
@@ -186,6 +191,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "minimax_m3_vl": read_minimax_m3,
     "mistral3": read_mistral4,  # Mistral Small 4 in text_config, vision beside it
     "mistral4": read_mistral4,  # the language model saved alone
+    "mistral_large4": MistralLarge4Config.read,
     "mixtral": read_mixtral,
     "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
@@ -205,6 +211,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "step3p7": read_step3p5,  # Step 3.5 in text_config, vision beside it
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
+MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim")  # where nothing turns, of which configs are asked
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
@@ -218,6 +225,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,
     "glm4v_moe": DecoderConfig,
+    "glm5_next": Glm5NextConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
     "hunyuan_v1_moe": DecoderConfig,
@@ -232,6 +240,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "mimo_v2_flash": DecoderConfig,
     "minimax_m2": DecoderConfig,
     "minimax_m3_vl": MiniMaxM3Config,
+    "mistral_large4": MistralLarge4Config,
     "mixtral": DecoderConfig,
     "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
@@ -286,7 +295,7 @@ def _read_dataclass(kind: type[Any], facts: Fields) -> Any:
 
 def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
     if hint is int:
-        return facts.integer(key, 1, 2**31)
+        return facts.integer(key, 0 if key in MAY_BE_ZERO else 1, 2**31)
     if hint is float:
         return facts.number(key)
     if hint is bool:
@@ -295,6 +304,8 @@ def _read_fact(hint: Any, facts: Fields, key: str) -> Any:
         return facts.string(key)
     if get_args(hint) == (str, ...):
         return tuple(facts.strings(key))
+    if get_args(hint) == (int, ...):
+        return tuple(facts.integers(key))
     if get_args(hint) == (float, ...):
         return tuple(facts.numbers(key))
     if is_dataclass(hint):

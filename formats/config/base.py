@@ -57,7 +57,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "mamba.conv_kernel": ("mamba_d_conv", "conv_kernel"),
     "rotary_dim": ("rotary_dim", "qk_rope_head_dim", "head_dim"),
     "indexer.index_head_dim": ("index_head_dim",),
-    "gate_lower_bound": ("linear_attn_config.gate_lower_bound", "kda_lower_bound"),
+    "gate_lower_bound": ("linear_attn_config.gate_lower_bound", "linear_lower_bound", "kda_lower_bound"),
     "linear_num_heads": ("linear_attn_config.num_heads",),
     "ngrams.layer_id": ("ple_layer_ids",),
     "ngrams.size": ("ngram_size",),
@@ -168,6 +168,11 @@ class ModelConfig(ABC):
         """Rows of it that a token reads."""
         return 0
 
+    @property
+    def knows_positions(self) -> bool:
+        """Whether some values of queries and keys turn with their position."""
+        return True
+
     def has_experts(self, layer: int) -> bool:
         """Whether the layer's feed-forward part is a mixture of experts; a dense one otherwise."""
         return True
@@ -225,7 +230,7 @@ class ModelConfig(ABC):
         self.require(where, 0 < self.top_k <= self.num_experts, "top_k", f"1 to {every}")
         self.require(where, self.rms_norm_eps > 0, "rms_norm_eps", "a number above 0")
         self.require(where, self.rotary_dim % 2 == 0, "rotary_dim", "an even number")
-        fits = 0 < self.rotary_dim <= self.head_dim
+        fits = int(self.knows_positions) <= self.rotary_dim <= self.head_dim
         self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
         if isinstance(scaling := self.rope_scaling, Factors):
             fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(is_scale, scaling.factors))

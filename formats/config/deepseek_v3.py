@@ -105,8 +105,18 @@ class DeepseekV3Config(ModelConfig):
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
+        return in_lanes(ctx_size) * (sum(self.kv_a_dims) + indexed)
+
+    @property
+    def index_of_rank(self) -> bool:
+        """Whether an indexer's queries are made of those of q_lora_rank."""
+        return True
+
+    @property
+    def kv_a_dims(self) -> tuple[int, ...]:
+        """Of each layer that keeps latents: the width of one with the key beside it."""
         latents = sum(kind != LINEAR_ATTENTION for kind in self.layer_types)
-        return in_lanes(ctx_size) * (latents * (self.kv_lora_rank + self.qk_rope_head_dim) + indexed)
+        return (self.kv_lora_rank + self.qk_rope_head_dim,) * latents
 
     @property
     def known_layer_types(self) -> tuple[str, ...]:
@@ -144,11 +154,11 @@ class DeepseekV3Config(ModelConfig):
         super().check(where)
         self.require_known(where, "layer_types", self.known_layer_types)
         if self.indexer is not None:
-            first = self.layer_types[0] == INDEXED_ATTENTION
-            self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
+            self.check_choices(where)
             wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
             self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
-            self.require(where, self.q_lora_rank is not None, "q_lora_rank", "a rank, which the indexer needs")
+            known = self.q_lora_rank is not None or not self.index_of_rank
+            self.require(where, known, "q_lora_rank", "a rank, which the indexer needs")
             untempered = self.attention_temperature is None
             self.require(where, untempered, "attention_temperature", "null where there is an indexer")
         self.check_mlp_layer_types(where, (DENSE, SPARSE))
@@ -159,6 +169,11 @@ class DeepseekV3Config(ModelConfig):
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
         self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
         self.check_groups(where, self.n_group, self.topk_group)
+
+    def check_choices(self, where: Where) -> None:
+        """Whether every layer knows which tokens it attends to. Raises FormatError."""
+        first = self.layer_types[0] == INDEXED_ATTENTION
+        self.require(where, first, "layer_types", f"{INDEXED_ATTENTION} first")
 
     @classmethod
     def read(cls, outer: Fields) -> "DeepseekV3Config":
@@ -198,7 +213,7 @@ class DeepseekV3Config(ModelConfig):
             max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
             rms_norm_eps=text.number("rms_norm_eps"),
             tie_word_embeddings=text.boolean("tie_word_embeddings", default=False),
-            layer_types=_read_indexer_types(text, num_layers) if indexer else (FULL_ATTENTION,) * num_layers,
+            layer_types=read_indexer_types(text, num_layers) if indexer else (FULL_ATTENTION,) * num_layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=nope + rope,
@@ -226,7 +241,7 @@ class DeepseekV3Config(ModelConfig):
         )
 
 
-def _read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
+def read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
     """Which layers choose and which share the choice before theirs: listed, or by a pattern or a schedule (GLM-5.2)."""
     every = config.integer("index_topk_freq", 1, 2**20, default=1)
     offset = config.integer("index_skip_topk_offset", 0, 2**20, default=2)

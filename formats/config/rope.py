@@ -126,12 +126,14 @@ class Rope:
     scaling: Scaling | None = None
     turned: int | None = None  # only the first so many pairs turn (Gemma 4's proportional RoPE); None for all
     stride: int = 1  # a row at p turns as position p * stride; with -1 back what 1 has turned
+    learned: tuple[float, ...] | None = None  # logarithms of what each pair turns faster by (Mistral Large 4's LeRoPE)
 
     @cached_property
     def inv_freq(self) -> Float64:
         """Angle per row of each pair: [dim / 2]."""
         angles = self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
         angles = angles if self.turned is None else np.where(np.arange(len(angles)) < self.turned, angles, 0)
+        angles = angles if self.learned is None else angles * np.exp(np.array(self.learned))
         return angles * self.stride
 
     @property

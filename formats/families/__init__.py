@@ -31,7 +31,15 @@ from formats.families.decoders import (
     SOLAR_OPEN,
     STEP3P5,
 )
-from formats.families.deepseek import BAILING_HYBRID, DEEPSEEK_V3, KIMI_K3, KIMI_LINEAR, LONGCAT_FLASH
+from formats.families.deepseek import (
+    BAILING_HYBRID,
+    DEEPSEEK_V3,
+    GLM5_NEXT,
+    KIMI_K3,
+    KIMI_LINEAR,
+    LONGCAT_FLASH,
+    MISTRAL_LARGE4,
+)
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.nemotron_h import NEMOTRON_H
@@ -52,6 +60,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma4": GEMMA4,
     "glm4_moe": GLM4_MOE,
     "glm4v_moe": GLM4V_MOE,
+    "glm5_next": GLM5_NEXT,
     "gpt_oss": GPT_OSS,
     "granitemoe": GRANITEMOE,
     "hunyuan_v1_moe": HUNYUAN_V1_MOE,
@@ -66,6 +75,7 @@ FAMILIES: Mapping[str, Family] = {
     "mimo_v2_flash": MIMO_V2_FLASH,
     "minimax_m2": MINIMAX_M2,
     "minimax_m3_vl": MINIMAX_M3,
+    "mistral_large4": MISTRAL_LARGE4,
     "mixtral": MIXTRAL,
     "nemotron_h": NEMOTRON_H,
     "olmoe": OLMOE,

@@ -9,9 +9,11 @@ from formats.config import (
     LINEAR_ATTENTION,
     SHARED_INDEX_ATTENTION,
     DeepseekV3Config,
+    Glm5NextConfig,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
+    MistralLarge4Config,
 )
 from formats.families.shared import (
     CORRECTION_BIAS,
@@ -21,10 +23,13 @@ from formats.families.shared import (
     ROUTER,
     SWITCH_GATE_UP,
     SWITCH_MLP,
+    VISION_TOWER,
     W1_W3_W2,
     expert_dims,
+    hyper_connection,
+    stream_dims,
 )
-from formats.family import EMBEDDING, FINAL_NORM, Family, Tensor
+from formats.family import EMBEDDING, FINAL_NORM, LM_HEAD, Family, Tensor
 
 
 def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
@@ -130,6 +135,102 @@ LONGCAT_FLASH = Family(
     ),
     expert_layouts=(PER_EXPERT, SWITCH_MLP),
     skipped={"model.mtp.": "multi-token prediction"},
+)
+
+
+def _mistral_large4_dims(config: MistralLarge4Config) -> Mapping[str, int]:
+    return {
+        **_deepseek_dims(config),
+        "r/2": config.qk_rope_head_dim // 2,
+        "heads": config.num_attention_heads,
+        "QV": config.num_attention_heads * (config.head_dim + config.v_head_dim),
+    }
+
+
+def _of_mistral(tensor: Tensor) -> Tensor:
+    """By its name in Mistral's own checkpoints."""
+    name = tensor.name
+    for ours, theirs in {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.": "attention.",
+        "kv_a_layernorm": "kv_a_norm",
+        "softmax_scaling.scale": "ssmax_scaling.s",
+        "softmax_scaling.bias": "ssmax_scaling.b",
+        "kv_a_proj_with_mqa": "wkv_a_with_mqa",
+        "kv_b_proj": "wkv_b",
+        "q_proj": "wq",
+        "o_proj": "wo",
+        "gate_proj": "w1",
+        "down_proj": "w2",
+        "up_proj": "w3",
+        "mlp.gate": "gate",
+        "mlp.shared_experts.": "shared_experts.",
+        "mlp.": "feed_forward.",
+    }.items():
+        name = name.replace(ours, theirs)
+    return tensor._replace(source=name)
+
+
+def _owns_latents(config: MistralLarge4Config, layer: int) -> bool:
+    return config.owns_latents(layer)
+
+
+def _turns(config: MistralLarge4Config, layer: int) -> bool:
+    return config.rope_dim(layer) > 0
+
+
+def _is_still(config: MistralLarge4Config, layer: int) -> bool:
+    return not _turns(config, layer)
+
+
+def _softmax_scaling(at: str, heads: str) -> tuple[Tensor, ...]:
+    """How the queries of each head grow with their position."""
+    return tuple(Tensor(f"{at}.softmax_scaling.{what}", heads, suffix="") for what in ("scale", "bias"))
+
+
+_SHARED_LATENT_ATTENTION = (
+    Tensor("self_attn.q_proj", "Q D"),
+    Tensor("self_attn.kv_a_proj_with_mqa", "L+r D", where=lambda c, i: _owns_latents(c, i) and _turns(c, i)),
+    Tensor("self_attn.kv_a_proj_with_mqa", "L D", where=lambda c, i: _owns_latents(c, i) and _is_still(c, i)),
+    Tensor("self_attn.kv_a_layernorm", "L", where=_owns_latents),
+    Tensor("self_attn.kv_b_proj", "KV L", where=_turns),
+    Tensor("self_attn.kv_b_proj", "QV L", where=_is_still),
+    Tensor("self_attn.o_proj", "D O"),
+    *_softmax_scaling("self_attn", "heads"),
+)
+_INDEXER_OF_STREAM = (
+    Tensor("self_attn.indexer.q_input_norm", "D"),
+    Tensor("self_attn.indexer.q_input_norm.bias", "D", suffix=""),
+    Tensor("self_attn.indexer.wq_b", "X D"),
+    *INDEXER[1:],
+    *_softmax_scaling("self_attn.indexer", "i"),
+)
+MISTRAL_LARGE4 = Family(
+    prefixes=("",),
+    dims=_mistral_large4_dims,
+    embedding=EMBEDDING._replace(source="tok_embeddings"),
+    before_mixer=tuple(map(_of_mistral, DEEPSEEK_V3.before_mixer)),
+    mixers={
+        INDEXED_ATTENTION: tuple(map(_of_mistral, _SHARED_LATENT_ATTENTION + _INDEXER_OF_STREAM)),
+        SHARED_INDEX_ATTENTION: tuple(map(_of_mistral, _SHARED_LATENT_ATTENTION)),
+    },
+    after_mixer=tuple(map(_of_mistral, DEEPSEEK_V3.after_mixer)),
+    dense=tuple(map(_of_mistral, DENSE_MLP)),
+    moe=tuple(_of_mistral(tensor) for tensor in DEEPSEEK_V3.moe if tensor.name != POST_MLP_NORM.name),
+    expert_layouts=(tuple(rule._replace(name=rule.name.removeprefix("block_sparse_moe.")) for rule in W1_W3_W2),),
+    last=(FINAL_NORM, Tensor("rotary_emb.alpha", "r/2", suffix="", source="lerope.alpha", dtype="F32")),
+    head=LM_HEAD._replace(source="output"),
+    mlx=False,
+    skipped={
+        "vision_encoder.": "the vision tower",
+        "pre_mm_projector_norm.": "the projector of the vision tower",
+        "patch_merger.": "the projector of the vision tower",
+        "vision_language_adapter.": "the projector of the vision tower",
+        "model.vision_tower.": "the vision tower",  # as transformers saves it again
+        "model.multi_modal_projector.": "the projector of the vision tower",
+        "mtp_dspark.": "multi-token prediction",
+    },
 )
 
 
@@ -268,4 +369,34 @@ KIMI_K3 = replace(
     last=(*_attention_residual("output_attn_res"), FINAL_NORM),
     never_quantized=("*.routed_expert_*", "*_res_proj"),
     skipped=DEEPSEEK_V3.skipped,
+)
+
+
+def _glm5_next_dims(config: Glm5NextConfig) -> Mapping[str, int]:
+    return {**_kimi_linear_dims(config), **stream_dims(config), "m": config.index_kpool}
+
+
+GLM5_NEXT = replace(
+    DEEPSEEK_V3,
+    prefixes=("model.language_model.",),
+    dims=_glm5_next_dims,
+    before_mixer=(*hyper_connection("attn"), *DEEPSEEK_V3.before_mixer),
+    mixers={
+        LINEAR_ATTENTION: tuple(
+            A_LOG._replace(padded="") if tensor.name == A_LOG.name else tensor._replace(also="")
+            for tensor in DELTA_ATTENTION
+        ),
+        INDEXED_ATTENTION: (
+            *LATENT_ATTENTION,
+            *INDEXER,
+            # What weighs the keys of the tokens of a pool: by their places in it, and by what they are.
+            Tensor("self_attn.indexer.index_kpool_compress_ape", "m x", keep=True, suffix=""),
+            Tensor("self_attn.indexer.index_kpool_compress_gate", "x D", suffix=""),
+        ),
+        SHARED_INDEX_ATTENTION: LATENT_ATTENTION,
+    },
+    after_mixer=(*hyper_connection("ffn"), *DEEPSEEK_V3.after_mixer),
+    expert_layouts=(PER_EXPERT, FUSED),
+    mlx=False,
+    skipped=VISION_TOWER,
 )

@@ -10,14 +10,15 @@ from formats.config import (
     SLIDING_ATTENTION,
     DeepseekV4Config,
 )
-from formats.families.shared import expert_dims
+from formats.families.shared import expert_dims, hyper_connection, stream_dims
 from formats.family import FINAL_NORM, Experts, Family, Tensor
 
 
 def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
-    streams, groups = config.hc_mult, config.o_groups
+    groups = config.o_groups
     return {
         **expert_dims(config),
+        **stream_dims(config),
         "K": config.top_k,
         "H": config.num_attention_heads,
         "h": config.head_dim,
@@ -32,20 +33,7 @@ def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
         "X": config.index_n_heads * config.index_head_dim,
         "m": config.sparse_compress_rate,
         "M": config.heavy_compress_rate,
-        "3": 3,
-        "N": streams,
-        "ND": config.streams_width,
-        "W": (2 + streams) * streams,
     }
-
-
-def _hyper_connection(half: str) -> tuple[Tensor, ...]:
-    """What weights the residual streams before and after one half of a layer."""
-    return (
-        Tensor(f"{half}_hc.fn", "W ND", keep=True, suffix="", dtype="F32", source=f"hc_{half}_fn"),
-        Tensor(f"{half}_hc.base", "W", suffix="", dtype="F32", source=f"hc_{half}_base"),
-        Tensor(f"{half}_hc.scale", "3", suffix="", dtype="F32", source=f"hc_{half}_scale"),
-    )
 
 
 def _compressor(name: str, source: str, rate: str, projected: str, width: str) -> tuple[Tensor, ...]:
@@ -79,7 +67,7 @@ DEEPSEEK_V4 = Family(
     prefixes=("",),
     mlx=False,
     dims=_dims,
-    before_mixer=(*_hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
+    before_mixer=(*hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
     mixers={
         SLIDING_ATTENTION: _ATTENTION,
         COMPRESSED_SPARSE_ATTENTION: _ATTENTION
@@ -88,7 +76,7 @@ DEEPSEEK_V4 = Family(
         HEAVILY_COMPRESSED_ATTENTION: _ATTENTION
         + _compressor("self_attn.compressor", "attn.compressor", "M", "h", "h"),
     },
-    after_mixer=(*_hyper_connection("ffn"), Tensor("post_attention_layernorm", "D", source="ffn_norm")),
+    after_mixer=(*hyper_connection("ffn"), Tensor("post_attention_layernorm", "D", source="ffn_norm")),
     moe=(
         Tensor("mlp.gate", "E D", keep=True, source="ffn.gate"),
         Tensor("mlp.shared_experts.gate_proj", "I D", source="ffn.shared_experts.w1"),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from formats.config.base import ModelConfig
+from formats.config.deepseek_v4 import DeepseekV4Config
+from formats.config.glm5_next import Glm5NextConfig
 from formats.family import Experts, Tensor
 
 
@@ -15,6 +17,21 @@ def expert_dims(config: ModelConfig) -> Mapping[str, int]:
         "I": config.moe_intermediate_size,
         "2I": 2 * config.moe_intermediate_size,
     }
+
+
+def stream_dims(config: DeepseekV4Config | Glm5NextConfig) -> Mapping[str, int]:
+    """Sizes of what weighs residual streams."""
+    streams = config.hc_mult
+    return {"3": 3, "N": streams, "ND": config.streams_width, "W": (2 + streams) * streams}
+
+
+def hyper_connection(half: str) -> tuple[Tensor, ...]:
+    """What weights the residual streams before and after one half of a layer."""
+    return (
+        Tensor(f"{half}_hc.fn", "W ND", keep=True, suffix="", dtype="F32", source=f"hc_{half}_fn"),
+        Tensor(f"{half}_hc.base", "W", suffix="", dtype="F32", source=f"hc_{half}_base"),
+        Tensor(f"{half}_hc.scale", "3", suffix="", dtype="F32", source=f"hc_{half}_scale"),
+    )
 
 
 PER_EXPERT = (

@@ -37,6 +37,9 @@ class Ops(Protocol):
     def weight(self, name: str) -> Weight:
         """The resident tensor of that name."""
 
+    def values(self, name: str) -> tuple[float, ...]:
+        """Those of a short resident vector."""
+
     def embed(self, token_ids: Sequence[int]) -> Array:
         """Rows of the token embedding: [T, D]."""
 
@@ -109,6 +112,9 @@ class Ops(Protocol):
 
     def scale_heads(self, x: Array, weight: Weight) -> Array:
         """x [T, H, d] times a number of each head, weight [H]."""
+
+    def scale_by_position(self, x: Array, position: int, weight: Weight, bias: Weight) -> Array:
+        """x [T, H, d] at position, position + 1, ..., times weight * log(position + 1) + bias; of each head, [H]."""
 
     def softcap(self, x: Array, cap: float) -> Array:
         """cap * tanh(x / cap)."""

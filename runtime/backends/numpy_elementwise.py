@@ -66,6 +66,10 @@ class ElementwiseOps:
     def scale_heads(self, x: Float32, weight: Weight) -> Float32:
         return x * weight.vector()[:, None]
 
+    def scale_by_position(self, x: Float32, position: int, weight: Weight, bias: Weight) -> Float32:
+        logs = np.array([math.log(position + i + 1) for i in range(len(x))], np.float32)
+        return x * (weight.vector() * logs[:, None] + bias.vector())[..., None]
+
     def softcap(self, x: Float32, cap: float) -> Float32:
         return np.tanh(x / np.float32(cap)) * np.float32(cap)
 

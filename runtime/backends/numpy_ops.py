@@ -130,6 +130,9 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
             raise FormatError(f"index.json: has no resident tensor {name}, which the model asks for")
         return self._weights[name]
 
+    def values(self, name: str) -> tuple[float, ...]:
+        return tuple(map(float, self.weight(name).vector()))
+
     def embed(self, token_ids: Sequence[int]) -> Float32:
         return _rows(self._embedding, np.asarray(token_ids))
 

@@ -10,10 +10,12 @@ from formats.config import (
     DeepseekV3Config,
     DeepseekV4Config,
     Gemma4Config,
+    Glm5NextConfig,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
     MiniMaxM3Config,
+    MistralLarge4Config,
     ModelConfig,
     NemotronHConfig,
     Qwen3_5MoeConfig,
@@ -28,10 +30,12 @@ from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
+from runtime.models.glm5_next import Glm5Next
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
 from runtime.models.minimax_m3 import MiniMaxM3
+from runtime.models.mistral_large4 import MistralLarge4
 from runtime.models.nemotron_h import NemotronH
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
@@ -69,10 +73,12 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
     Gemma4Config: Gemma4,
+    Glm5NextConfig: Glm5Next,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
     LongcatFlashConfig: LongcatFlash,
     MiniMaxM3Config: MiniMaxM3,
+    MistralLarge4Config: MistralLarge4,
     NemotronHConfig: NemotronH,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,

@@ -15,7 +15,7 @@ from runtime.backends.facts import Array, Routing, State, Wanted, Weight
 from runtime.session import Sequence
 
 INDEX_NORM_EPS = 1e-6
-LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is
+LATENT_NORM_EPS = 1e-6  # whatever rms_norm_eps is
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DeepseekV3:
         if c.q_lora_rank is None:
             q = ops.linear(x, w("q_proj"))
         else:
-            latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), LATENT_NORM_EPS)
+            latent_q = ops.rms_norm(ops.linear(x, w("q_a_proj")), w("q_a_layernorm"), self._latent_norm_eps)
             q = ops.linear(latent_q, w("q_b_proj"))
             if c.indexer is not None and c.layer_types[layer] == INDEXED_ATTENTION:
                 selections[:] = self._selections(layer, x, latent_q, sequences)
@@ -117,7 +117,12 @@ class DeepseekV3:
 
     def _latent(self, latent: Array, norm: Weight) -> Array:
         """What keys and values are made of: [T, rank]."""
-        return self.ops.rms_norm(latent, norm, LATENT_NORM_EPS)
+        return self.ops.rms_norm(latent, norm, self._latent_norm_eps)
+
+    @property
+    def _latent_norm_eps(self) -> float:
+        """Of q_a_layernorm and kv_a_layernorm."""
+        return LATENT_NORM_EPS
 
     def _gated(self, layer: int, x: Array, o: Array) -> Array:
         """What attention gives [T, H * v_head_dim], as it is."""
@@ -131,7 +136,6 @@ class DeepseekV3:
         ops, indexer, name = self.ops, self.config.indexer, f"layers.{layer}.self_attn.indexer"
         assert indexer is not None
         heads, d = indexer.index_n_heads, indexer.index_head_dim
-        rope = replace(self.config.rope, interleaved=indexer.rope_interleave)
         q = ops.linear(latent_q, ops.weight(f"{name}.wq_b")).reshape(-1, heads, d)  # per head: with position first
         k = ops.linear(x, ops.weight(f"{name}.wk"))  # [T, d]
         k = ops.layer_norm(k, ops.weight(f"{name}.k_norm"), ops.weight(f"{name}.k_norm.bias"), INDEX_NORM_EPS)
@@ -139,12 +143,21 @@ class DeepseekV3:
         selections = []
         for s in sequences:
             latents, index = s.states[layer]
-            q_s = ops.rope(q[s.rows], s.position, rope)
-            k_s = ops.rope(k[s.rows, None], s.position, rope)[:, 0]
+            q_s = self._index_queries(layer, q[s.rows], s.position)
+            k_s = self._index_turned(layer, k[s.rows, None], s.position)[:, 0]
             selection, index = ops.select_tokens(q_s, k_s, weights[s.rows], index, indexer.index_topk)
             s.states[layer] = (latents, index)
             selections.append(selection)
         return selections
+
+    def _index_queries(self, layer: int, q: Array, position: int) -> Array:
+        """As they meet keys."""
+        return self._index_turned(layer, q, position)
+
+    def _index_turned(self, layer: int, x: Array, position: int) -> Array:
+        assert self.config.indexer is not None
+        rope = replace(self.config.rope, interleaved=self.config.indexer.rope_interleave)
+        return self.ops.rope(x, position, rope)
 
     # ---- feed forward
 

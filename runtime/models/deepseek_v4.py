@@ -12,6 +12,7 @@ from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, Beside, Routing, State, Wanted, Weight
 from runtime.models.norms import unit_norm
+from runtime.models.streams import collapse, mixes, spread
 from runtime.session import Sequence
 
 
@@ -53,41 +54,27 @@ class DeepseekV4:
     def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
         """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
         ops = self.ops
-        embedded = ops.embed(token_ids)[:, None]  # [T, 1, D]
-        h = ops.concatenate([embedded] * self.config.hc_mult, axis=1)  # [T, N, D]
+        h = spread(ops, token_ids, self.config.hc_mult)  # [T, N, D]
         for layer in range(self.config.num_hidden_layers):
-            x, post, comb = self._collapse(h, f"layers.{layer}.attn_hc")
+            x, post, comb = collapse(ops, self.config, h, f"layers.{layer}.attn_hc")
             y = self._attention(layer, self._norm(x, f"layers.{layer}.input_layernorm"), sequences)
             h = ops.expand_streams(h, y, post, comb)
             if layer + 1 == self.config.num_hidden_layers:
                 h, token_ids = ops.rows(h, wanted), ops.rows(token_ids, wanted)
-            x, post, comb = self._collapse(h, f"layers.{layer}.ffn_hc")
+            x, post, comb = collapse(ops, self.config, h, f"layers.{layer}.ffn_hc")
             y = self._moe(layer, self._norm(x, f"layers.{layer}.post_attention_layernorm"), token_ids)
             h = ops.expand_streams(h, y, post, comb)
         gates = ops.stream_gates(
-            self._mixes(h, "hc_head"), ops.weight("hc_head.scale"), ops.weight("hc_head.base"), self.config.hc_eps
+            mixes(ops, self.config, h, "hc_head"),
+            ops.weight("hc_head.scale"),
+            ops.weight("hc_head.base"),
+            self.config.hc_eps,
         )
         return self._norm(ops.collapse_streams(h, gates), "norm")
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
         return self.ops.linear(hidden, self.ops.weight("lm_head"))
-
-    # ---- residual streams
-
-    def _collapse(self, h: Array, name: str) -> tuple[Array, Array, Array]:
-        """(what half a layer reads [T, D], how its output enters the streams [T, N], how they mix [T, N, N])."""
-        c, ops = self.config, self.ops
-        scale, base = ops.weight(f"{name}.scale"), ops.weight(f"{name}.base")
-        pre, post, comb = ops.stream_weights(
-            self._mixes(h, name), scale, base, c.hc_mult, c.hc_sinkhorn_iters, c.hc_eps
-        )
-        return ops.collapse_streams(h, pre), post, comb
-
-    def _mixes(self, h: Array, name: str) -> Array:
-        """What weights of streams are made of: a projection of all streams together."""
-        together = h.reshape(len(h), self.config.streams_width)
-        return self.ops.linear(unit_norm(self.ops, together, self.config.rms_norm_eps), self.ops.weight(f"{name}.fn"))
 
     def _norm(self, x: Array, name: str) -> Array:
         return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
