@@ -9,6 +9,7 @@ from formats.config import (
     DeepseekV3Config,
     DeepseekV4Config,
     Gemma4Config,
+    GraniteMoeHybridConfig,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
@@ -25,6 +26,7 @@ from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
+from runtime.models.granitemoehybrid import GraniteMoeHybrid
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
@@ -65,6 +67,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
     Gemma4Config: Gemma4,
+    GraniteMoeHybridConfig: GraniteMoeHybrid,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
     LongcatFlashConfig: LongcatFlash,

@@ -16,6 +16,7 @@ from tests.fixtures import (
     decoders_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
+    granite_tiny,
     hybrids_tiny,
     kimi_k3_tiny,
     kimi_linear_tiny,
@@ -34,6 +35,7 @@ from tests.runtime.helpers import PLENTY, reference
 CASES: dict[str, Any] = {
     **decoders_tiny.CASES,
     **gemma_tiny.CASES,
+    **granite_tiny.CASES,
     **hybrids_tiny.CASES,
     **deepseek_v4_tiny.CASES,
     **kimi_k3_tiny.CASES,
