@@ -14,7 +14,6 @@ from tests.fixtures import (
     deepseek_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
-    granite_tiny,
     hybrids_tiny,
     kimi_k3_tiny,
     kimi_linear_tiny,

@@ -1,6 +1,6 @@
 """Granite 3.0 and 3.1 with experts, and Granite 4.0, most of whose layers are Mamba2.
 
-Sources: transformers' configuration_granitemoe.py, configuration_granitemoeshared.py, configuration_granitemoehybrid.py.
+Sources: configuration_granitemoe.py, _granitemoeshared.py and _granitemoehybrid.py of transformers.
 """
 
 from dataclasses import dataclass
