@@ -33,6 +33,8 @@ class Tensor(NamedTuple):
     also: str = ""  # its name in another carrier, MLX or GGUF
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
     padded: str = ""  # its shape as published, where that has more at its end than is meant
+    part: int = 0  # the nth of
+    parts: int = 1  # so many tensors of a module whose rows they are, one after another
 
     @property
     def base(self) -> str:
@@ -106,12 +108,14 @@ class Family:
         prefix = self.prefixes[0]
 
         def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-            return prefix + tensor.published, self.shape(tensor.padded or tensor.shape, config), tensor.dtype
+            rows, *others = self.shape(tensor.padded or tensor.shape, config)
+            return prefix + tensor.published, (rows * tensor.parts, *others), tensor.dtype
 
         yield named(prefix, self.embedding)
         for i in range(config.num_hidden_layers):
             for tensor in self.layer_tensors(config, i):
-                yield named(f"{prefix}layers.{i}.", tensor)
+                if tensor.part == 0:
+                    yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 yield from self._experts(rule, f"{prefix}layers.{i}.", config)
         for shard in self.ngram_shards(config):

@@ -93,6 +93,7 @@ class _Planner:
             self.family.prefixes[0],
         )
         self.quantized = 0  # matrices that arrived so
+        self.wholes: dict[str, SourceMatrix] = {}  # modules that several tensors are rows of
 
     def plan(self) -> Plan:
         config, options = self.config, self.options
@@ -147,9 +148,15 @@ class _Planner:
         return self.take(at, head)
 
     def take(self, at: str, tensor: Tensor) -> SourceMatrix:
-        """A resident tensor's matrix."""
+        """A resident tensor's matrix, which may be some of a module's rows."""
         module = self.module(at, tensor)
-        return self.matrix(module, take_module(module, self.left, self.quantization))
+        if module.base != at + tensor.base or tensor.parts == 1:
+            return self.matrix(module, take_module(module, self.left, self.quantization))
+        rows = module.rows
+        module = module._replace(rows=rows * tensor.parts, shape=(rows * tensor.parts, *module.shape[1:]))
+        if module.base not in self.wholes:
+            self.wholes[module.base] = self.matrix(module, take_module(module, self.left, self.quantization))
+        return self.wholes[module.base].slice(tensor.part * rows, rows)
 
     def module(self, at: str, tensor: Tensor) -> Module:
         """Where a resident tensor is; a vector is one row, and only the last axis of others are columns."""

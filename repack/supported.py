@@ -52,6 +52,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("granitemoehybrid", "Granite-4.0-H-Tiny, H-Small", "bf16, MLX", TRANSFORMERS_24, DECODERS),
+    Supported("granitemoeshared", "Granite MoE with a shared expert", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("hunyuan_v1_moe", "Hunyuan-A13B", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("hy_v3", "Hunyuan 3 (Hy3)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),

@@ -57,7 +57,7 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.glm5_next import Glm5NextConfig
 from formats.config.gpt_oss import read_gpt_oss
-from formats.config.granitemoe import read_granitemoe
+from formats.config.granitemoe import GraniteMoeHybridConfig, read_granitemoe, read_granitemoehybrid
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
@@ -129,6 +129,7 @@ __all__ = [
     "Factors",
     "Gemma4Config",
     "Glm5NextConfig",
+    "GraniteMoeHybridConfig",
     "Indexer",
     "KimiK3Config",
     "KimiLinearConfig",
@@ -180,6 +181,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_linear": KimiLinearConfig.read,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
+    "granitemoehybrid": read_granitemoehybrid,
+    "granitemoeshared": read_granitemoe,
     "laguna": read_laguna,
     "lfm2_moe": read_lfm2_moe,
     "llama4": read_llama4,
@@ -228,6 +231,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "glm5_next": Glm5NextConfig,
     "gpt_oss": DecoderConfig,
     "granitemoe": DecoderConfig,
+    "granitemoehybrid": GraniteMoeHybridConfig,
     "hunyuan_v1_moe": DecoderConfig,
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,

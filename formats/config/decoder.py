@@ -153,6 +153,10 @@ class DecoderConfig(ModelConfig):
         """Whether a layer has a short convolution in the place of attention."""
         return self.layer_types[layer] == CONV
 
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention, and no other mixer in its place."""
+        return not self.is_conv(layer)
+
     def has_experts(self, layer: int) -> bool:
         return self.mlp_layer_types[layer] == SPARSE
 
@@ -193,7 +197,7 @@ class DecoderConfig(ModelConfig):
         return sum(
             self._held_tokens(layer, ctx_size, chunk_size) * self._cached_values(layer)
             for layer in range(self.num_hidden_layers)
-            if not self.is_conv(layer)
+            if self.attends(layer)
         )
 
     def _cached_values(self, layer: int) -> int:

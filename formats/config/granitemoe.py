@@ -1,15 +1,76 @@
-"""Granite 3.0 and 3.1 with experts: 1B-A400M, 3B-A800M (source: transformers' configuration_granitemoe.py)."""
+"""Granite 3.0 and 3.1 with experts, and Granite 4.0, most of whose layers are Mamba2.
 
-from formats.config.decoder import DecoderConfig, read_decoder
+Sources: configuration_granitemoe.py, _granitemoeshared.py and _granitemoehybrid.py of transformers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from formats.config.base import FULL_ATTENTION, LINEAR_ATTENTION, Where, key_of, only
+from formats.config.decoder import DecoderConfig, decoder_facts
+from formats.config.mamba2 import Mamba2
+from formats.errors import UnsupportedError
 from formats.fields import Fields
+
+OLDER_NAMES = {"mamba": LINEAR_ATTENTION, "attention": FULL_ATTENTION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraniteMoeHybridConfig(DecoderConfig):
+    """A decoder with Mamba2 in the place of attention in most layers."""
+
+    mamba: Mamba2
+
+    def attends(self, layer: int) -> bool:
+        return self.layer_types[layer] == FULL_ATTENTION
+
+    @property
+    def known_layer_types(self) -> tuple[str, ...]:
+        return FULL_ATTENTION, LINEAR_ATTENTION
+
+    @property
+    def state_values(self) -> int:
+        return self.layer_types.count(LINEAR_ATTENTION) * self.mamba.state_values
+
+    def mixer_values(self, tokens: int) -> int:
+        return max(super().mixer_values(tokens), tokens * self.mamba.values_per_token)
+
+    def check(self, where: Where) -> None:
+        super().check(where)
+        self.mamba.check(self, where)
 
 
 def read_granitemoe(config: Fields) -> DecoderConfig:
     """Scales of embedding, scores, residuals and logits. Raises FormatError or UnsupportedError naming the key."""
-    bias = config.boolean("attention_bias", default=False)
-    return read_decoder(
+    of_shared = config.string("model_type") == "granitemoeshared"
+    shared = config.integer("shared_intermediate_size", 0, 2**24, default=0) if of_shared else 0
+    return DecoderConfig(**_facts(config, model_type="granitemoe", shared_expert_intermediate_size=shared or None))
+
+
+def read_granitemoehybrid(config: Fields) -> GraniteMoeHybridConfig:
+    """As `read_granitemoe`; without experts, as Granite 4.0 Micro and 350M are, it is refused."""
+    if config.raw("num_local_experts", None) == 0:
+        raise UnsupportedError(f"{config.name('num_local_experts')} is 0, only models with experts are implemented")
+    for key, implemented in {"mamba_proj_bias": False, "mlp_bias": False}.items():
+        only(config, key, implemented)
+    layer_types = config.strings(key_of(config, "layers_block_type", "layer_types"))
+    facts = _facts(
         config,
-        model_type="granitemoe",
+        model_type="granitemoehybrid",
+        layer_types=tuple(OLDER_NAMES.get(name, name) for name in layer_types),
+        full_attention_rope=config.string("position_embedding_type", "nope") == "rope",
+        shared_expert_intermediate_size=config.integer("shared_intermediate_size", 1, 2**24),
+        mamba=Mamba2.read(config),
+    )
+    return GraniteMoeHybridConfig(**facts)
+
+
+def _facts(config: Fields, **facts: Any) -> dict[str, Any]:
+    """What all Granites have."""
+    only(config, "hidden_act", "silu")
+    bias = config.boolean("attention_bias", default=False)
+    return decoder_facts(
+        config,
         num_experts=config.integer("num_local_experts", 1, 2**20),
         moe_intermediate_size=config.integer("intermediate_size", 1, 2**24),
         attention_bias=bias,
@@ -18,4 +79,5 @@ def read_granitemoe(config: Fields) -> DecoderConfig:
         embedding_multiplier=config.number("embedding_multiplier", 1.0),
         residual_multiplier=config.number("residual_multiplier", 1.0),
         logits_scaling=config.number("logits_scaling", 1.0),
+        **facts,
     )

@@ -60,14 +60,26 @@ class Mamba2:
         """From config.json. Raises FormatError or UnsupportedError naming the key."""
         _check_time_step_limit(config)
         only(config, key_of(config, "mamba_hidden_act", "hidden_act"), "silu")
+        heads = config.integer(key_of(config, "mamba_n_heads", "mamba_num_heads"), 1, 2**16)
         return cls(
-            config.integer(key_of(config, "mamba_n_heads", "mamba_num_heads"), 1, 2**16),
-            config.integer(key_of(config, "mamba_d_head", "mamba_head_dim"), 1, 2**16),
+            heads,
+            _read_head_dim(config, heads),
             config.integer(key_of(config, "mamba_d_state", "ssm_state_size"), 1, 2**16),
             config.integer(key_of(config, "mamba_n_groups", "n_groups"), 1, 2**16),
             config.integer(key_of(config, "mamba_d_conv", "conv_kernel"), 2, 16),
             config.boolean(key_of(config, "mamba_conv_bias", "use_conv_bias"), default=True),
         )
+
+
+def _read_head_dim(config: Fields, heads: int) -> int:
+    """Of "auto" the share of a head in mamba_expand times hidden_size (Granite)."""
+    key = key_of(config, "mamba_d_head", "mamba_head_dim")
+    if config.raw(key) != "auto":
+        return config.integer(key, 1, 2**16)
+    width = config.integer("mamba_expand", 1, 2**10, default=2) * config.integer("hidden_size", 1, 2**24)
+    if width % heads:
+        raise config.wrong(key, f"a width, as {heads} heads do not divide {width}")
+    return width // heads
 
 
 def _check_time_step_limit(config: Fields) -> None:

@@ -9,6 +9,7 @@ from formats.config import (
     FULL_ATTENTION,
     HEAD_NORM,
     INDEXED_ATTENTION,
+    LINEAR_ATTENTION,
     SIGMOID,
     SIGMOID_BY_HEAD,
     SLIDING_ATTENTION,
@@ -23,6 +24,7 @@ from formats.families.shared import (
     CORRECTION_BIAS,
     DENSE_MLP,
     FUSED,
+    MAMBA2,
     PER_EXPERT,
     ROUTER,
     SHARED_EXPERT,
@@ -32,6 +34,7 @@ from formats.families.shared import (
     VISION_TOWER,
     W1_W3_W2,
     expert_dims,
+    mamba_dims,
 )
 from formats.family import Experts, Family, Tensor
 
@@ -211,8 +214,29 @@ EXAONE_MOE = _decoder(
 )
 GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
 GLM4V_MOE = replace(GLM4_MOE, prefixes=WITHIN_VISION, skipped=VISION_TOWER, mlx=False)
+SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart
+    *(
+        Tensor(
+            f"mlp.shared_expert.{name}_proj",
+            "S D",
+            source="shared_mlp.input_linear",
+            also=f"mlp.shared_expert.{name}_proj",
+            part=part,
+            parts=2,
+            when=lambda config: config.shared_expert_intermediate_size is not None,
+        )
+        for part, name in enumerate(("gate", "up"))
+    ),
+    Tensor(
+        "mlp.shared_expert.down_proj",
+        "D S",
+        source="shared_mlp.output_linear",
+        also="mlp.shared_expert.down_proj",
+        when=lambda config: config.shared_expert_intermediate_size is not None,
+    ),
+)
 GRANITEMOE = _decoder(
-    (ROUTER._replace(source="block_sparse_moe.router.layer"),),
+    (ROUTER._replace(source="block_sparse_moe.router.layer"), *SHARED_IN_ONE),
     (
         (
             Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
@@ -222,6 +246,11 @@ GRANITEMOE = _decoder(
         SWITCH_MLP,
         SWITCH_GATE_UP,
     ),
+)
+GRANITEMOEHYBRID = replace(
+    GRANITEMOE,
+    dims=lambda config: {**_decoder_dims(config), **mamba_dims(config.mamba)},
+    mixers={FULL_ATTENTION: MIXERS[FULL_ATTENTION], LINEAR_ATTENTION: MAMBA2},
 )
 GPT_OSS = _decoder(
     (

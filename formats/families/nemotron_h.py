@@ -4,24 +4,19 @@ from collections.abc import Mapping
 
 from formats.config import FULL_ATTENTION, LINEAR_ATTENTION, NemotronHConfig
 from formats.config.nemotron_h import MLP, MOE
-from formats.families.shared import CORRECTION_BIAS, ROUTER, expert_dims
+from formats.families.shared import CORRECTION_BIAS, MAMBA2, ROUTER, expert_dims, mamba_dims
 from formats.family import EMBEDDING, FINAL_NORM, Experts, Family, Tensor
 
 
 def _dims(config: NemotronHConfig) -> Mapping[str, int]:
-    mamba = config.mamba
     return {
         **expert_dims(config),
+        **mamba_dims(config.mamba),
         "F": config.intermediate_size,
         "S": config.shared_expert_intermediate_size,
         "l": config.expert_hidden_size,
         "O": config.num_attention_heads * config.head_dim,
         "K": config.num_key_value_heads * config.head_dim,
-        "P": mamba.projected,
-        "C": mamba.conv_channels,
-        "k": mamba.conv_kernel,
-        "v": mamba.width,
-        "H": mamba.num_heads,
     }
 
 
@@ -34,24 +29,13 @@ def _latent(name: str, shape: str, source: str) -> Tensor:
     return Tensor(name, shape, source=source, when=lambda config: config.moe_latent_size is not None)
 
 
-MAMBA2 = _mixer(
-    Tensor("mamba.in_proj", "P D"),
-    Tensor("mamba.conv1d", "C 1 k", keep=True),
-    Tensor("mamba.conv1d.bias", "C", suffix="", when=lambda config: config.mamba.conv_bias),
-    Tensor("mamba.A_log", "H", suffix=""),
-    Tensor("mamba.dt_bias", "H", suffix=""),
-    Tensor("mamba.D", "H", suffix=""),
-    Tensor("mamba.norm", "v"),
-    Tensor("mamba.out_proj", "D v"),
-)
-
 NEMOTRON_H = Family(
     prefixes=("backbone.", "model."),  # as published; as transformers calls it
     dims=_dims,
     embedding=EMBEDDING._replace(source="embeddings"),
     before_mixer=(Tensor("norm", "D"),),
     mixers={
-        LINEAR_ATTENTION: MAMBA2,
+        LINEAR_ATTENTION: _mixer(*MAMBA2),
         FULL_ATTENTION: _mixer(
             Tensor("self_attn.q_proj", "O D"),
             Tensor("self_attn.k_proj", "K D"),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from formats.config.base import ModelConfig
 from formats.config.deepseek_v4 import DeepseekV4Config
 from formats.config.glm5_next import Glm5NextConfig
+from formats.config.mamba2 import Mamba2
 from formats.family import Experts, Tensor
 
 
@@ -34,6 +35,27 @@ def hyper_connection(half: str) -> tuple[Tensor, ...]:
     )
 
 
+def mamba_dims(mamba: Mamba2) -> Mapping[str, int]:
+    """Sizes that MAMBA2 speaks of."""
+    return {
+        "P": mamba.projected,
+        "C": mamba.conv_channels,
+        "k": mamba.conv_kernel,
+        "v": mamba.width,
+        "H": mamba.num_heads,
+    }
+
+
+MAMBA2 = (
+    Tensor("mamba.in_proj", "P D"),
+    Tensor("mamba.conv1d", "C 1 k", keep=True),
+    Tensor("mamba.conv1d.bias", "C", suffix="", when=lambda config: config.mamba.conv_bias),
+    Tensor("mamba.A_log", "H", suffix=""),
+    Tensor("mamba.dt_bias", "H", suffix=""),
+    Tensor("mamba.D", "H", suffix=""),
+    Tensor("mamba.norm", "v"),
+    Tensor("mamba.out_proj", "D v"),
+)
 PER_EXPERT = (
     Experts("mlp.experts.{expert}.gate_proj", "I D", ("gate",)),
     Experts("mlp.experts.{expert}.up_proj", "I D", ("up",)),

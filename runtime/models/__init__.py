@@ -11,6 +11,7 @@ from formats.config import (
     DeepseekV4Config,
     Gemma4Config,
     Glm5NextConfig,
+    GraniteMoeHybridConfig,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
@@ -31,6 +32,7 @@ from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.glm5_next import Glm5Next
+from runtime.models.granitemoehybrid import GraniteMoeHybrid
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
@@ -74,6 +76,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DeepseekV4Config: DeepseekV4,
     Gemma4Config: Gemma4,
     Glm5NextConfig: Glm5Next,
+    GraniteMoeHybridConfig: GraniteMoeHybrid,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
     LongcatFlashConfig: LongcatFlash,

@@ -46,7 +46,7 @@ from runtime.session import Sequence
 class Layer(NamedTuple):
     """Attention of one layer, and what some models do beside it."""
 
-    attention: Attention | None  # None where a convolution stands in its place
+    attention: Attention | None  # None where another mixer stands in its place
     chunk: int | None
     uniform: bool  # neither chunks nor scales that depend on the position
     router: Router | None  # None where the layer is dense
@@ -137,7 +137,7 @@ class Decoder:
 
     def _layer_of(self, layer: int) -> Layer:
         c, name = self.config, f"layers.{layer}"
-        attention = None if c.is_conv(layer) else self._attention_of(layer)
+        attention = self._attention_of(layer) if c.attends(layer) else None
         router = self._router_of(layer) if c.has_experts(layer) else None
         block = None
         plain = (  # what a block of one call knows

@@ -113,6 +113,29 @@ GRANITE_3B_A800M: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": 49155,
 }
+# Granite 4.0 H-Tiny by memory of its card: no published file was at hand.
+GRANITE_4_H_TINY: dict[str, Any] = GRANITE_3B_A800M | {
+    "model_type": "granitemoehybrid",
+    "attention_multiplier": 0.0078125,
+    "layer_types": ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)],
+    "mamba_conv_bias": True,
+    "mamba_d_conv": 4,
+    "mamba_d_head": 64,
+    "mamba_d_state": 128,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_n_heads": 48,
+    "mamba_proj_bias": False,
+    "num_attention_heads": 12,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 4,
+    "num_local_experts": 64,
+    "position_embedding_type": "nope",
+    "rms_norm_eps": 1e-05,
+    "shared_intermediate_size": 1024,
+    "vocab_size": 100352,
+}
 ERNIE_4_5_21B: dict[str, Any] = {
     "model_type": "ernie4_5_moe",
     "hidden_act": "silu",
