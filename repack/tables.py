@@ -159,9 +159,8 @@ def _predictions_text(report: Mapping[str, Any]) -> str:
             f"{three_digits(machine['memory_bytes_per_s'] / 1e9)} GB/s with {machine['threads']} threads",
         ),
     ]
-    kernels = [*machine["kernels"]["resident"], *machine["kernels"]["experts"]]
-    rates = sorted({three_digits(kernel["bytes_per_s"] / 1e9) for kernel in kernels}, key=float)
-    lines.append(("products here", f"{rates[0]} to {rates[-1]} GB/s, one token by matrices of this model"))
+    rates = sorted({three_digits(kernel["bytes_per_s"] / 1e9) for kernel in machine["kernels"]["experts"]}, key=float)
+    lines.append(("products here", f"{rates[0]} to {rates[-1]} GB/s, one token by matrices of an expert"))
     for prediction in report["predictions"]:
         hits = f"{100 * prediction['hit_rate']:.0f} % cache hits"
         lines.append((f"predicted, {hits}", f"{three_digits(prediction['tokens_per_s'])} tokens/s"))

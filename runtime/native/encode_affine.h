@@ -14,6 +14,7 @@
 enum {
     ENCODE_GROUPS = 16, /* groups whose scales are found together: what they hold stays in the first cache */
     ENCODE_MAX_GROUP = 128,
+    ENCODE_AHEAD = 4096, /* bytes that are asked for: what was just read from a disk may be in no cache */
 };
 
 /* se_encode_affine at one level. */
@@ -129,6 +130,33 @@ static inline void find_scales(float levels, int64_t groups, float *low, float *
     }
 }
 
+#if defined(__AVX512BW__)
+
+/* 16 codes as bytes. Instructions by name, as gcc makes masks of the comparisons. */
+static inline __m128i codes_of_16(const float *x, __m512 scale, __m512 bias, __m512 levels) {
+    __m512 code = _mm512_div_ps(_mm512_sub_ps(_mm512_loadu_ps(x), bias), scale);
+    code = _mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), levels); /* the second one where one is no number */
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(code));
+}
+
+/* The codes of one group, packed. What is no number (0 / 0: all values equal and enormous) is code 0. */
+static inline void store_codes(int32_t bits, int64_t group_size, const float *x, float scale, float bias, uint8_t *to) {
+    const __m512 levels = _mm512_set1_ps((float)((1 << bits) - 1));
+    const __m512 scales = _mm512_set1_ps(scale), biases = _mm512_set1_ps(bias);
+    for (int64_t i = 0; i < group_size; i += 32) {
+        __m256i codes = _mm256_set_m128i(codes_of_16(x + i + 16, scales, biases, levels),
+                                         codes_of_16(x + i, scales, biases, levels));
+        if (bits == 8) {
+            _mm256_storeu_si256((__m256i *)(void *)(to + i), codes);
+        } else { /* low half of a byte: even column; high half: odd column */
+            __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x1001));
+            _mm_storeu_si128((__m128i *)(void *)(to + i / 2), _mm256_cvtepi16_epi8(pairs));
+        }
+    }
+}
+
+#else
+
 /* The codes of one group, packed. What is no number (0 / 0: all values equal and enormous) is code 0. */
 static inline void store_codes(int32_t bits, int64_t group_size, const float *x, float scale, float bias, uint8_t *to) {
     const float levels = (float)((1 << bits) - 1);
@@ -153,6 +181,8 @@ static inline void store_codes(int32_t bits, int64_t group_size, const float *x,
     }
 }
 
+#endif
+
 static inline __attribute__((always_inline)) int32_t
 encode_groups(int32_t bits, int64_t group_size, int32_t dtype, int32_t scale_dtype, const uint8_t *values,
               int64_t groups, uint8_t *codes, uint8_t *scales, uint8_t *biases) {
@@ -160,6 +190,8 @@ encode_groups(int32_t bits, int64_t group_size, int32_t dtype, int32_t scale_dty
     _Alignas(64) float x[ENCODE_GROUPS * ENCODE_MAX_GROUP], scale[ENCODE_GROUPS], bias[ENCODE_GROUPS];
     for (int64_t first = 0; first < groups; first += ENCODE_GROUPS) {
         int64_t n = groups - first < ENCODE_GROUPS ? groups - first : ENCODE_GROUPS;
+        const uint8_t *ahead = values + first * group_size * value_bytes + ENCODE_AHEAD;
+        for (int64_t i = 0; i < n * group_size * value_bytes; i += 64) __builtin_prefetch(ahead + i);
         load_floats(dtype, values + first * group_size * value_bytes, n * group_size, x);
         if (!find_extremes(group_size, x, n, scale, bias)) return SE_NOT_FINITE;
         find_scales((float)((1 << bits) - 1), n, scale, bias);
