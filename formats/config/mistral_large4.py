@@ -1,5 +1,6 @@
 """Mistral Large 4, text part (source: transformers' configuration_mistral_large4.py)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from formats.config.base import DENSE, INDEXED_ATTENTION, SPARSE, Where, key_of, only
@@ -53,10 +54,11 @@ class MistralLarge4Config(DeepseekV3Config):
         for key in ("no_rope_layers", "kv_source_layers"):
             self.require(where, len(getattr(self, key)) == self.num_hidden_layers, key, self._entries)
         self.require(where, set(self.no_rope_layers) <= {0, 1}, "no_rope_layers", "only 0 and 1")
+        readers = Counter(self.kv_source_layers)
         last: dict[int, int] = {}  # layer that others read, by whether it knows positions
         for layer, source in enumerate(self.kv_source_layers):
             kind = self.no_rope_layers[layer]
-            if len(self.readers(layer)) > 1 and source == layer:
+            if readers[layer] > 1 and source == layer:
                 last[kind] = layer
             # transformers reads the last such layer, whatever is stated.
             fits = source == layer or last.get(kind) == source
