@@ -33,12 +33,12 @@ class MistralLarge4Config(DeepseekV3Config):
         return [reader for reader, source in enumerate(self.kv_source_layers) if source == layer]
 
     @property
-    def kv_a_dims(self) -> tuple[int, ...]:
+    def latent_widths(self) -> tuple[int, ...]:
         layers = filter(self.owns_latents, range(self.num_hidden_layers))
         return tuple(self.kv_lora_rank + self.rope_dim(layer) for layer in layers)
 
     @property
-    def index_of_rank(self) -> bool:
+    def indexer_needs_q_rank(self) -> bool:
         return False
 
     def mixer_values(self, tokens: int) -> int:
