@@ -50,6 +50,9 @@ class MistralLarge4Config(DeepseekV3Config):
 
     def check(self, where: Where) -> None:
         self.require(where, self.indexer is not None, "indexer", "an object")
+        self.require(where, self.q_lora_rank is None, "q_lora_rank", "null")
+        for key in ("kv_b_split", "post_mlp_norm"):
+            self.require(where, not getattr(self, key), key, "false")
         super().check(where)
         for key in ("no_rope_layers", "kv_source_layers"):
             self.require(where, len(getattr(self, key)) == self.num_hidden_layers, key, self._entries)
