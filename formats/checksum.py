@@ -22,7 +22,10 @@ class Digest(Protocol):
 
 
 def file_digest(name: str = BLAKE3) -> Digest:
-    """Of a whole data file, 64 hexadecimal digits: BLAKE3, seven times as fast as SHA-256, which older files have."""
+    """Of a whole data file, 64 hexadecimal digits: BLAKE3, or SHA-256, which older files have.
+
+    BLAKE3 takes a seventh of its time on processors without instructions for SHA-256.
+    """
     return hashlib.sha256() if name == SHA256 else blake3()
 
 

@@ -62,20 +62,20 @@ class Index:
     options: Mapping[str, Any]
     written_by: str
     files: Mapping[str, FileChecksum]  # small files by name
-    data_files: Mapping[str, str]  # `digest` of resident, embedding and layer files by name
+    data_files: Mapping[str, str]  # `data_hash` of resident, embedding and layer files by name
     record_checksums: Mapping[int, tuple[str, ...]]  # XXH3-64 per expert, by layer
     block_checksums: Mapping[str, tuple[str, ...]]  # XXH3-64 per 1 MiB block, by resident tensor
     required_features: tuple[str, ...] = ()
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def digest(self) -> str:
-        """The hash of data files, and the name of its field."""
-        return data_digest(self.required_features)
+    def data_hash(self) -> str:
+        """The name of the hash of data files, and of its field."""
+        return data_hash(self.required_features)
 
 
-def data_digest(required_features: tuple[str, ...]) -> str:
-    """The hash of data files: containers from before `blake3` was a feature have SHA-256."""
+def data_hash(required_features: tuple[str, ...]) -> str:
+    """The name of the hash of data files: containers from before `blake3` was a feature have SHA-256."""
     return BLAKE3 if BLAKE3 in required_features else SHA256
 
 
@@ -131,7 +131,7 @@ def _embedding_to_json(embedding: EmbeddingLayout, index: Index) -> dict[str, An
     return {
         "file": embedding.file,
         "bytes": embedding.nbytes,
-        index.digest: index.data_files[embedding.file],
+        index.data_hash: index.data_files[embedding.file],
         "rows": embedding.rows,
         "columns": embedding.columns,
         "row_bytes": embedding.row_bytes,
@@ -145,7 +145,7 @@ def _resident_to_json(layout: Layout, index: Index) -> dict[str, Any]:
     return {
         "file": RESIDENT_FILE,
         "bytes": layout.resident_bytes,
-        index.digest: index.data_files[RESIDENT_FILE],
+        index.data_hash: index.data_files[RESIDENT_FILE],
         "block_bytes": BLOCK_BYTES,
         "tensors": [_tensor_to_json(tensor, index) for tensor in layout.resident],
     }
@@ -167,7 +167,7 @@ def _layer_to_json(layer: LayerLayout, index: Index, i: int) -> dict[str, Any]:
     return {
         "file": layer.file,
         "bytes": layer.nbytes,
-        index.digest: index.data_files[layer.file],
+        index.data_hash: index.data_files[layer.file],
         "num_experts": layer.num_experts,
         "record_bytes": layer.record.record_bytes,
         "parts": [

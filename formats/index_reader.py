@@ -22,7 +22,7 @@ from formats.index import (
     Source,
     SourceFile,
     canonical_json,
-    data_digest,
+    data_hash,
 )
 from formats.layout import (
     BLOCK_BYTES,
@@ -102,17 +102,19 @@ def _read_index(root: Fields, features: tuple[str, ...]) -> Index:
     _expect(root, "page_bytes", PAGE_BYTES)
     _expect(root, "array_alignment", ARRAY_ALIGNMENT)
     model = read_model_facts(root.object("model"))
-    digest = data_digest(features)
-    embedding = _read_embedding(root.object("embedding"), digest, EMBEDDING_FILE, model.vocab_size, model.hidden_size)
+    hash_name = data_hash(features)
+    embedding = _read_embedding(
+        root.object("embedding"), hash_name, EMBEDDING_FILE, model.vocab_size, model.hidden_size
+    )
     tables = [embedding]
     if (NGRAMS in features) != (model.ngram_table is not None):
         raise FormatError(
             f"{root.name('required_features')} is {list(features)}, expected {NGRAMS} exactly for models that have them"
         )
     if model.ngram_table is not None:
-        tables.append(_read_embedding(root.object(NGRAMS), digest, NGRAM_FILE, *model.ngram_table))
-    resident = _read_resident(root.object("resident"), digest)
-    layers = _read_layers(root, digest, model)
+        tables.append(_read_embedding(root.object(NGRAMS), hash_name, NGRAM_FILE, *model.ngram_table))
+    resident = _read_resident(root.object("resident"), hash_name)
+    layers = _read_layers(root, hash_name, model)
     present = {i: layer for i, layer in enumerate(layers) if layer is not None}
     index = Index(
         layout=Layout(
@@ -173,7 +175,7 @@ def _read_files(root: Fields) -> Iterator[tuple[str, FileChecksum]]:
         entry.close()
 
 
-def _read_embedding(fields: Fields, digest: str, file: str, rows: int, columns: int) -> _Embedding:
+def _read_embedding(fields: Fields, hash_name: str, file: str, rows: int, columns: int) -> _Embedding:
     _expect(fields, "rows", rows)
     _expect(fields, "columns", columns)
     encoding = encoding_from_json(fields.object("encoding"))
@@ -189,12 +191,12 @@ def _read_embedding(fields: Fields, digest: str, file: str, rows: int, columns: 
     _expect(fields, "row_bytes", layout.row_bytes)
     _expect(fields, "file", file)
     _expect(fields, "bytes", layout.nbytes)
-    stated = fields.hexadecimal(digest, 64)
+    stated = fields.hexadecimal(hash_name, 64)
     fields.close()
     return _Embedding(layout, stated)
 
 
-def _read_resident(fields: Fields, digest: str) -> _Resident:
+def _read_resident(fields: Fields, hash_name: str) -> _Resident:
     _expect(fields, "file", RESIDENT_FILE)
     _expect(fields, "block_bytes", BLOCK_BYTES)
     tensors: list[ResidentTensor] = []
@@ -209,7 +211,7 @@ def _read_resident(fields: Fields, digest: str) -> _Resident:
         tensors.append(tensor)
         end += tensor.nbytes
     _expect(fields, "bytes", end)
-    stated = fields.hexadecimal(digest, 64)
+    stated = fields.hexadecimal(hash_name, 64)
     fields.close()
     return _Resident(tuple(tensors), stated, checksums)
 
@@ -226,17 +228,17 @@ def _read_tensor(fields: Fields, offset: int) -> ResidentTensor:
     return ResidentTensor(name, shape, encoding, offset, nbytes, arrays)
 
 
-def _read_layers(root: Fields, digest: str, model: ModelConfig) -> list[_Layer | None]:
+def _read_layers(root: Fields, hash_name: str, model: ModelConfig) -> list[_Layer | None]:
     entries = root.items("layers")
     if len(entries) != model.num_hidden_layers:
         raise FormatError(f"{root.name('layers')} has {len(entries)} entries, expected {model.num_hidden_layers}")
     return [
-        None if entry is None else _read_layer(Fields(entry, f"{root.name('layers')}[{i}]"), digest, i, model)
+        None if entry is None else _read_layer(Fields(entry, f"{root.name('layers')}[{i}]"), hash_name, i, model)
         for i, entry in enumerate(entries)
     ]
 
 
-def _read_layer(fields: Fields, digest: str, i: int, model: ModelConfig) -> _Layer:
+def _read_layer(fields: Fields, hash_name: str, i: int, model: ModelConfig) -> _Layer:
     _expect(fields, "file", layer_file(i))
     _expect(fields, "num_experts", model.num_experts)
     record_bytes = fields.integer("record_bytes", PAGE_BYTES, MAX_BYTES)
@@ -251,7 +253,7 @@ def _read_layer(fields: Fields, digest: str, i: int, model: ModelConfig) -> _Lay
     for entry, name in zip(fields.objects("parts"), model.expert_parts, strict=True):
         parts.append(_read_part(entry, name, end, record_bytes))
         end = parts[-1].arrays[-1].offset + parts[-1].arrays[-1].nbytes
-    stated = fields.hexadecimal(digest, 64)
+    stated = fields.hexadecimal(hash_name, 64)
     checksums = fields.hexadecimals("checksums", 16, model.num_experts)
     fields.close()
     return _Layer(

@@ -138,11 +138,11 @@ def _check_data_file(container: Container, name: str, check: Callable[[_DataFile
         path = container.path(name)
         if path.stat().st_size != expected:
             found.add(Damage(name, f"is {path.stat().st_size} bytes long, expected {expected}"))
-        with _DataFile(path, file_digest(index.digest)) as file:
+        with _DataFile(path, file_digest(index.data_hash)) as file:
             check(file)
             if found.count == before and file.hexdigest() != index.data_files[name]:
                 stated = index.data_files[name]
-                found.add(Damage(name, f"has {index.digest} {file.hexdigest()}, expected {stated}"))
+                found.add(Damage(name, f"has {index.data_hash} {file.hexdigest()}, expected {stated}"))
     except _CutError:
         assert found.count > before
     except (FormatError, OSError) as error:

@@ -74,11 +74,16 @@ def write_file(task: FileTask, progress: Progress | None = None) -> FileResult:
 
 
 def _finished(path: Path, plan: FilePlan, journal: Journal) -> str | None:
-    """The digest of a file that an earlier run finished, taken from its journal's last line."""
+    """The digest of a file that an earlier run finished, taken from its journal's last line.
+
+    A program from before BLAKE3 left another one: its file becomes NAME.partial again, which is read back.
+    """
     last = journal.entries[-1] if journal.entries else {}
     found = path if path.exists() else add_suffix(path, PARTIAL)
     if last.get("bytes") == plan.nbytes and found.exists() and found.stat().st_size == plan.nbytes:
-        return str(last["digest"])
+        if "digest" in last:
+            return str(last["digest"])
+        os.rename(found, add_suffix(path, PARTIAL))
     return None
 
 

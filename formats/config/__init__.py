@@ -214,7 +214,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "step3p7": read_step3p5,  # Step 3.5 in text_config, vision beside it
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
-MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim")  # where nothing turns, of which configs are asked
+MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim")  # where nothing turns; `check` refuses it of other models
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,

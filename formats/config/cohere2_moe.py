@@ -4,7 +4,7 @@ modeling_cohere2_moe.py, llama.cpp's conversion/command_r.py).
 
 from dataclasses import dataclass
 
-from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, only
+from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, Where, only
 from formats.config.decoder import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, DecoderConfig, decoder_facts
 from formats.config.rope import source_of
 from formats.errors import UnsupportedError
@@ -28,6 +28,11 @@ class Cohere2MoeConfig(DecoderConfig):
 
     def turns(self, layer: int) -> bool:
         return super().turns(layer) or (self.dense_rope and not self.has_experts(layer))
+
+    def check(self, where: Where) -> None:
+        super().check(where)
+        self.require(where, self.residual_multiplier == 1, "residual_multiplier", "1")
+        self.require(where, not self.output_norms, "output_norms", "false")
 
 
 def read_cohere2_moe(config: Fields) -> Cohere2MoeConfig:

@@ -105,16 +105,16 @@ class DeepseekV3Config(ModelConfig):
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
-        return in_lanes(ctx_size) * (sum(self.kv_a_dims) + indexed)
+        return in_lanes(ctx_size) * (sum(self.latent_widths) + indexed)
 
     @property
-    def index_of_rank(self) -> bool:
+    def indexer_needs_q_rank(self) -> bool:
         """Whether an indexer's queries are made of those of q_lora_rank."""
         return True
 
     @property
-    def kv_a_dims(self) -> tuple[int, ...]:
-        """Of each layer that keeps latents: the width of one with the key beside it."""
+    def latent_widths(self) -> tuple[int, ...]:
+        """Of each layer that keeps latents: values of a token's latent and of the key beside it."""
         latents = sum(kind != LINEAR_ATTENTION for kind in self.layer_types)
         return (self.kv_lora_rank + self.qk_rope_head_dim,) * latents
 
@@ -157,7 +157,7 @@ class DeepseekV3Config(ModelConfig):
             self.check_choices(where)
             wide = self.indexer.index_head_dim >= self.qk_rope_head_dim
             self.require(where, wide, "indexer.index_head_dim", f"qk_rope_head_dim {self.qk_rope_head_dim} or more")
-            known = self.q_lora_rank is not None or not self.index_of_rank
+            known = self.q_lora_rank is not None or not self.indexer_needs_q_rank
             self.require(where, known, "q_lora_rank", "a rank, which the indexer needs")
             untempered = self.attention_temperature is None
             self.require(where, untempered, "attention_temperature", "null where there is an indexer")

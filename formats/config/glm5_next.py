@@ -80,7 +80,7 @@ class Glm5NextConfig(KimiLinearConfig):
 
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         pools = -(-ctx_size // self.index_kpool)
-        return in_lanes(ctx_size) * sum(self.kv_a_dims) + in_lanes(pools) * self._index_widths
+        return in_lanes(ctx_size) * sum(self.latent_widths) + in_lanes(pools) * self._index_widths
 
     @property
     def state_values(self) -> int:

@@ -1,5 +1,6 @@
 """Mistral Large 4, text part (source: transformers' configuration_mistral_large4.py)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from formats.config.base import DENSE, INDEXED_ATTENTION, SPARSE, Where, key_of, only
@@ -32,12 +33,12 @@ class MistralLarge4Config(DeepseekV3Config):
         return [reader for reader, source in enumerate(self.kv_source_layers) if source == layer]
 
     @property
-    def kv_a_dims(self) -> tuple[int, ...]:
+    def latent_widths(self) -> tuple[int, ...]:
         layers = filter(self.owns_latents, range(self.num_hidden_layers))
         return tuple(self.kv_lora_rank + self.rope_dim(layer) for layer in layers)
 
     @property
-    def index_of_rank(self) -> bool:
+    def indexer_needs_q_rank(self) -> bool:
         return False
 
     def mixer_values(self, tokens: int) -> int:
@@ -49,14 +50,18 @@ class MistralLarge4Config(DeepseekV3Config):
 
     def check(self, where: Where) -> None:
         self.require(where, self.indexer is not None, "indexer", "an object")
+        self.require(where, self.q_lora_rank is None, "q_lora_rank", "null")
+        for key in ("kv_b_split", "post_mlp_norm"):
+            self.require(where, not getattr(self, key), key, "false")
         super().check(where)
         for key in ("no_rope_layers", "kv_source_layers"):
             self.require(where, len(getattr(self, key)) == self.num_hidden_layers, key, self._entries)
         self.require(where, set(self.no_rope_layers) <= {0, 1}, "no_rope_layers", "only 0 and 1")
+        readers = Counter(self.kv_source_layers)
         last: dict[int, int] = {}  # layer that others read, by whether it knows positions
         for layer, source in enumerate(self.kv_source_layers):
             kind = self.no_rope_layers[layer]
-            if len(self.readers(layer)) > 1 and source == layer:
+            if readers[layer] > 1 and source == layer:
                 last[kind] = layer
             # transformers reads the last such layer, whatever is stated.
             fits = source == layer or last.get(kind) == source

@@ -218,9 +218,11 @@ def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn
     return _read_yarn(parameters, config) if _kind(parameters, config, ("default", *yarn)) in yarn else None
 
 
-def read_scaling(parameters: Fields, config: Fields) -> Scaling | None:
+def read_scaling(
+    parameters: Fields, config: Fields, kinds: tuple[str, ...] = ("default", "yarn", "llama3", FACTORS)
+) -> Scaling | None:
     """As `read_yarn`, and Llama 3's scaling, too; `factors` is our own kind, of GGUF files."""
-    kind = _kind(parameters, config, ("default", "yarn", "llama3", FACTORS))
+    kind = _kind(parameters, config, kinds)
     if kind == FACTORS:
         return Factors(tuple(parameters.numbers("factors")))
     if kind == "llama3":
@@ -228,14 +230,11 @@ def read_scaling(parameters: Fields, config: Fields) -> Scaling | None:
     return _read_yarn(parameters, config) if kind == "yarn" else None
 
 
-def read_llama3_rope(config: Fields) -> tuple[float, Llama3 | Factors | None]:
-    """As `read_rope`, for models that are scaled as Llama 3 or not at all; `factors` is our own kind, of GGUF files."""
+def read_llama3_rope(config: Fields) -> tuple[float, Scaling | None]:
+    """As `read_rope`, for models that are scaled as Llama 3, by `factors`, or not at all."""
     parameters = _rope_parameters(config)
-    kind = _kind(parameters, config, ("default", "llama3", FACTORS))
-    theta = read_theta(_beside(parameters, config, "rope_theta"))
-    if kind == FACTORS:
-        return theta, Factors(tuple(parameters.numbers("factors")))
-    return theta, _read_llama3(parameters, config) if kind == "llama3" else None
+    scaling = read_scaling(parameters, config, ("default", "llama3", FACTORS))
+    return read_theta(_beside(parameters, config, "rope_theta")), scaling
 
 
 def read_alpha_theta(config: Fields, head_dim: int) -> float:

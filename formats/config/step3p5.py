@@ -52,6 +52,8 @@ class Step3p5Config(DecoderConfig):
             limits = getattr(self, key)
             self.require(where, len(limits) == self.num_hidden_layers, key, self._entries)
             self.require(where, min(limits) >= 0, key, "numbers of at least 0")
+        self.require(where, self.swiglu_limit is None, "swiglu_limit", "null where layers have limits of their own")
+        self.require(where, not self.scale_expert_input, "scale_expert_input", "false")
 
 
 def _clamped(limit: float) -> Activation:

@@ -61,6 +61,10 @@ def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
     }
 
 
+def _has_shared_expert(config: DecoderConfig) -> bool:
+    return config.shared_expert_intermediate_size is not None
+
+
 def _attention(sliding: str, sinks: Tensor) -> tuple[Tensor, ...]:
     """Of a kind of layers; `sliding` is what symbols of widths begin with that are not those of the others."""
     queries, keys, values, given, heads = (f"{sliding}{symbol}" for symbol in ("O", "K", "Kv", "Ov", "H"))
@@ -135,6 +139,7 @@ SHARED_EXPERTS = (
     Tensor("mlp.shared_expert.up_proj", "S D", source="mlp.shared_experts.up_proj"),
     Tensor("mlp.shared_expert.down_proj", "D S", source="mlp.shared_experts.down_proj"),
 )
+SHARED_EXPERTS_OR_NONE = tuple(tensor._replace(when=_has_shared_expert) for tensor in SHARED_EXPERTS)
 # Switched experts under their own names, as mlx-lm leaves them.
 EXPERTS_BY_PART = tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts")) for rule in SWITCH_MLP)
 AFMOE = replace(
@@ -176,16 +181,7 @@ BAILING_MOE = replace(
     embedding=Tensor("embed_tokens", "V D", source="word_embeddings"),
 )
 COHERE2_MOE = replace(
-    _decoder(
-        (
-            ROUTER,
-            *(
-                tensor._replace(when=lambda c: c.shared_expert_intermediate_size is not None)
-                for tensor in SHARED_EXPERTS
-            ),
-        ),
-        extra_layers="multi-token prediction",
-    ),
+    _decoder((ROUTER, *SHARED_EXPERTS_OR_NONE), extra_layers="multi-token prediction"),
     after_mixer=(),
     mlx=False,
 )
@@ -197,10 +193,7 @@ ERNIE4_5_MOE = _decoder(
     (
         ROUTER,
         CORRECTION_BIAS._replace(shape="1 E", keep=True, source="mlp.moe_statics.e_score_correction_bias"),
-        *(
-            tensor._replace(when=lambda config: config.shared_expert_intermediate_size is not None)
-            for tensor in SHARED_EXPERTS
-        ),
+        *SHARED_EXPERTS_OR_NONE,
     ),
     skipped={"model.mtp_": "multi-token prediction"},
 )
@@ -223,7 +216,7 @@ SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart
             also=f"mlp.shared_expert.{name}_proj",
             part=part,
             parts=2,
-            when=lambda config: config.shared_expert_intermediate_size is not None,
+            when=_has_shared_expert,
         )
         for part, name in enumerate(("gate", "up"))
     ),
@@ -232,7 +225,7 @@ SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart
         "D S",
         source="shared_mlp.output_linear",
         also="mlp.shared_expert.down_proj",
-        when=lambda config: config.shared_expert_intermediate_size is not None,
+        when=_has_shared_expert,
     ),
 )
 GRANITEMOE = _decoder(

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from formats.config import Cohere2MoeConfig
+from formats.config import Cohere2MoeConfig, model_facts, read_model_facts
 from formats.errors import StreamingExpertsError
+from formats.fields import Fields
 from tests.fixtures.cohere_tiny import COHERE, FULL, SLIDING, SOFTMAX
 from tests.formats.published import read
 
@@ -82,3 +83,16 @@ def test_what_is_missing_is_what_transformers_takes() -> None:
 def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         read_cohere(COHERE | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("residual_multiplier", 0.5, "residual_multiplier is 0.5, expected 1"),
+        ("output_norms", True, "output_norms is True, expected false"),
+    ],
+)
+def test_an_index_of_another_stream_is_refused(key: str, value: Any, message: str) -> None:
+    facts = model_facts(read_cohere(COHERE)) | {key: value}
+    with pytest.raises(StreamingExpertsError, match=message):
+        read_model_facts(Fields(facts, "index.json: model"))

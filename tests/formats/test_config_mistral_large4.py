@@ -75,6 +75,20 @@ def test_what_is_not_implemented_is_refused(change: dict[str, Any], message: str
         read(large4(**change))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("q_lora_rank", 64, "q_lora_rank is 64, expected null"),
+        ("kv_b_split", True, "kv_b_split is True, expected false"),
+        ("post_mlp_norm", True, "post_mlp_norm is True, expected false"),
+    ],
+)
+def test_an_index_of_another_attention_is_refused(key: str, value: Any, message: str) -> None:
+    facts = model_facts(read_large4()) | {key: value}
+    with pytest.raises(StreamingExpertsError, match=message):
+        read_model_facts(Fields(facts, "index.json: model"))
+
+
 def test_an_index_without_an_indexer_is_refused() -> None:
     facts = model_facts(read_large4()) | {"indexer": None, "layer_types": ["full_attention"] * 72}
     with pytest.raises(StreamingExpertsError, match="indexer is None, expected an object"):

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from formats.config import CLAMPED_SILU, Activation, Llama3, Step3p5Config
+from formats.config import CLAMPED_SILU, Activation, Llama3, Step3p5Config, model_facts, read_model_facts
 from formats.errors import StreamingExpertsError
+from formats.fields import Fields
 from tests.formats.published import STEP_3_5, read
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -99,3 +100,16 @@ def test_numbers_of_layers_may_be_a_list() -> None:
 def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(StreamingExpertsError, match=f"config.json: .*{message}"):
         read_step({**STEP_3_5, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("swiglu_limit", 7.0, "swiglu_limit is 7.0, expected null where layers have limits of their own"),
+        ("scale_expert_input", True, "scale_expert_input is True, expected false"),
+    ],
+)
+def test_an_index_of_another_activation_is_refused(key: str, value: Any, message: str) -> None:
+    facts = model_facts(read_step(STEP_3_5)) | {key: value}
+    with pytest.raises(StreamingExpertsError, match=message):
+        read_model_facts(Fields(facts, "index.json: model"))

@@ -227,6 +227,8 @@ WRONG: list[tuple[Change, str]] = [
     (put("layers", 0, "parts", 0, "arrays", 0, "shape", value=[2**31] * 4), "bytes is .*, expected 85070591730"),
     (put("layers", 0, "checksums", value=[]), "checksums is .*, expected a list of 3 checksums"),
     (put("layers", 0, "blake3", value="0" * 63), "blake3 is 0+..., expected 64|blake3 is"),
+    (put("layers", 0, "sha256", value="0" * 64), r"layers\[0\]\.sha256 is unknown to this version"),
+    (put("required_features", value=[]), "embedding.sha256 is missing"),
     (overlap_arrays, "scales has offset 0, expected a multiple of 64 from"),
     (overlap_parts, "codes has offset 0, expected a multiple of 64 from"),
     (transposed_part, r"parts: gate is \[256, 64\], expected"),

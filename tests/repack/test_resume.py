@@ -256,6 +256,21 @@ def test_a_finished_file_of_another_length_is_written_again(
     assert read_tree(tmp_path / "out") == undisturbed
 
 
+def test_a_file_that_an_older_program_finished_is_read_back_and_not_encoded_again(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], encoded: list[str]
+) -> None:
+    stop_in_layer_1(folder, tmp_path / "out", encoded)
+    name = tmp_path / "out" / f"{LAYER0}.journal"
+    conversion = json.loads(name.read_bytes().split(b"\n")[0].partition(b" ")[2])["conversion"]
+    with Journal(name, conversion) as journal:
+        nbytes = journal.entries[-1]["bytes"]
+        journal.cut(len(journal.entries) - 1)
+        journal.append({"sha256": "0" * 64, "bytes": nbytes})  # as before BLAKE3
+    run(folder, tmp_path / "out")
+    assert encoded == [f"layer 1 expert {expert}" for expert in (3, 4)]
+    assert read_tree(tmp_path / "out") == undisturbed
+
+
 def test_a_weight_that_was_mended_after_a_refusal_begins_anew_only_by_force(folder: Path, tmp_path: Path) -> None:
     source = write_random(tmp_path / "source", SMALL, shapes(SMALL))
     tensor = FolderSource(source).tensors["lm_head.weight"]
