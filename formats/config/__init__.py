@@ -30,6 +30,8 @@ from formats.config.base import (
     Activation,
     ModelConfig,
     Where,
+    language_model,
+    only,
 )
 from formats.config.cohere2_moe import Cohere2MoeConfig, read_cohere2_moe
 from formats.config.decoder import (
@@ -268,6 +270,7 @@ def read_config(raw: bytes, where: str = "config.json") -> ModelConfig:
     """
     outer = Fields(parse_config(raw, where), where)
     reader = _of_model_type(_READERS, outer)
+    only(language_model(outer), "is_causal", True)  # transformers reads it in every model
     config = reader(outer)
     config.check(Where.of_config(outer))
     return config

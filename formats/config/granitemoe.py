@@ -70,7 +70,6 @@ def read_granitemoehybrid(config: Fields) -> GraniteMoeHybridConfig:
 def _facts(config: Fields, **facts: Any) -> dict[str, Any]:
     """What all Granites have."""
     only(config, "hidden_act", "silu")
-    only(config, "is_causal", True)
     bias = config.boolean("attention_bias", default=False)
     return decoder_facts(
         config,

@@ -1,5 +1,6 @@
 """config.json of the plain decoders: published values become facts, and what is not implemented is refused."""
 
+import copy
 import json
 import math
 from dataclasses import MISSING, fields, replace
@@ -17,7 +18,7 @@ from formats.config import (
     model_facts,
     read_model_facts,
 )
-from formats.errors import FormatError, StreamingExpertsError
+from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import Fields
 from tests.containers import HYBRID
 from tests.formats.published import DECODERS, GLM_4_5V, QWEN3_30B, QWEN3_VL_30B, read
@@ -493,3 +494,12 @@ def test_gpt_oss_without_a_word_of_rope_scaling_is_refused(missing: dict[str, An
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "rope_scaling"}
     with pytest.raises(FormatError, match=r"config.json: rope_scaling is missing"):
         read(config | missing)
+
+
+@pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
+def test_attention_to_later_tokens_is_refused(config: dict[str, Any]) -> None:
+    changed = copy.deepcopy(config)
+    text = changed.get("thinker_config", changed)
+    text.get("text_config", text)["is_causal"] = False
+    with pytest.raises(UnsupportedError, match="is_causal is False, only True is implemented"):
+        read(changed)
