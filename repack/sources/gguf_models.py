@@ -193,7 +193,6 @@ def _cohere2_moe(keys: Keys) -> Config:
     keys.only("expert_weights_scale", 1.0)
     slides = keys.items("attention.sliding_window_pattern", bool, layers, more=True)[:layers]
     rms = keys.get("attention.layer_norm_rms_epsilon", 0.0) != 0
-    dense = keys.get("leading_dense_block_count", 0)
     return {
         "model_type": "cohere2_moe",
         "hidden_size": keys["embedding_length"],
@@ -206,7 +205,7 @@ def _cohere2_moe(keys: Keys) -> Config:
         "head_dim": head_dim,
         "rope_theta": keys.get("rope.freq_base", 10000.0),
         "layer_types": ["sliding_attention" if kind else "full_attention" for kind in slides],
-        "mlp_layer_types": ["dense" if layer < dense else "sparse" for layer in range(layers)],
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
         "prefix_dense_sliding_window_pattern": 1,
         "sliding_window": keys["attention.sliding_window"],
         "intermediate_size": keys["expert_feed_forward_length"],
