@@ -207,7 +207,8 @@ static int32_t experts_call(se_context *context, int32_t precision, const se_exp
     int32_t status = products_of(&any, &job, precision, experts[0].record);
     const int64_t gate_rows = ungated(layout) ? 0 : F, gate_columns = ungated(layout) ? 0 : D;
     if (layout->gate.rows != gate_rows || layout->gate.columns != gate_columns || layout->down.rows != D ||
-        layout->down.columns != F || layout->activation.kind < SE_SILU || layout->activation.kind > SE_CLAMPED_SILU || k < 1) {
+        layout->down.columns != F || layout->activation.kind < SE_SILU ||
+        layout->activation.kind > SE_CLAMPED_SILU || k < 1) {
         return SE_UNSUPPORTED;
     }
     if (status == SE_OK) status = measure(experts, num_experts, tokens * k, &most_experts, &most_pairs, &all_pairs);
