@@ -94,12 +94,15 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
 }
 #endif
 
+/* Of 64 bytes the codes of one part: the first ones of all, the second ones, and so on. */
+INLINE __m512i part_of(__m512i packed, int part, struct kind kind) {
+    return integers(part == 0 ? packed : _mm512_srli_epi16(packed, code_width(kind.code) * part), kind.code);
+}
+
 /* The codes of 64 bytes: their first ones, then their second ones, and so on. */
 INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
     UNROLL
-    for (int part = 0; part < parts_of(kind); part++) {
-        codes[part] = integers(part == 0 ? packed : _mm512_srli_epi16(packed, code_width(kind.code) * part), kind.code);
-    }
+    for (int part = 0; part < parts_of(kind); part++) codes[part] = part_of(packed, part, kind);
 }
 
 /* Vector v of packed codes with each part in bytes, whatever lies above it. */

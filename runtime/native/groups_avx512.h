@@ -13,12 +13,28 @@
  * faster (struct kernels), into the first. */
 enum { AHEAD_BYTES = 4096, NEAR_BYTES = 1024 };
 
+/* What stands for the scales of groups of 32 and more: floats; or whole numbers, which a superblock has its d for, and Q4_K
+ * and Q5_K mins besides. */
+enum scales { SCALES_ANY, SCALES_FLOATS, SCALES_LEVELS, SCALES_MINS };
+
 /* What the compiler must know of an encoding and a precision to make straight code. */
 struct kind {
     int code;
     int group_size;
-    int planes; /* of digits */
+    int planes;         /* of digits */
+    enum scales scales; /* SCALES_ANY: as the weights say */
 };
+
+INLINE enum scales scales_of(int32_t encoding) {
+    return encoding == SE_Q6_K ? SCALES_LEVELS : encoding == SE_Q4_K ? SCALES_MINS : SCALES_FLOATS;
+}
+
+/* Whether codes that have floats elsewhere come with these, too. */
+INLINE bool may_have(enum scales scales, struct kind kind) {
+    if (kind.group_size != 32) return false;
+    if (scales == SCALES_MINS) return kind.code == CODE_4 || kind.code == CODE_5;
+    return kind.code == CODE_2 || kind.code == CODE_4 || kind.code == CODE_IQ4;
+}
 
 /* A bit for each of the next 16 values that exist. */
 INLINE __mmask16 present(int64_t left) {
@@ -174,16 +190,12 @@ INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
     return places;
 }
 
-/* Whether groups of this kind may be those of levels_vectors. */
-INLINE int has_levels(struct kind kind) {
-    return kind.group_size == 32 && (kind.code == CODE_2 || kind.code == CODE_4 || kind.code == CODE_IQ4);
-}
-
 /* Sixteen groups from `at` on, of which their row, `row` behind that of groups_of, has `left`: the floats of load_groups
  * (groups.h), by the same operations. Of groups that it does not have, finite ones: their digits are zeros. */
 INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int64_t row, int64_t at, int64_t left,
                            struct kind kind) {
     const struct weights *w = from->w;
+    const enum scales scales = kind.scales == SCALES_ANY ? scales_of(w->encoding) : kind.scales;
     const __mmask16 mask = present(left);
     const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
     if (kind.code == CODE_FP4) {
@@ -199,9 +211,10 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
     } else if (kind.group_size == 16 && kind.code == CODE_2) {
         q2_k_vectors(scale, bias, from, at / 16);
-    } else if (kind.group_size == 16 || kind.code > CODE_IQ4 || (has_levels(kind) && w->encoding == SE_Q6_K)) {
+    } else if (kind.group_size == 16 || kind.code > CODE_IQ4 ||
+               (may_have(SCALES_LEVELS, kind) && scales == SCALES_LEVELS)) {
         levels_vectors(scale, bias, from, at, mask, kind);
-    } else if ((kind.code == CODE_4 || kind.code == CODE_5) && kind.group_size == 32 && w->encoding == SE_Q4_K) {
+    } else if (may_have(SCALES_MINS, kind) && scales == SCALES_MINS) {
         q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
     } else if (w->per_scale == 1) {
         *scale = load_values(from->scales + byte, mask, w->dtype);

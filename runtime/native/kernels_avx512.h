@@ -18,17 +18,113 @@ struct block {
     __m512 bias;
 };
 
+/* Vector v of a block's codes: codes [parts]. */
+INLINE void codes_of(__m512i *codes, const struct block *b, int v, struct kind kind) {
+    if (b->decoded == NULL) {
+        unpack(codes, b->packed, v, kind);
+    } else {
+        UNROLL
+        for (int part = 0; part < parts_of(kind); part++) codes[part] = b->decoded[parts_of(kind) * v + part];
+    }
+}
+
+/* Where the products of a block go: each row has `lanes` 32-bit lanes of a sum for every group. */
+struct split {
+    int parts, joined, vectors; /* of codes: parts of a byte, vectors of each part that make a sum, and both together */
+    int lanes;                  /* of a group in a sum, and so many sums has the block */
+    int plane;                  /* bytes of digits */
+};
+
+INLINE struct split split_of(struct kind kind) {
+    const int parts = parts_of(kind), joined = runs_of(kind), vectors = parts * joined;
+    return (struct split){parts, joined, vectors, kind.group_size / vectors / 4, BLOCK_GROUPS * kind.group_size};
+}
+
+/* Digits of plane p for the codes of `part` in vector v, which all rows share. */
+INLINE __m512i digits_of(const int8_t *digits, int p, int part, int v, int rows, struct split split) {
+    __m512i x = _mm512_loadu_si512(digits + p * split.plane + part * split.plane / split.parts + 64 * v);
+    return rows > 1 ? in_register(x) : x;
+}
+
+/* sum[row][i] and, of two `beside` each other, the next one: plane after plane, so that a shift for each is all that
+ * brings them together. */
+INLINE void sums_by_plane(__m512i (*sum)[4], int i, int beside, int first, const struct block *b, int rows,
+                          const int8_t *digits, int planes, struct kind kind, struct split split) {
+    __m512i codes[MAX_STREAMS][2 * 4]; /* [row][sum][joined][part] */
+    UNROLL
+    for (int j = 0; j < beside * split.joined; j++) {
+        UNROLL
+        for (int row = 0; row < rows; row++) codes_of(codes[row] + split.parts * j, &b[row], first + j, kind);
+    }
+    UNROLL
+    for (int row = 0; row < rows; row++) sum[row][i] = sum[row][i + beside - 1] = _mm512_setzero_si512();
+    UNROLL
+    for (int j = 0; j < beside * planes * split.vectors; j++) {
+        const int n = j % beside, k = j / beside % split.vectors, p = j / beside / split.vectors;
+        const int v = first + split.joined * n + k / split.parts;
+        const __m512i x = digits_of(digits, p, k % split.parts, v, rows, split);
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            __m512i *to = &sum[row][i + n];
+            if (p > 0 && k == 0) *to = _mm512_slli_epi32(*to, 8);
+            *to = dot4(*to, codes[row][split.vectors * n + k], x, kind.code);
+        }
+    }
+}
+
+/* The same of codes with four to a byte, part after part: a chain of twelve products would be waited for, and all parts at
+ * once would not find registers. Planes have a sum each (docs/LEARNED.md 111). */
+INLINE void sums_by_part(__m512i (*sum)[4], int i, int beside, int first, const struct block *b, int rows,
+                         const int8_t *digits, int planes, struct kind kind, struct split split) {
+    __m512i packed[MAX_STREAMS][4], apart[MAX_STREAMS][2][3] = {0}; /* [row][sum * joined], [row][sum][plane] */
+    UNROLL
+    for (int j = 0; j < beside * split.joined; j++) {
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            if (b->decoded == NULL) packed[row][j] = in_register(packed_bytes(b[row].packed, first + j, kind));
+        }
+    }
+    UNROLL
+    for (int k = 0; k < split.vectors; k++) {
+        const int part = k % split.parts;
+        __m512i codes[MAX_STREAMS][2];
+        UNROLL
+        for (int n = 0; n < beside; n++) {
+            const int j = split.joined * n + k / split.parts;
+            UNROLL
+            for (int row = 0; row < rows; row++) {
+                codes[row][n] = b->decoded == NULL ? part_of(packed[row][j], part, kind)
+                                                   : b[row].decoded[split.parts * (first + j) + part];
+            }
+        }
+        UNROLL
+        for (int p = 0; p < planes; p++) {
+            UNROLL
+            for (int n = 0; n < beside; n++) {
+                const __m512i x = digits_of(digits, p, part, first + split.joined * n + k / split.parts, rows, split);
+                UNROLL
+                for (int row = 0; row < rows; row++) apart[row][n][p] = dot4(apart[row][n][p], codes[row][n], x, kind.code);
+            }
+        }
+    }
+    UNROLL
+    for (int j = 0; j < rows * beside; j++) {
+        __m512i *to = &sum[j % rows][i + j / rows], *of = apart[j % rows][j / rows];
+        *to = of[0];
+        UNROLL
+        for (int p = 1; p < planes; p++) *to = _mm512_add_epi32(_mm512_slli_epi32(*to, 8), of[p]);
+    }
+}
+
 /* Blocks of `rows` rows against planes of digits, each worth 256 times the next: the sum of every group, of which only
  * the first `groups` need to be right. Rows share each load of digits, which else would be the limit, and two sums of a
  * row go side by side, for each waits for its last addition, unless their codes would not find registers. */
 INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t groups, const int8_t *digits, int planes,
                        struct kind kind) {
-    const int parts = parts_of(kind), joined = runs_of(kind);    /* vectors of each part that make a sum */
-    const int vectors = parts * joined, plane = BLOCK_GROUPS * kind.group_size;
-    const int lanes = kind.group_size / vectors / 4;             /* of a group in a sum, and so many sums has the block */
-    const int together = lanes < 4 ? lanes : 4;                  /* sums that are added up together */
-    const int beside = lanes == 1 || (vectors > 2 && planes > 1) ? 1 : 2;
-    const bool apart = lanes == 1;                               /* planes have a sum each, where a block is one sum */
+    const struct split split = split_of(kind);
+    const int lanes = split.lanes, together = lanes < 4 ? lanes : 4; /* sums that are added up together */
+    const bool by_part = split.parts == 4;
+    const int beside = lanes == 1 || (!by_part && split.vectors > 2 && planes > 1) ? 1 : 2;
     __m512i quads[MAX_STREAMS][4] = {0};
     UNROLL
     for (int q = 0; q < lanes / together; q++) {
@@ -36,45 +132,16 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
         __m512i sum[MAX_STREAMS][4];
         UNROLL
         for (int i = 0; i < together; i += beside) {
-            const int first = joined * (together * q + i);
-            __m512i codes[MAX_STREAMS][2 * 4]; /* [row][sum][joined][part] */
-            UNROLL
-            for (int j = 0; j < beside * joined; j++) {
-                UNROLL
-                for (int row = 0; row < rows; row++) {
-                    __m512i *to = codes[row] + parts * j;
-                    if (b->decoded == NULL) {
-                        unpack(to, b[row].packed, first + j, kind);
-                    } else {
-                        UNROLL
-                        for (int part = 0; part < parts; part++) to[part] = b[row].decoded[parts * (first + j) + part];
-                    }
-                }
-            }
-            UNROLL
-            for (int row = 0; row < rows; row++) {
-                sum[row][i] = sum[row][i + beside - 1] = _mm512_setzero_si512();
-                if (apart) sum[row][1] = sum[row][2] = _mm512_setzero_si512();
-            }
-            UNROLL
-            for (int j = 0; j < beside * planes * vectors; j++) {
-                const int n = j % beside, k = j / beside % vectors, p = j / beside / vectors;
-                const int v = first + joined * n + k / parts;
-                __m512i x = _mm512_loadu_si512(digits + p * plane + k % parts * plane / parts + 64 * v);
-                if (rows > 1) x = in_register(x);
-                UNROLL
-                for (int row = 0; row < rows; row++) {
-                    __m512i *to = &sum[row][apart ? p : i + n];
-                    if (p > 0 && k == 0 && !apart) *to = _mm512_slli_epi32(*to, 8);
-                    *to = dot4(*to, codes[row][vectors * n + k], x, kind.code);
-                }
+            const int first = split.joined * (together * q + i);
+            if (by_part) {
+                sums_by_part(sum, i, beside, first, b, rows, digits, planes, kind, split);
+            } else {
+                sums_by_plane(sum, i, beside, first, b, rows, digits, planes, kind, split);
             }
         }
         UNROLL
         for (int row = 0; row < rows; row++) {
             __m512i *v = sum[row];
-            UNROLL
-            for (int p = 1; p < planes && apart; p++) v[0] = _mm512_add_epi32(_mm512_slli_epi32(v[0], 8), v[p]);
             quads[row][q] = together == 4 ? quads_i(v[0], v[1], v[2], v[3]) : together == 2 ? halves_i(v[0], v[1]) : v[0];
         }
     }
@@ -234,35 +301,44 @@ APART void coded_tile(const struct tile *tile, struct kind kind, rows_fn *by_one
 
 /* ---- the table */
 
-#define KERNEL(linkage, code, group_size, planes)                                                                    \
-    static void one_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {          \
-        streams_by_one(tile, first, end, (struct kind){CODE_##code, group_size, planes});                            \
-    }                                                                                                                \
-    static void many_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {         \
-        streams_by_many(tile, first, end, (struct kind){CODE_##code, group_size, planes});                           \
-    }                                                                                                                \
-    static void turned_##code##_##group_size##_##planes(const struct tile *tile, int s, int64_t first, int64_t rows, \
-                                                        int64_t token, int64_t tokens) {                             \
-        const struct kind kind = {CODE_##code, group_size, planes}, close = {CODE_##code, group_size, SE_CLOSE};     \
-        const int alike = runs_of(kind) == runs_of(close);                                                           \
-        turned_by_many(tile, s, first, rows, token, tokens, kind,                                                    \
-                       alike ? turn_##code##_##group_size : turn_exact_##code##_##group_size);                       \
-    }                                                                                                                \
-    linkage void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                    \
-        const struct kind kind = {CODE_##code, group_size, planes};                                                  \
-        if (is_turned(tile->tokens, kind)) {                                                                         \
-            ask_for_rows(tile, kind);                                                                                \
-            turned_tile(tile, turned_##code##_##group_size##_##planes);                                              \
-        } else {                                                                                                     \
-            coded_tile(tile, kind, one_##code##_##group_size##_##planes, many_##code##_##group_size##_##planes);     \
-        }                                                                                                            \
+#define KIND(code, group_size, planes, scales) ((struct kind){CODE_##code, group_size, planes, scales})
+#define KERNEL(linkage, code, group_size, planes)                                                                     \
+    static void one_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {           \
+        const struct kind floats = KIND(code, group_size, planes, SCALES_FLOATS);                                     \
+        const enum scales scales = scales_of(tile->weights[0]->encoding);                                             \
+        if (scales == SCALES_LEVELS && may_have(SCALES_LEVELS, floats)) {                                             \
+            streams_by_one(tile, first, end, KIND(code, group_size, planes, SCALES_LEVELS));                          \
+        } else if (scales == SCALES_MINS && may_have(SCALES_MINS, floats)) {                                          \
+            streams_by_one(tile, first, end, KIND(code, group_size, planes, SCALES_MINS));                            \
+        } else {                                                                                                      \
+            streams_by_one(tile, first, end, floats);                                                                 \
+        }                                                                                                             \
+    }                                                                                                                 \
+    static void many_##code##_##group_size##_##planes(const struct tile *tile, int64_t first, int64_t end) {          \
+        streams_by_many(tile, first, end, KIND(code, group_size, planes, SCALES_ANY));                                \
+    }                                                                                                                 \
+    static void turned_##code##_##group_size##_##planes(const struct tile *tile, int s, int64_t first, int64_t rows,  \
+                                                        int64_t token, int64_t tokens) {                              \
+        const struct kind kind = KIND(code, group_size, planes, SCALES_ANY);                                          \
+        const int alike = runs_of(kind) == runs_of(KIND(code, group_size, SE_CLOSE, SCALES_ANY));                     \
+        turned_by_many(tile, s, first, rows, token, tokens, kind,                                                     \
+                       alike ? turn_##code##_##group_size : turn_exact_##code##_##group_size);                        \
+    }                                                                                                                 \
+    linkage void tile_##code##_##group_size##_##planes(const struct tile *tile) {                                     \
+        const struct kind kind = KIND(code, group_size, planes, SCALES_ANY);                                          \
+        if (is_turned(tile->tokens, kind)) {                                                                          \
+            ask_for_rows(tile, kind);                                                                                 \
+            turned_tile(tile, turned_##code##_##group_size##_##planes);                                               \
+        } else {                                                                                                      \
+            coded_tile(tile, kind, one_##code##_##group_size##_##planes, many_##code##_##group_size##_##planes);      \
+        }                                                                                                             \
     }
 
 /* Codes are turned alike for every precision, but for other runs in exact. */
-#define TURN(name, code, group_size, planes)                                                                           \
-    APART void name##_##code##_##group_size(struct turned *turned, int vector, const struct weights *w, int64_t first, \
-                                            int64_t rows, int64_t block, int slice) {                                  \
-        turn_rows(turned, vector, w, first, rows, block, slice, (struct kind){CODE_##code, group_size, planes});       \
+#define TURN(name, code, group_size, planes)                                                                          \
+    APART void name##_##code##_##group_size(struct turned *turned, int vector, const struct weights *w, int64_t first,\
+                                            int64_t rows, int64_t block, int slice) {                                 \
+        turn_rows(turned, vector, w, first, rows, block, slice, KIND(code, group_size, planes, SCALES_ANY));          \
     }
 #define KERNELS_OF(linkage, code, group_size)                                           \
     TURN(turn, code, group_size, SE_CLOSE) TURN(turn_exact, code, group_size, SE_EXACT) \
