@@ -108,7 +108,7 @@ class _Planner:
         skipped = tuple(self.skip())
         if self.quantization is not None and not self.quantized:
             raise FormatError(
-                f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
+                f"{self.quantization.where} says {self.quantization.quant_method}, but every tensor is of plain floats"
             )
         layout = Layout(
             config,
