@@ -14,7 +14,7 @@ from formats.fields import Fields, parse_config, parse_json, shown
 
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"  # where ModelOpt writes it besides, or instead
-FP8, COMPRESSED, MODELOPT, MXFP4, GPTQ, AWQ, AUTO_ROUND, MLX = (
+FP8, COMPRESSED, MODELOPT, MXFP4, GPTQ, AWQ, AUTO_ROUND, QUARK, MLX = (
     "fp8",
     "compressed-tensors",
     "modelopt",
@@ -22,6 +22,7 @@ FP8, COMPRESSED, MODELOPT, MXFP4, GPTQ, AWQ, AUTO_ROUND, MLX = (
     "gptq",
     "awq",
     "auto-round",
+    "quark",
     "mlx",
 )
 COMPRESSED_FORMATS = (
@@ -52,6 +53,17 @@ AUTO_ROUND_FLOATS = {  # data_type of llm_compressor
     "nv_fp": "nvfp4-pack-quantized",
     "nv_fp4_with_static_gs": "nvfp4-pack-quantized",
 }
+QUARK_WEIGHTS: Mapping[
+    str, Mapping[str, tuple[Any, ...]]
+] = {  # by dtype: what else a weight says; the first: also by default
+    "fp4": {"qscheme": ("per_group",), "group_size": (32,), "scale_format": ("e8m0",), "ch_axis": (-1, 1)},
+    "fp8_e4m3": {
+        "qscheme": ("per_tensor", "per_channel", "per_block"),
+        "ch_axis": (0, None),
+        "block_size": ([128, 128], None),
+        "symmetric": (True, None),
+    },
+}
 UNQUANTIZED = 16  # bits from which on a module is left as it is
 
 
@@ -67,7 +79,7 @@ class Quantization:
     version: int = 1  # of GPTQ's files
     overrides: Mapping[str, "MLXLayer | None"] = field(default_factory=dict)  # MLX, by module; None: not quantized
     default: "MLXLayer | None" = None  # MLX
-    form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt
+    form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt, dtype and qscheme of Quark if they are one
     left_out: tuple[str, ...] = ()  # patterns of modules that are not quantized
     expert_dtype: str = ""  # DeepSeek-V4: experts in fp4 or fp8
     written_as: str = ""  # quant_method, where that is another's
@@ -150,6 +162,7 @@ def _read_method(fields: Fields) -> Quantization:
         GPTQ: _read_gptq,
         AWQ: _read_awq,
         AUTO_ROUND: _read_auto_round,
+        QUARK: _read_quark,
     }
     if method not in readers:
         raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(readers)}")
@@ -158,7 +171,7 @@ def _read_method(fields: Fields) -> Quantization:
 
 def _left_out(fields: Fields) -> tuple[str, ...]:
     """Modules that are not quantized, under whichever name a method lists them."""
-    for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"):
+    for key in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "exclude"):
         if isinstance(found := fields.raw(key, None), list):
             return tuple(str(entry) for entry in found)
     return ()
@@ -296,6 +309,34 @@ def _auto_round_blocks(fields: Fields) -> Iterator[str]:
             yield name.strip()
         else:
             raise fields.wrong("block_name_to_quantize", "names of blocks")
+
+
+def _read_quark(fields: Fields) -> Quantization:
+    if "export" in fields:
+        _only(fields.object("export"), "weight_format", ("real_quantized",), "real_quantized")
+    algorithms = fields.raw("algo_config", [])
+    for algorithm in algorithms if isinstance(algorithms, list) else [algorithms]:
+        name = Fields(algorithm, fields.name("algo_config")).string("name", "")
+        if name in ("rotation", "quarot"):  # of what a module reads, unless it is in the weights already
+            raise UnsupportedError(f"{fields.name('algo_config')} is {name}, which is not implemented")
+    said = [fields.object("global_quant_config")]
+    for key in ("layer_quant_config", "layer_type_quant_config"):
+        modules = fields.object(key) if key in fields else Fields({}, fields.where)
+        said += [Fields(value, modules.name(shown(module))) for module, value in modules.entries() if value]
+    forms = {_quark_weight(one) for one in said}
+    return Quantization(QUARK, fields.where, form=forms.pop() if len(forms) == 1 else "")
+
+
+def _quark_weight(fields: Fields) -> str:
+    """`fp8_e4m3 per_channel` of what a module says of its weight; none where that is not quantized."""
+    if not fields.raw("weight", {}):
+        return ""
+    weight = fields.object("weight")
+    dtype = _only(weight, "dtype", tuple(QUARK_WEIGHTS))
+    _only(weight, "is_dynamic", (False,), False)
+    for key, implemented in QUARK_WEIGHTS[dtype].items():
+        _only(weight, key, implemented, implemented[0])
+    return f"{dtype} {weight.string('qscheme')}"
 
 
 def _pattern(fields: Fields, text: str) -> "re.Pattern[str]":

@@ -23,12 +23,12 @@ from formats.encodings.sources import (
     Plane,
     SourceEncoding,
 )
-from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
+from formats.encodings.sources.base import E8M0_DTYPES, FLOATS, GGML_BLOCKS
 from formats.encodings.sources.expert_ids import INTEGERS
 from formats.encodings.sources.fp4 import BLOCKS, BYTES, WORDS
 from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
 from formats.errors import FormatError, UnsupportedError
-from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MLX, MODELOPT, MXFP4, Quantization
+from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MLX, MODELOPT, MXFP4, QUARK, Quantization
 from repack.sources.base import SourceTensor
 
 # Tensors beside a quantized weight that say how activations were quantized, which is nothing to a runtime of its own.
@@ -298,7 +298,7 @@ def _fp8(look: _Look) -> Looked:
             f"{scale.file}: {scale.name} has shape {list(scale.shape)}, expected {list(blocks)} for blocks of 128 × "
             f"128, {[module.rows, 1]} or []"
         )
-    return encoding, {"weight": module.weight, "scale": scale.name}, (FP8, COMPRESSED, MODELOPT)
+    return encoding, {"weight": module.weight, "scale": scale.name}, (FP8, COMPRESSED, MODELOPT, QUARK)
 
 
 def _packed(look: _Look) -> Looked:
@@ -359,16 +359,19 @@ def _blocks(look: _Look) -> Looked:
 
 
 def _bytes(look: _Look) -> Looked:
-    """U8: ModelOpt's NVFP4. I8: DeepSeek-V4's FP4, or integers."""
+    """U8: ModelOpt's NVFP4, or Quark's MXFP4. I8: DeepSeek-V4's FP4, or integers."""
     weight = look.module.weight
     if look.tensor.dtype == "I8":
         if f"{weight}_scale" in look.tensors:
             return _int8(look)
         return MXFP4Source(BYTES), {"codes": weight, "scales": f"{look.module.base}.scale"}, (FP8,)
+    names = {"codes": weight, "scales": f"{weight}_scale"}
+    if look.first(names["scales"]).dtype in E8M0_DTYPES:
+        return MXFP4Source(BYTES), names, (QUARK,)
     factor = look.first(f"{weight}_scale_2")
     shape = factor.shape[1:] if look.module.stacked else factor.shape
     _one_number(factor, shape)
-    names = {"codes": weight, "scales": f"{weight}_scale", "global": factor.name}
+    names["global"] = factor.name
     return NVFP4Source("multiply", BYTES, shape), names, (MODELOPT,)
 
 

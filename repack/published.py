@@ -24,7 +24,7 @@ from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
 from formats.errors import FormatError, UnsupportedError
 from formats.families import FAMILIES
 from formats.fields import shown
-from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MODELOPT, MXFP4, Groups, Quantization
+from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MODELOPT, MXFP4, QUARK, Groups, Quantization
 from repack.sources.base import SourceTensor
 
 # What no quantizer touches, whether its config says so or not: embedding, head, routers, convolutions.
@@ -41,6 +41,13 @@ class Kept(NamedTuple):
 
 Keeper = Callable[[int, int], Kept]
 _BESIDE = {"codes": "{weight}_packed", "scales": "{weight}_scale"}
+_SCALED = {"weight": "{weight}", "scale": "{weight}_scale"}
+_QUARK: dict[str, Keeper] = {
+    "fp4 per_group": lambda rows, columns: Kept(MXFP4Source(BYTES), {"codes": "{weight}", "scales": "{weight}_scale"}),
+    "fp8_e4m3 per_tensor": lambda rows, columns: Kept(FP8Source(PER_TENSOR, "f32", ()), _SCALED),
+    "fp8_e4m3 per_channel": lambda rows, columns: Kept(FP8Source(PER_CHANNEL, "f32", (rows,)), _SCALED),
+    "fp8_e4m3 per_block": lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32"), _SCALED),
+}
 
 
 def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterator[SourceTensor]:
@@ -156,8 +163,9 @@ def _keeper(said: Quantization) -> Keeper:
         names = {"codes": "{weight}", "scales": "{weight}_scale", "global": "{weight}_scale_2"}
         return lambda rows, columns: Kept(NVFP4Source("multiply", BYTES, ()), names)
     if said.method == MODELOPT and said.form == "FP8":
-        scale = {"weight": "{weight}", "scale": "{weight}_scale"}
-        return lambda rows, columns: Kept(FP8Source(PER_TENSOR, "f32", ()), scale)
+        return lambda rows, columns: Kept(FP8Source(PER_TENSOR, "f32", ()), _SCALED)
+    if said.method == QUARK and said.form in _QUARK:
+        return _QUARK[said.form]
     if said.method in (GPTQ, AWQ) and len(said.bits) == len(said.group_sizes) == 1:
         return _grouped(said)
     raise UnsupportedError(
@@ -173,7 +181,6 @@ def _fp4_of_deepseek(rows: int, columns: int) -> Kept:
 def _compressed(said: Quantization, form: str) -> Keeper:
     bits, size = max(said.bits, default=8), max(said.group_sizes, default=-1)
     symmetric = said.symmetric is not False
-    scale = {"weight": "{weight}", "scale": "{weight}_scale"}
     if form == "pack-quantized":
         names = {plane: f"{{weight}}_{plane}" for plane in ("packed", "scale", "shape", "zero_point")}
 
@@ -183,7 +190,7 @@ def _compressed(said: Quantization, form: str) -> Keeper:
 
         return packed
     if form == "int-quantized":
-        names = scale | {"zero_point": "{weight}_zero_point"}
+        names = _SCALED | {"zero_point": "{weight}_zero_point"}
 
         def int8(rows: int, columns: int) -> Kept:
             group_size = columns if size == -1 else size
@@ -196,7 +203,7 @@ def _compressed(said: Quantization, form: str) -> Keeper:
         names = {**_BESIDE, "global": "{weight}_global_scale"}
         return lambda rows, columns: Kept(NVFP4Source("divide", BYTES, (1,)), names)
     if form in ("float-quantized", "naive-quantized"):
-        return lambda rows, columns: Kept(FP8Source(PER_CHANNEL, "bf16", (rows, 1)), scale)
+        return lambda rows, columns: Kept(FP8Source(PER_CHANNEL, "bf16", (rows, 1)), _SCALED)
     raise UnsupportedError(f"{said.where}: {form} is more than one encoding; plan the repository or its folder instead")
 
 

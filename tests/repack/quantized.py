@@ -63,7 +63,14 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "awq": {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales")},
     **{
         kind: {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales")}
-        for kind in ("auto_round", "auto_round3", "auto_round8", "auto_round_gptq", "auto_round_gptq2", "auto_round_awq")
+        for kind in (
+            "auto_round",
+            "auto_round3",
+            "auto_round8",
+            "auto_round_gptq",
+            "auto_round_gptq2",
+            "auto_round_awq",
+        )
     },
     "auto_round_mxfp4": {"codes": "{weight}_packed", "scales": "{weight}_scale"},
     "auto_round_nvfp4": {"codes": "{weight}_packed", "scales": "{weight}_scale", "global": "{weight}_global_scale"},
@@ -75,8 +82,14 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         kind: {"weight": "{weight}", "scale": "{weight}_scale", "zero_point": "{weight}_zero_point"}
         for kind in ("int8_bytes", "int8_bytes_zero", "int8_bytes_group", "int8_bytes_tensor")
     },
+    "quark_mxfp4": {"codes": "{weight}", "scales": "{weight}_scale"},
+    **{
+        kind: {"weight": "{weight}", "scale": "{weight}_scale"}
+        for kind in ("fp8_quark_tensor", "fp8_quark_channel", "fp8_quark_block")
+    },
 }
 KINDS = tuple(_NAMES)
+PACKAGED = KINDS[KINDS.index("auto_round") :]  # of tests/fixtures/make_packaged_encodings.py
 
 
 def _compressed(form: str, **weights: Any) -> dict[str, Any]:
@@ -98,6 +111,17 @@ def _gptq(bits: int, sym: bool, checkpoint_format: str = "gptq") -> dict[str, An
 def _auto_round(bits: int, sym: bool, packing_format: str, **more: Any) -> dict[str, Any]:
     said = {"bits": bits, "group_size": 32, "sym": sym, "data_type": "int", "packing_format": packing_format}
     return {"quant_method": "auto-round", "autoround_version": "0.12.3", "iters": 0, **said, **more}
+
+
+def _quark(**weight: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": {"is_dynamic": False, **weight}, "input_tensors": None, "bias": None},
+        "layer_quant_config": {},
+        "exclude": ["lm_head"],
+        "algo_config": None,
+        "export": {"kv_cache_group": [], "pack_method": "reorder", "weight_format": "real_quantized"},
+    }
 
 
 _AUTO_ROUND_FLOATS = {"act_bits": 4, "act_dynamic": True, "act_sym": True}
@@ -140,6 +164,10 @@ CONFIGS: Mapping[str, dict[str, Any] | None] = {
     "int8_bytes_zero": _compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
     "int8_bytes_group": _compressed("int-quantized", num_bits=8, type="int", group_size=32, symmetric=True),
     "int8_bytes_tensor": _compressed("int-quantized", num_bits=8, type="int", strategy="tensor", symmetric=True),
+    "quark_mxfp4": _quark(dtype="fp4", qscheme="per_group", group_size=32, ch_axis=-1, scale_format="e8m0"),
+    "fp8_quark_tensor": _quark(dtype="fp8_e4m3", qscheme="per_tensor", ch_axis=None, symmetric=True),
+    "fp8_quark_channel": _quark(dtype="fp8_e4m3", qscheme="per_channel", ch_axis=0, symmetric=True),
+    "fp8_quark_block": _quark(dtype="fp8_e4m3", qscheme="per_block", block_size=[128, 128], symmetric=True),
 }
 
 
@@ -184,6 +212,10 @@ def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
         "int8_bytes_zero": Int8Source(columns, "bf16", (rows, 1), symmetric=False),
         "int8_bytes_group": Int8Source(32, "f32", (rows, columns // 32)),
         "int8_bytes_tensor": Int8Source(columns, "bf16", (1,)),
+        "quark_mxfp4": MXFP4Source(BYTES),
+        "fp8_quark_tensor": FP8Source(PER_TENSOR, "f32", ()),
+        "fp8_quark_channel": FP8Source(PER_CHANNEL, "f32", (rows,)),
+        "fp8_quark_block": FP8Source(PER_BLOCK, "f32"),
     }
     return found[kind]
 
@@ -226,6 +258,9 @@ def _random(
     if spec.name == "qzeros" and isinstance(encoding, GPTQSource) and encoding.symmetric:
         middle = (1 << encoding.bits - 1) - (encoding.version == 1)
         return np.full(shape, sum(middle << at for at in range(0, 32, encoding.bits)), np.uint32)
+    if kind == "auto_round_gptq2" and spec.name == "qzeros":  # no field is 3, which AutoRound has no zero point for
+        words = rng.integers(0, 1 << 32, shape, np.uint32)
+        return words ^ (words & words >> 1 & 0x55555555)
     if spec.kind == "e8m0":
         return rng.integers(118, 124, shape, np.uint8)
     if spec.kind == "e4m3" and spec.name == "scales":
@@ -237,7 +272,9 @@ def _random(
     if dtype in ("I32", "U32"):
         return rng.integers(0, 1 << 32, shape, np.uint32)
     scale = 0.1 if spec.name == "weight" else 1.0 if spec.name in ("global", "biases") else 1.0 / (1 << encoding.bits)
-    if kind in ("nvfp4_packed", "auto_round_nvfp4") and spec.name == "global":
+    if kind == "auto_round_nvfp4" and spec.name == "global":
+        return np.full(shape, 8, np.float32)  # AutoRound divides codes by it, not scales: a power of two is one result
+    if kind == "nvfp4_packed" and spec.name == "global":
         scale = 8.0
     values = (rng.uniform(0.5, 1.5, shape) * scale).astype(np.float32)
     if spec.name in ("weight", "biases"):
