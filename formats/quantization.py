@@ -140,8 +140,8 @@ def read_quantization(config: bytes, modelopt: bytes | None = None, where: str =
     for fields in (outer, *([outer.object("text_config")] if "text_config" in outer else ())):
         if "quantization_config" in fields and "quant_method" in (said := fields.object("quantization_config")):
             found = _read_method(said)
-            for source in (said, fields):  # of DeepSeek-V4.1, of V4
-                if "expert_dtype" in source:
+            for source in (said, fields):  # of DeepSeek-V4.1, of V4; left over where others have quantized it anew
+                if found.method == FP8 and "expert_dtype" in source:
                     return replace(found, expert_dtype=_only(source, "expert_dtype", ("fp4", "fp8")))
             return found
         for key in ("quantization", "quantization_config"):  # MLX writes both, the same

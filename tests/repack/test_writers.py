@@ -364,6 +364,21 @@ def test_a_config_that_says_something_else_than_tensors_is_refused(
         prepare(FolderSource(source), DEFAULT)
 
 
+@pytest.mark.parametrize(("width", "line"), [(64, ""), (48, "of 96 rows 48 are wanted, from 48")])
+def test_words_of_zero_points_are_not_cut(tmp_path: Path, width: int, line: str) -> None:
+    """Gate and up in one tensor, packed by 32 rows: parts of a multiple of 32 can be taken apart."""
+    small = SMALL | {"moe_intermediate_size": width}
+    tensors = in_kind(shapes(small, fused=True), "int4_zero", lambda name: "gate_up" in name, np.random.default_rng(1))
+    config = CONFIG | {"text_config": {"model_type": "qwen3_5_moe_text", **small}}
+    source = FolderSource(write_tensors(tmp_path / "source", config, tensors, CONFIGS["int4_zero"]))
+    options = Options(16, 64, 16)
+    if not line:
+        assert prepare(source, options).plan.layout.expert_bytes > 0
+        return
+    with pytest.raises(UnsupportedError, match=line):
+        prepare(source, options)
+
+
 @pytest.mark.parametrize(
     ("kind", "plane", "shape", "line"),
     [
