@@ -274,7 +274,7 @@ def _read_auto_round(fields: Fields) -> Quantization:
         frozenset(groups.group_size for groups in said_of_any),
         fields.boolean("sym", True),
         version,
-        form=AUTO_ROUND_FLOATS[fields.string("data_type")] if method == COMPRESSED else "",
+        form=AUTO_ROUND_FLOATS.get(fields.string("data_type", ""), "") if method == COMPRESSED else "",
         written_as=AUTO_ROUND,
         modules=modules,
     )
@@ -306,7 +306,7 @@ def _auto_round_blocks(fields: Fields) -> Iterator[str]:
         if isinstance(name, list):
             left[:0] = name
         elif isinstance(name, str):
-            yield name.strip()
+            yield from filter(None, [name.strip()])
         else:
             raise fields.wrong("block_name_to_quantize", "names of blocks")
 

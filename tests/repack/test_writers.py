@@ -185,6 +185,16 @@ def test_modules_of_auto_round_are_found_by_name_then_by_the_first_pattern_then_
     assert modules.groups(name) == groups
 
 
+def test_modules_may_be_quantized_where_all_others_are_not() -> None:
+    config = INT4 | {"bits": 16, "extra_config": {".*experts.*": {"bits": 4}}, "block_name_to_quantize": ""}
+    found = planned("Qwen/Qwen3-30B-A3B", config)
+    assert (found["experts"], found["self_attn.q_proj"]) == ("GPTQ 4-bit symmetric, f16 scales per 128", "bf16")
+    floats = {"packing_format": "auto_round:llm_compressor", "data_type": "float", "bits": 16}
+    said_of_some = {".*experts.*": {"bits": 4, "data_type": "mx_fp", "group_size": 32}}
+    quantization = read(INT4 | floats | {"extra_config": said_of_some})
+    assert (quantization.bits, quantization.group_sizes) == ({4}, {32})
+
+
 # ---- converted
 
 
