@@ -73,6 +73,7 @@ $(FIXTURES_STAMP): tests/fixtures/requirements.txt
 	$(PYTHON) -m venv $(FIXTURES_VENV)
 	$(FIXTURES_VENV)/bin/python -m pip install --quiet --requirement $<
 	$(FIXTURES_VENV)/bin/python -m pip install --quiet --no-deps gptqmodel==7.7.0 # which asks for a later torch than it needs
+	$(FIXTURES_VENV)/bin/python -m pip install --quiet --no-deps auto-round==0.16.1 amd-quark==0.13 # for their decoders
 	@touch $@
 
 fixtures: $(FIXTURES_STAMP) ## write the committed fixtures anew, with torch and transformers in an environment of their own

@@ -14,6 +14,7 @@ from formats.encodings.sources import (
     FP8Source,
     GGMLSource,
     GPTQSource,
+    Int8Source,
     MLXAffineSource,
     MXFP4Source,
     NVFP4Source,
@@ -22,12 +23,12 @@ from formats.encodings.sources import (
     Plane,
     SourceEncoding,
 )
-from formats.encodings.sources.base import FLOATS, GGML_BLOCKS
+from formats.encodings.sources.base import E8M0_DTYPES, FLOATS, GGML_BLOCKS
 from formats.encodings.sources.expert_ids import INTEGERS
 from formats.encodings.sources.fp4 import BLOCKS, BYTES, WORDS
 from formats.encodings.sources.fp8 import PER_BLOCK, PER_CHANNEL, PER_TENSOR
 from formats.errors import FormatError, UnsupportedError
-from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MLX, MODELOPT, MXFP4, Quantization
+from formats.quantization import AWQ, COMPRESSED, FP8, GPTQ, MLX, MODELOPT, MXFP4, QUARK, Quantization
 from repack.sources.base import SourceTensor
 
 # Tensors beside a quantized weight that say how activations were quantized, which is nothing to a runtime of its own.
@@ -204,13 +205,13 @@ class _Look:
         if not methods:
             return
         if said is None or said.method not in methods:
-            found = "holds no quantization_config" if said is None else f"says {said.method}"
+            found = "holds no quantization_config" if said is None else f"says {said.quant_method}"
             where = "config.json" if said is None else said.where
             raise FormatError(
                 f"{where} {found}, but {self.tensor.file}: {self.tensor.name} is {encoding.label}, expected "
                 f"{' or '.join(methods)}"
             )
-        if isinstance(encoding, (PackedSource, GPTQSource, AWQSource)):
+        if isinstance(encoding, (PackedSource, Int8Source, GPTQSource, AWQSource)):
             self._agree("bits", encoding.bits, said.bits)
             sizes = {self.module.columns if size == -1 else size for size in said.group_sizes}
             self._agree("group_size", encoding.group_size, sizes)
@@ -297,28 +298,28 @@ def _fp8(look: _Look) -> Looked:
             f"{scale.file}: {scale.name} has shape {list(scale.shape)}, expected {list(blocks)} for blocks of 128 × "
             f"128, {[module.rows, 1]} or []"
         )
-    return encoding, {"weight": module.weight, "scale": scale.name}, (FP8, COMPRESSED, MODELOPT)
+    return encoding, {"weight": module.weight, "scale": scale.name}, (FP8, COMPRESSED, MODELOPT, QUARK)
 
 
 def _packed(look: _Look) -> Looked:
     """compressed-tensors: integers in I32, FP4 in U8."""
     weight = look.module.weight
-    if f"{weight}_zero_point" in look.tensors:
-        raise UnsupportedError(f"{look.tensor.file}: {weight}_zero_point: asymmetric pack-quantized is not supported")
     scale = look.first(f"{weight}_scale")
     if look.tensor.dtype == "I32":
+        zero_points = _zero_points(look)
         encoding: SourceEncoding = PackedSource(
             look.width_bits(look.tensor, 1),
             look.groups(scale, 1, "scales"),
             look.float_dtype(scale),
             (look.module.rows, look.module.columns),
+            symmetric=not zero_points,
         )
         if encoding.bits not in (4, 8):
             raise UnsupportedError(
                 f"{look.tensor.file}: {look.tensor.name} has {encoding.bits} bits, only 4 and 8 are implemented"
             )
         names = {"packed": look.tensor.name, "scale": scale.name, "shape": f"{weight}_shape"}
-        return encoding, names, (COMPRESSED,)
+        return encoding, names | zero_points, (COMPRESSED,)
     names = {"codes": look.tensor.name, "scales": scale.name}
     if f"{weight}_global_scale" in look.tensors or scale.dtype == "F8_E4M3":
         factor = look.first(f"{weight}_global_scale")
@@ -328,6 +329,29 @@ def _packed(look: _Look) -> Looked:
     return MXFP4Source(BYTES), names, (COMPRESSED,)
 
 
+def _int8(look: _Look) -> Looked:
+    """compressed-tensors: integers in bytes."""
+    module, zero_points = look.module, _zero_points(look)
+    scale = look.first(f"{module.weight}_scale")
+    shape = scale.shape[1:] if module.stacked else scale.shape
+    of_rows = shape == (module.rows,) or not _without_ones(shape)
+    size = module.columns if of_rows else look.groups(scale, 1, "scales")
+    encoding = Int8Source(size, look.float_dtype(scale), shape, symmetric=not zero_points)
+    return encoding, {"weight": module.weight, "scale": scale.name, **zero_points}, (COMPRESSED,)
+
+
+def _zero_points(look: _Look) -> Names:
+    """The tensor of compressed-tensors' zero points, if there is one. Raises FormatError where the config differs."""
+    said, name = look.quantization, f"{look.module.weight}_zero_point"
+    symmetric = None if said is None else said.symmetric
+    if name not in look.tensors and symmetric is not False:
+        return {}
+    tensor = look.first(name)
+    if said is not None and symmetric is True:
+        raise FormatError(f"{said.where}: symmetric is true, but {tensor.file}: {name} is there")
+    return {"zero_point": name}
+
+
 def _blocks(look: _Look) -> Looked:
     """gpt-oss."""
     base = look.module.base
@@ -335,14 +359,19 @@ def _blocks(look: _Look) -> Looked:
 
 
 def _bytes(look: _Look) -> Looked:
-    """U8: ModelOpt's NVFP4. I8: DeepSeek-V4's FP4."""
+    """U8: ModelOpt's NVFP4, or Quark's MXFP4. I8: DeepSeek-V4's FP4, or integers."""
     weight = look.module.weight
     if look.tensor.dtype == "I8":
+        if f"{weight}_scale" in look.tensors:
+            return _int8(look)
         return MXFP4Source(BYTES), {"codes": weight, "scales": f"{look.module.base}.scale"}, (FP8,)
+    names = {"codes": weight, "scales": f"{weight}_scale"}
+    if look.first(names["scales"]).dtype in E8M0_DTYPES:
+        return MXFP4Source(BYTES), names, (QUARK,)
     factor = look.first(f"{weight}_scale_2")
     shape = factor.shape[1:] if look.module.stacked else factor.shape
     _one_number(factor, shape)
-    names = {"codes": weight, "scales": f"{weight}_scale", "global": factor.name}
+    names["global"] = factor.name
     return NVFP4Source("multiply", BYTES, shape), names, (MODELOPT,)
 
 
@@ -385,7 +414,7 @@ def _qweight(look: _Look) -> Looked:
     if said is not None and said.method == AWQ:
         return AWQSource(size, dtype), names, (AWQ,)
     g_idx = f"{base}.g_idx" in look.tensors
-    symmetric, version = (True, 1) if said is None else (said.symmetric, said.version)
+    symmetric, version = (True, 1) if said is None else (said.symmetric is not False, said.version)
     bits = look.width_bits(look.tensor, 0)
     if bits not in (2, 3, 4, 8):
         raise UnsupportedError(f"{look.tensor.file}: {look.tensor.name} has {bits} bits, expected 2, 3, 4 or 8")

@@ -61,7 +61,7 @@ class SourcePlane(NamedTuple):
     @property
     def is_streamed(self) -> bool:
         """Whether rows lie one after another in the file, so that some of them can be read alone."""
-        return self.spec.axis == EACH_ROW and self.spec.each == 1
+        return self.spec.axis == EACH_ROW and self.spec.each == 1 and not self.spec.words
 
 
 class SourceMatrix(NamedTuple):

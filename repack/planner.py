@@ -8,6 +8,7 @@ from formats.config import ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
+from formats.encodings.sources.base import PACKED_ROWS
 from formats.encodings.sources.expert_ids import INTEGERS
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.families import FAMILIES
@@ -108,7 +109,7 @@ class _Planner:
         skipped = tuple(self.skip())
         if self.quantization is not None and not self.quantized:
             raise FormatError(
-                f"{self.quantization.where} says {self.quantization.method}, but every tensor is of plain floats"
+                f"{self.quantization.where} says {self.quantization.quant_method}, but every tensor is of plain floats"
             )
         layout = Layout(
             config,
@@ -156,7 +157,7 @@ class _Planner:
         module = module._replace(rows=rows * tensor.parts, shape=(rows * tensor.parts, *module.shape[1:]))
         if module.base not in self.wholes:
             self.wholes[module.base] = self.matrix(module, take_module(module, self.left, self.quantization))
-        return self.wholes[module.base].slice(tensor.part * rows, rows)
+        return _whole_words(self.wholes[module.base].slice(tensor.part * rows, rows))
 
     def module(self, at: str, tensor: Tensor) -> Module:
         """Where a resident tensor is; a vector is one row, and only the last axis of others are columns."""
@@ -237,9 +238,9 @@ class _Planner:
         rows = wholes[0].rows // len(rule.parts)
         for nth, part in enumerate(rule.parts):
             if rule.interleaved:
-                yield part, [whole.every(len(rule.parts), nth) for whole in wholes]
+                yield part, [_whole_words(whole.every(len(rule.parts), nth)) for whole in wholes]
             else:
-                yield part, [whole.slice(nth * rows, rows) for whole in wholes]
+                yield part, [_whole_words(whole.slice(nth * rows, rows)) for whole in wholes]
 
     def whole_matrices(self, i: int, rule: Experts) -> Iterator[SourceMatrix]:
         """What a rule's module holds of every expert; the first says how they are kept, as a rule all alike."""
@@ -286,6 +287,17 @@ class _Planner:
             reasons.setdefault(known, []).append(tensor)
         for what, tensors in sorted(reasons.items()):
             yield Skipped(what, len(tensors), sum(tensor.nbytes for tensor in tensors))
+
+
+def _whole_words(matrix: SourceMatrix) -> SourceMatrix:
+    """Some rows of a module. Raises UnsupportedError where they cut the words of rows that are packed together."""
+    if any(plane.spec.words for plane in matrix.planes) and (matrix.step > 1 or matrix.first % PACKED_ROWS):
+        which = f"from {matrix.first}" if matrix.step == 1 else f"every {matrix.step}th from {matrix.first}"
+        raise UnsupportedError(
+            f"{matrix.file}: {matrix.tensor} is {matrix.encoding.label}, expected an encoding whose rows can be taken "
+            f"apart: of {matrix.stored_rows} rows {matrix.rows} are wanted, {which}"
+        )
+    return matrix
 
 
 # ---- encodings

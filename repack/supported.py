@@ -108,19 +108,27 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
     SourceEncoding(
         "FP8 E4M3, 128 × 128 blocks, per channel or per matrix",
-        "DeepSeek, Qwen, Mistral, compressed-tensors",
+        "DeepSeek, Qwen, Mistral, compressed-tensors, Quark",
         "affine, 4 bits",
     ),
-    SourceEncoding("INT4 and INT8 pack-quantized", "compressed-tensors (Kimi)", "symmetric, exact"),
-    SourceEncoding("MXFP4", "gpt-oss, compressed-tensors, DeepSeek, MLX", "mxfp4, exact"),
-    SourceEncoding("NVFP4", "ModelOpt, compressed-tensors", "nvfp4, exact"),
+    SourceEncoding(
+        "INT4 and INT8 pack-quantized, INT8 int-quantized (W8A8), with or without zero points",
+        "compressed-tensors (Kimi, RedHatAI)",
+        "symmetric or zero_point, exact",
+    ),
+    SourceEncoding("MXFP4", "gpt-oss, compressed-tensors, DeepSeek, MLX, AutoRound, Quark", "mxfp4, exact"),
+    SourceEncoding("NVFP4", "ModelOpt, compressed-tensors, AutoRound", "nvfp4, exact"),
     SourceEncoding("affine, 2 to 8 bits", "MLX", "affine, exact"),
     SourceEncoding(
         "Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ1, IQ2, IQ3, IQ4, MXFP4",
         "GGUF of " + ", ".join(row.model_type for row in SUPPORTED if "GGUF" in row.encodings),
         "symmetric, affine, q2_k to q6_k, iq1_s to iq4_xs or mxfp4, exact",
     ),
-    SourceEncoding("GPTQ without act-order, AWQ", "GPTQModel, AutoAWQ", "zero_point or symmetric, exact"),
+    SourceEncoding(
+        "GPTQ without act-order, AWQ",
+        "GPTQModel, AutoAWQ, AutoRound (2, 3, 4 and 8 bits)",
+        "zero_point or symmetric, exact",
+    ),
 )
 ENCODINGS_TEST = "tests/formats/test_encodings.py"
 MODEL_HEAD = ("model_type", "models", "run whole in", "same logits, ids and experts as")

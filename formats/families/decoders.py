@@ -258,6 +258,7 @@ GPT_OSS = _decoder(
             Experts("mlp.experts.down_proj", "D I", ("down",), "", transposed=True, bias="_bias"),
         ),
         tuple(rule._replace(bias=".bias") for rule in EXPERTS_BY_PART),
+        tuple(rule._replace(bias=".bias") for rule in PER_EXPERT),  # as AutoRound takes them apart
     ),
 )
 SHARED_MLP = tuple(

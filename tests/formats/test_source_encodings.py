@@ -1,6 +1,6 @@
-"""Source encodings bit for bit against other libraries (fixtures/source_encodings.npz), decoded and transcoded.
+"""Source encodings bit for bit against other libraries (fixtures/*_encodings.npz), decoded and transcoded.
 
-tests/fixtures/make_source_encodings.py names the library of each kind.
+tests/fixtures/make_source_encodings.py and make_packaged_encodings.py name the library of each kind.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from repack.rows import RowBlock, RowReader
 from repack.sources.base import Reader
 from tests.repack.quantized import KINDS, source_encoding
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "source_encodings.npz"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 QUANTIZED = tuple(kind for kind in KINDS if kind != "bf16")
 
 
@@ -50,8 +50,8 @@ class Planes:
 
 @pytest.fixture(scope="module")
 def fixture() -> Mapping[str, AnyArray]:
-    with np.load(FIXTURE) as file:
-        return dict(file)
+    with np.load(FIXTURES / "source_encodings.npz") as first, np.load(FIXTURES / "packaged_encodings.npz") as second:
+        return dict(first) | dict(second)
 
 
 def of_kind(fixture: Mapping[str, AnyArray], kind: str) -> tuple[SourceEncoding, SourceMatrix, Planes, AnyArray]:

@@ -19,6 +19,7 @@ from formats.encodings.sources import (
     AWQSource,
     FP8Source,
     GPTQSource,
+    Int8Source,
     MLXAffineSource,
     MXFP4Source,
     NVFP4Source,
@@ -60,8 +61,35 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         for kind in ("gptq", "gptq_zero", "gptq_v2", "gptq8", "gptq3", "gptq2")
     },
     "awq": {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales")},
+    **{
+        kind: {plane: f"{{base}}.{plane}" for plane in ("qweight", "qzeros", "scales")}
+        for kind in (
+            "auto_round",
+            "auto_round3",
+            "auto_round8",
+            "auto_round_gptq",
+            "auto_round_gptq2",
+            "auto_round_awq",
+        )
+    },
+    "auto_round_mxfp4": {"codes": "{weight}_packed", "scales": "{weight}_scale"},
+    "auto_round_nvfp4": {"codes": "{weight}_packed", "scales": "{weight}_scale", "global": "{weight}_global_scale"},
+    **{
+        kind: {plane: f"{{weight}}_{plane}" for plane in ("packed", "scale", "shape", "zero_point")}
+        for kind in ("int4_zero", "int8_zero")
+    },
+    **{
+        kind: {"weight": "{weight}", "scale": "{weight}_scale", "zero_point": "{weight}_zero_point"}
+        for kind in ("int8_bytes", "int8_bytes_zero", "int8_bytes_group", "int8_bytes_tensor")
+    },
+    "quark_mxfp4": {"codes": "{weight}", "scales": "{weight}_scale"},
+    **{
+        kind: {"weight": "{weight}", "scale": "{weight}_scale"}
+        for kind in ("fp8_quark_tensor", "fp8_quark_channel", "fp8_quark_block")
+    },
 }
 KINDS = tuple(_NAMES)
+PACKAGED = KINDS[KINDS.index("auto_round") :]  # of tests/fixtures/make_packaged_encodings.py
 
 
 def _compressed(form: str, **weights: Any) -> dict[str, Any]:
@@ -80,6 +108,23 @@ def _gptq(bits: int, sym: bool, checkpoint_format: str = "gptq") -> dict[str, An
     }
 
 
+def _auto_round(bits: int, sym: bool, packing_format: str, **more: Any) -> dict[str, Any]:
+    said = {"bits": bits, "group_size": 32, "sym": sym, "data_type": "int", "packing_format": packing_format}
+    return {"quant_method": "auto-round", "autoround_version": "0.12.3", "iters": 0, **said, **more}
+
+
+def _quark(**weight: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": {"is_dynamic": False, **weight}, "input_tensors": None, "bias": None},
+        "layer_quant_config": {},
+        "exclude": ["lm_head"],
+        "algo_config": None,
+        "export": {"kv_cache_group": [], "pack_method": "reorder", "weight_format": "real_quantized"},
+    }
+
+
+_AUTO_ROUND_FLOATS = {"act_bits": 4, "act_dynamic": True, "act_sym": True}
 _FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 # What goes into config.json as quantization_config, or, where it says no quant_method, as MLX's quantization.
 CONFIGS: Mapping[str, dict[str, Any] | None] = {
@@ -103,6 +148,26 @@ CONFIGS: Mapping[str, dict[str, Any] | None] = {
     "gptq3": _gptq(3, False),
     "gptq2": _gptq(2, False),
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+    "auto_round": _auto_round(4, False, "auto_round"),
+    "auto_round3": _auto_round(3, False, "auto_round"),
+    "auto_round8": _auto_round(8, True, "auto_round"),
+    "auto_round_gptq": _auto_round(4, True, "auto_round:auto_gptq"),
+    "auto_round_gptq2": _auto_round(2, False, "auto_round:auto_gptq"),
+    "auto_round_awq": _auto_round(4, False, "auto_round:auto_awq"),
+    "auto_round_mxfp4": _auto_round(4, True, "auto_round:llm_compressor", data_type="mx_fp", **_AUTO_ROUND_FLOATS),
+    "auto_round_nvfp4": _auto_round(
+        4, True, "auto_round:llm_compressor", data_type="nv_fp", **_AUTO_ROUND_FLOATS | {"group_size": 16}
+    ),
+    "int4_zero": _compressed("pack-quantized", num_bits=4, type="int", group_size=32, symmetric=False),
+    "int8_zero": _compressed("pack-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+    "int8_bytes": _compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=True),
+    "int8_bytes_zero": _compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+    "int8_bytes_group": _compressed("int-quantized", num_bits=8, type="int", group_size=32, symmetric=True),
+    "int8_bytes_tensor": _compressed("int-quantized", num_bits=8, type="int", strategy="tensor", symmetric=True),
+    "quark_mxfp4": _quark(dtype="fp4", qscheme="per_group", group_size=32, ch_axis=-1, scale_format="e8m0"),
+    "fp8_quark_tensor": _quark(dtype="fp8_e4m3", qscheme="per_tensor", ch_axis=None, symmetric=True),
+    "fp8_quark_channel": _quark(dtype="fp8_e4m3", qscheme="per_channel", ch_axis=0, symmetric=True),
+    "fp8_quark_block": _quark(dtype="fp8_e4m3", qscheme="per_block", block_size=[128, 128], symmetric=True),
 }
 
 
@@ -133,6 +198,24 @@ def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
         "gptq3": GPTQSource(3, 32, "f16", False, 1, True),
         "gptq2": GPTQSource(2, 32, "f16", False, 1, True),
         "awq": AWQSource(32, "f16"),
+        "auto_round": GPTQSource(4, 32, "f16", False, 2, False),
+        "auto_round3": GPTQSource(3, 32, "f16", False, 2, False),
+        "auto_round8": GPTQSource(8, 32, "f16", True, 2, False),
+        "auto_round_gptq": GPTQSource(4, 32, "f16", True, 1, False),
+        "auto_round_gptq2": GPTQSource(2, 32, "f16", False, 1, False),
+        "auto_round_awq": AWQSource(32, "f16"),
+        "auto_round_mxfp4": MXFP4Source(BYTES),
+        "auto_round_nvfp4": NVFP4Source("divide", BYTES, (1,)),
+        "int4_zero": PackedSource(4, 32, "bf16", (rows, columns), symmetric=False),
+        "int8_zero": PackedSource(8, columns, "bf16", (rows, columns), symmetric=False),
+        "int8_bytes": Int8Source(columns, "bf16", (rows, 1)),
+        "int8_bytes_zero": Int8Source(columns, "bf16", (rows, 1), symmetric=False),
+        "int8_bytes_group": Int8Source(32, "f32", (rows, columns // 32)),
+        "int8_bytes_tensor": Int8Source(columns, "bf16", (1,)),
+        "quark_mxfp4": MXFP4Source(BYTES),
+        "fp8_quark_tensor": FP8Source(PER_TENSOR, "f32", ()),
+        "fp8_quark_channel": FP8Source(PER_CHANNEL, "f32", (rows,)),
+        "fp8_quark_block": FP8Source(PER_BLOCK, "f32"),
     }
     return found[kind]
 
@@ -173,7 +256,11 @@ def _random(
         assert isinstance(encoding, GPTQSource)
         return (np.arange(columns) // encoding.group_size).astype(np.int32)
     if spec.name == "qzeros" and isinstance(encoding, GPTQSource) and encoding.symmetric:
-        return np.full(shape, 0x77777777 if encoding.bits == 4 else 0x7F7F7F7F, np.uint32)
+        middle = (1 << encoding.bits - 1) - (encoding.version == 1)
+        return np.full(shape, sum(middle << at for at in range(0, 32, encoding.bits)), np.uint32)
+    if kind == "auto_round_gptq2" and spec.name == "qzeros":  # no field is 3, which AutoRound has no zero point for
+        words = rng.integers(0, 1 << 32, shape, np.uint32)
+        return words ^ (words & words >> 1 & 0x55555555)
     if spec.kind == "e8m0":
         return rng.integers(118, 124, shape, np.uint8)
     if spec.kind == "e4m3" and spec.name == "scales":
@@ -185,6 +272,8 @@ def _random(
     if dtype in ("I32", "U32"):
         return rng.integers(0, 1 << 32, shape, np.uint32)
     scale = 0.1 if spec.name == "weight" else 1.0 if spec.name in ("global", "biases") else 1.0 / (1 << encoding.bits)
+    if kind == "auto_round_nvfp4" and spec.name == "global":
+        return np.full(shape, 8, np.float32)  # AutoRound divides codes by it, not scales: a power of two is one result
     if kind == "nvfp4_packed" and spec.name == "global":
         scale = 8.0
     values = (rng.uniform(0.5, 1.5, shape) * scale).astype(np.float32)

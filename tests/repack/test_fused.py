@@ -58,6 +58,26 @@ def turned(at: str, experts: Tensors) -> Tensors:
     }
 
 
+def taken_apart(at: str, experts: Tensors) -> Tensors:
+    """gpt-oss's: columns first, gate and up in turns -> one by one, as AutoRound has them."""
+    result: Tensors = {}
+    for name, tensor in experts.items():
+        part, _, bias = name.partition("_proj")
+        for i, each in enumerate(tensor.data):
+            rows = each if bias else each.T
+            parts = {"gate": rows[::2], "up": rows[1::2]} if part == "gate_up" else {"down": rows}
+            for which, data in parts.items():
+                suffix = "bias" if bias else "weight"
+                result[f"{at}{i}.{which}_proj.{suffix}"] = Stored(tensor.dtype, data.shape, np.ascontiguousarray(data))
+    return result
+
+
+def test_experts_of_gpt_oss_one_by_one_are_those_side_by_side(tmp_path: Path) -> None:
+    case = decoders_tiny.CASES["gpt_oss"]
+    fused = records(tmp_path / "fused", case.tensors(), case.config)
+    assert records(tmp_path / "alone", each_layer(case.tensors(), taken_apart), case.config) == fused
+
+
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "glm4_moe", "olmoe", "dots1", "solar_open", "exaone_moe", "hunyuan_v1_moe", "afmoe", "mellum"]
 )

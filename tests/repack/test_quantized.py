@@ -175,7 +175,9 @@ def test_a_router_that_arrives_quantized_is_decoded_to_f32(tmp_path: Path, kind:
     assert [c.exact for c in result.comparisons if c.encoding == "f32" and c.source != "f32"] == [True]
 
 
-@pytest.mark.parametrize("kind", ["mxfp4_packed", "nvfp4_modelopt", "gptq_zero", "mlx3", "fp8_block"])
+@pytest.mark.parametrize(
+    "kind", ["mxfp4_packed", "nvfp4_modelopt", "gptq_zero", "mlx3", "fp8_block", "int4_zero", "int8_bytes_zero"]
+)
 def test_a_run_equals_one_of_the_decoded_weights(tmp_path: Path, kind: str) -> None:
     source = checkpoint(tmp_path / "source", kind, is_linear)
     plain = tmp_path / "plain"

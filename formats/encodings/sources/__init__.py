@@ -7,7 +7,7 @@ from formats.encodings.sources.fp8 import FP8Source
 from formats.encodings.sources.ggml import GGMLSource
 from formats.encodings.sources.gptq import AWQSource, GPTQSource
 from formats.encodings.sources.mlx import MLXAffineSource
-from formats.encodings.sources.packed import PackedSource
+from formats.encodings.sources.packed import Int8Source, PackedSource
 from formats.encodings.sources.plain import PlainSource
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Flaw",
     "GGMLSource",
     "GPTQSource",
+    "Int8Source",
     "MLXAffineSource",
     "MXFP4Source",
     "NVFP4Source",
