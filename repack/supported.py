@@ -52,8 +52,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("granitemoehybrid", "Granite-4.0-H-Tiny, H-Small", "bf16, MLX", TRANSFORMERS_24, DECODERS),
-    Supported("granitemoeshared", "Granite MoE with a shared expert", "bf16", TRANSFORMERS_24, DECODERS),
+    Supported("granitemoehybrid", "Granite-4.0-H-Tiny, H-Small", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("granitemoeshared", "Granite MoE with a shared expert", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("hunyuan_v1_moe", "Hunyuan-A13B", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("hy_v3", "Hunyuan 3 (Hy3)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),
@@ -74,7 +74,11 @@ SUPPORTED: Sequence[Supported] = (
     Supported("mistral_large4", "Mistral-Large-4-1T-A52B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(
-        "nemotron_h", "Nemotron-3-Nano-30B-A3B, Super-120B-A12B", "bf16, FP8, NVFP4, MLX", TRANSFORMERS_24, DECODERS
+        "nemotron_h",
+        "Nemotron-3-Nano-30B-A3B, Super-120B-A12B",
+        "bf16, FP8, NVFP4, MLX, GGUF",
+        TRANSFORMERS_24,
+        DECODERS,
     ),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),

@@ -15,11 +15,13 @@ from tests.fixtures import (
     deepseek_tiny,
     deepseek_v4_tiny,
     gemma_tiny,
+    granite_tiny,
     hybrids_tiny,
     kimi_k3_tiny,
     kimi_linear_tiny,
     llama4_tiny,
     mimo_tiny,
+    nemotron_tiny,
     plain_tiny,
     qwen4_tiny,
     step_tiny,
@@ -78,6 +80,12 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "sarvam_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["sarvam_moe"], "sarvam_moe"),
     "bailing_hybrid": _checkpoint("bailingmoe3", bailing_tiny.CASES["bailing_hybrid"], "bailing_hybrid"),
     "cohere2_moe": _checkpoint("cohere2moe", cohere_tiny.CASES["cohere2_moe"], "cohere2_moe"),
+    "granitemoeshared": _checkpoint("granitemoe", granite_tiny.CASES["granitemoeshared"], "granitemoeshared"),
+    "granitemoehybrid": _checkpoint("granitehybrid", granite_tiny.CASES["granitemoehybrid"], "granitemoehybrid"),
+    **{
+        name: _checkpoint("nemotron_h_moe", nemotron_tiny.CASES[name], name)
+        for name in ("nemotron_h_gguf", "nemotron_h_super_gguf")
+    },
     "gemma4": _checkpoint("gemma4", gemma_tiny.CASES["gemma4"], "gemma4"),
     "deepseek_v4_gguf": _checkpoint("deepseek4", deepseek_v4_tiny.CASES["deepseek_v4_gguf"], "deepseek_v4_gguf"),
     "kimi_k3_mxfp4": _checkpoint("kimi-k3", kimi_k3_tiny.CASES["kimi_k3_mxfp4"], "kimi_k3_mxfp4"),

@@ -34,6 +34,7 @@ from repack.sources.gguf_latent import (
     kimi_linear_config,
     ling_config,
 )
+from repack.sources.gguf_mamba2 import granitehybrid_config, granitemoe_config, nemotron_h_config
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
     AFMOE,
@@ -44,16 +45,20 @@ from repack.sources.gguf_names import (
     DELTA_ATTENTION,
     EXPERTS,
     FEED_FORWARD,
+    GRANITE,
     INDEXER,
     KIMI_K3,
     LATENT_ATTENTION,
     LFM2_MOE,
     LINEAR_ATTENTION,
     LING,
+    MAMBA2,
+    NEMOTRON_H,
     OUTSIDE,
     OUTSIDE_KIMI_K3,
     OUTSIDE_LFM2,
     OUTSIDE_LING,
+    OUTSIDE_NEMOTRON_H,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     STEP35,
@@ -115,19 +120,6 @@ def _mixtral(keys: Keys) -> Config:
 
 def _olmoe(keys: Keys) -> Config:
     return decoder_config(keys, "olmoe") | {"intermediate_size": keys["feed_forward_length"], "norm_topk_prob": False}
-
-
-def _granitemoe(keys: Keys) -> Config:
-    if keys.get("expert_shared_feed_forward_length", 0):
-        raise UnsupportedError(f"{keys.where}: granitemoe with a shared expert is not implemented")
-    return decoder_config(keys, "granitemoe", experts="num_local_experts") | {
-        "intermediate_size": keys["feed_forward_length"],
-        "attention_multiplier": keys["attention.scale"],
-        "embedding_multiplier": keys.get("embedding_scale", 1.0),
-        "residual_multiplier": keys.get("residual_scale", 1.0),
-        "logits_scaling": keys.get("logit_scale", 1.0),
-        "rope_interleave": True,
-    }
 
 
 def _glm4_moe(keys: Keys) -> Config:
@@ -346,8 +338,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
-    "granitemoe": Architecture(
-        "granitemoe", _granitemoe, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.router.layer.weight"}
+    "granitemoe": Architecture("granitemoe", granitemoe_config, GRANITE),
+    "granitehybrid": Architecture("granitemoehybrid", granitehybrid_config, GRANITE | MAMBA2, {"ssm_a": LOG_OF_MINUS}),
+    "nemotron_h_moe": Architecture(
+        "nemotron_h",
+        nemotron_h_config,
+        NEMOTRON_H,
+        {"ssm_a": LOG_OF_MINUS},
+        extra_layers="mtp.",
+        prefix="backbone.",
+        outside=OUTSIDE_NEMOTRON_H,
     ),
     "glm4moe": Architecture("glm4_moe", _glm4_moe, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "gemma4": Architecture("gemma4", gemma4_config, COMMON | BESIDE_EXPERTS, rope_factors=True),
