@@ -69,9 +69,13 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             ("granitemoe", "granitemoe"),
             ("dots1_gguf", "dots1"),
             ("ernie4_5_moe", "ernie4_5-moe"),
+            ("exaone_moe", "exaone-moe"),
             ("glm4_moe", "glm4moe"),
+            ("hunyuan_v1_moe_gguf", "hunyuan-moe"),
+            ("hy_v3", "hy_v3"),
             ("minimax_m2", "minimax-m2"),
             ("gpt_oss_gguf", "gpt-oss"),
+            ("solar_open", "glm4moe"),
         )
     },
     "afmoe": _checkpoint("afmoe", plain_tiny.CASES["afmoe"], "afmoe"),
@@ -94,6 +98,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     "mimo_v2_flash": _checkpoint("mimo2", mimo_tiny.CASES["mimo_v2_flash"], "mimo_v2_flash"),
     "qwen4_exp_gguf": _checkpoint("qwen4exp", qwen4_tiny.CASES["qwen4_exp_gguf"], "qwen4_exp_gguf"),
     "step3p5": _checkpoint("step35", step_tiny.CASES["step3p5"], "step3p5"),
+    "glm4v_moe": _checkpoint("glm4moe", vision_tiny.CASES["glm4v_moe"], "glm4v_moe"),
     "qwen3_vl_moe": _checkpoint("qwen3vlmoe", vision_tiny.CASES["qwen3_vl_moe"], "qwen3_vl_moe"),
     "qwen3_next": _checkpoint("qwen3next", hybrids_tiny.CASES["qwen3_next"], "qwen3_next"),
     **{

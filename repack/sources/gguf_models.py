@@ -14,6 +14,7 @@ from formats.encodings.sources.plain import LOG, LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
+from repack.sources.gguf_decoders import exaone_moe_config, hunyuan_v1_moe_config, hy_v3_config
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import (
@@ -46,6 +47,8 @@ from repack.sources.gguf_names import (
     EXPERTS,
     FEED_FORWARD,
     GRANITE,
+    HUNYUAN,
+    HY_V3,
     INDEXER,
     KIMI_K3,
     LATENT_ATTENTION,
@@ -336,6 +339,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _ernie4_5_moe,
         COMMON | SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
     ),
+    "exaone-moe": Architecture(
+        "exaone_moe",
+        exaone_moe_config,
+        COMMON | SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.e_score_correction_bias"},
+        extra_layers="mtp.",
+    ),
+    "hunyuan-moe": Architecture("hunyuan_v1_moe", hunyuan_v1_moe_config, HUNYUAN),
+    "hy_v3": Architecture("hy_v3", hy_v3_config, HY_V3),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
     "granitemoe": Architecture("granitemoe", granitemoe_config, GRANITE),

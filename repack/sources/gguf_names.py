@@ -72,6 +72,20 @@ BAILING_MOE = {
     "attn_k_norm.weight": "attention.key_layernorm.weight",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
+SHARED_MLP = {f"ffn_{part}_shexp.weight": f"mlp.shared_mlp.{part}_proj.weight" for part in PARTS}
+HUNYUAN = {
+    **COMMON,
+    **SHARED_MLP,
+    "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+    "ffn_gate_inp.weight": "mlp.gate.wg.weight",
+}
+HY_V3 = {
+    **COMMON,
+    **SHARED_MLP,
+    "ffn_gate_inp.weight": "mlp.router.gate.weight",
+    "exp_probs_b": "mlp.expert_bias",
+}
 LFM2_MOE = {
     "attn_norm.weight": "operator_norm.weight",
     "ffn_norm.weight": "ffn_norm.weight",
