@@ -79,6 +79,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         )
     },
     "afmoe": _checkpoint("afmoe", plain_tiny.CASES["afmoe"], "afmoe"),
+    "laguna_gguf": _checkpoint("laguna", plain_tiny.CASES["laguna_gguf"], "laguna_gguf"),
     "lfm2_moe": _checkpoint("lfm2moe", plain_tiny.CASES["lfm2_moe"], "lfm2_moe"),
     "bailing_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["bailing_moe"], "bailing_moe"),
     "sarvam_moe": _checkpoint("bailingmoe2", plain_tiny.CASES["sarvam_moe"], "sarvam_moe"),

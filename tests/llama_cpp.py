@@ -125,7 +125,7 @@ def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
     for i in range(num_layers):
         at = f"layers.{i}."
         experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
-        beside = re.compile("(shared|routed)_expert|expert_bias")
+        beside = re.compile("(shared|routed)_expert|expert_bias|e_score")
         experts = {name: value for name, value in experts.items() if not beside.search(name)}
         if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
             continue

@@ -14,7 +14,7 @@ from formats.encodings.sources.plain import LOG, LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
-from repack.sources.gguf_decoders import exaone_moe_config, hunyuan_v1_moe_config, hy_v3_config
+from repack.sources.gguf_decoders import exaone_moe_config, hunyuan_v1_moe_config, hy_v3_config, laguna_config
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import (
@@ -51,6 +51,7 @@ from repack.sources.gguf_names import (
     HY_V3,
     INDEXER,
     KIMI_K3,
+    LAGUNA,
     LATENT_ATTENTION,
     LFM2_MOE,
     LINEAR_ATTENTION,
@@ -362,6 +363,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "glm4moe": Architecture("glm4_moe", _glm4_moe, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "gemma4": Architecture("gemma4", gemma4_config, COMMON | BESIDE_EXPERTS, rope_factors=True),
+    "laguna": Architecture("laguna", laguna_config, LAGUNA),
     "lfm2moe": Architecture("lfm2_moe", _lfm2_moe, LFM2_MOE, outside=OUTSIDE_LFM2),
     "llama4": Architecture("llama4", _llama4, COMMON | FEED_FORWARD, rope_factors=True),
     "mimo2": Architecture(

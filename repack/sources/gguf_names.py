@@ -86,6 +86,12 @@ HY_V3 = {
     "ffn_gate_inp.weight": "mlp.router.gate.weight",
     "exp_probs_b": "mlp.expert_bias",
 }
+LAGUNA = {
+    **COMMON,
+    **SHARED_EXPERT,
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "exp_probs_b.bias": "mlp.experts.e_score_correction_bias",
+}
 LFM2_MOE = {
     "attn_norm.weight": "operator_norm.weight",
     "ffn_norm.weight": "ffn_norm.weight",
