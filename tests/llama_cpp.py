@@ -31,6 +31,7 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
 
 
 KIMI, LING, LFM2, STEP = ("kimi-linear", "kimi-k3"), "bailingmoe3", "lfm2moe", "step35"
+MINIMAX_M3 = "minimax-m3"
 MAMBA2 = GRANITE_4, NEMOTRON = "granitehybrid", "nemotron_h_moe"
 TURNED = ("llama", "granitemoe", *MAMBA2)  # rotary pairs side by side
 AFTER_ATTENTION = (
@@ -69,6 +70,12 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
             values = {name.replace("attention.o_proj", "attention.dense"): value for name, value in values.items()}
         values = _named_parts(values) if architecture == LFM2 else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
+        if architecture == MINIMAX_M3:  # nothing of what sees
+            values = {
+                name.replace("mlp.switch", "block_sparse_moe.switch"): value
+                for name, value in values.items()
+                if not name.startswith("vision_tower.")
+            }
         if architecture == LFM2:
             values = {name.replace(".mlp.", ".feed_forward."): value for name, value in values.items()}
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
@@ -353,7 +360,7 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
             value = value[:, 0]
         if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
-    if architecture == STEP and name.endswith("norm.weight"):
+    if architecture in (STEP, MINIMAX_M3) and name.endswith("norm.weight"):
         value = value + np.float32(1)
     if architecture == LFM2 and name == "conv.conv.weight":
         value = value[:, 0]

@@ -1,8 +1,10 @@
 """config.json of GGUF files of plain decoders.
 
-Source: llama.cpp's conversion/exaone.py, hunyuan.py and laguna.py, and its graphs of the same names.
+Source: llama.cpp's conversion/exaone.py, hunyuan.py, laguna.py and minimax.py, and its graphs of the same names.
 """
 
+from formats.errors import FormatError
+from formats.fields import shown
 from repack.sources.gguf_keys import SIGMOID, Config, Keys, decoder_config, groups, rope_scaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -66,7 +68,6 @@ def laguna_config(keys: Keys) -> Config:
     if keys.get("attention.sliding_window_pattern") is not None:
         slides = keys.items("attention.sliding_window_pattern", bool, layers)
     theta, turned = keys.get("rope.freq_base", 10000.0), keys.size("rope.dimension_count", head_dim)
-    dense = keys.size("leading_dense_block_count") if keys.get("leading_dense_block_count") else 0
     return {
         "model_type": "laguna",
         "hidden_size": keys["embedding_length"],
@@ -92,7 +93,7 @@ def laguna_config(keys: Keys) -> Config:
                 "rope_type": "default",
             },
         },
-        "mlp_layer_types": ["sparse" if layer >= dense else "dense" for layer in range(layers)],
+        "mlp_layer_types": ["sparse" if kind else "dense" for kind in _sparse(keys)],
         "intermediate_size": keys["feed_forward_length"],
         "num_experts": keys["expert_count"],
         "num_experts_per_tok": keys["expert_used_count"],
@@ -100,3 +101,37 @@ def laguna_config(keys: Keys) -> Config:
         "shared_expert_intermediate_size": keys["expert_shared_feed_forward_length"],
         "moe_routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
     }
+
+
+def minimax_m3_config(keys: Keys) -> Config:
+    """MiniMax-M3, whose layers with experts have indexers; that SwiGLU is clamped at 7, no key says."""
+    keys.only("expert_gating_func", SIGMOID)
+    keys.only("expert_weights_norm", True)
+    sparse = _sparse(keys)
+    config = decoder_config(keys, "minimax_m3_vl", experts="num_local_experts")
+    return config | {
+        "layer_types": ["minimax_m3_sparse" if kind else FULL for kind in sparse],
+        "moe_layer_freq": [int(kind) for kind in sparse],
+        "intermediate_size": keys["expert_feed_forward_length"],
+        "dense_intermediate_size": keys["feed_forward_length"],
+        "n_shared_experts": keys["expert_shared_count"],
+        "shared_intermediate_size": keys["expert_feed_forward_length"],
+        "routed_scaling_factor": keys.get("expert_weights_scale", 1.0),
+        "swiglu_limit": 7.0,
+        "partial_rotary_factor": keys.size("rope.dimension_count", config["head_dim"]) / config["head_dim"],
+        "index_n_heads": keys["attention.indexer.head_count"],
+        "index_head_dim": keys["attention.indexer.key_length"],
+        "index_topk_blocks": keys["attention.indexer.top_k"],
+        "index_block_size": keys["attention.indexer.block_size"],
+        "index_local_blocks": keys["attention.indexer.local_blocks"],
+    }
+
+
+def _sparse(keys: Keys) -> list[bool]:
+    """Which layers have experts: all but the first ones. Raises FormatError."""
+    dense = keys.get("leading_dense_block_count", 0)
+    if type(dense) is not int:
+        raise FormatError(
+            f"{keys.where}: {keys.architecture}.leading_dense_block_count is {shown(dense)}, expected a whole number"
+        )
+    return [layer >= dense for layer in range(keys.layers)]

@@ -14,7 +14,13 @@ from formats.encodings.sources.plain import LOG, LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
-from repack.sources.gguf_decoders import exaone_moe_config, hunyuan_v1_moe_config, hy_v3_config, laguna_config
+from repack.sources.gguf_decoders import (
+    exaone_moe_config,
+    hunyuan_v1_moe_config,
+    hy_v3_config,
+    laguna_config,
+    minimax_m3_config,
+)
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import (
@@ -57,6 +63,7 @@ from repack.sources.gguf_names import (
     LINEAR_ATTENTION,
     LING,
     MAMBA2,
+    MINIMAX_M3,
     NEMOTRON_H,
     OUTSIDE,
     OUTSIDE_KIMI_K3,
@@ -67,6 +74,7 @@ from repack.sources.gguf_names import (
     SHARED_EXPERTS,
     STEP35,
     ZERO_CENTRED,
+    ZERO_CENTRED_INDEXER,
 )
 from repack.sources.gguf_qwen4 import OUTSIDE_QWEN4, QWEN4, ZERO_CENTRED_QWEN4, qwen4_config
 from repack.sources.gguf_step35 import step35_config
@@ -381,6 +389,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
     ),
+    "minimax-m3": Architecture("minimax_m3_vl", minimax_m3_config, MINIMAX_M3, ZERO_CENTRED | ZERO_CENTRED_INDEXER),
     "step35": Architecture("step3p5", step35_config, STEP35, ZERO_CENTRED, rope_factors=True),
     "gpt-oss": Architecture(
         "gpt_oss",

@@ -202,6 +202,17 @@ OUTSIDE_NEMOTRON_H = OUTSIDE | {
     "token_embd.weight": "backbone.embeddings.weight",
     "output_norm.weight": "backbone.norm_f.weight",
 }
+MINIMAX_M3 = {
+    **COMMON,
+    **{name: hf.replace("mlp.", "block_sparse_moe.", 1) for name, hf in (EXPERTS | SHARED_EXPERTS).items()},
+    "ffn_gate_inp.weight": "block_sparse_moe.gate.weight",
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+    **{
+        f"indexer.{part}_{kind}.weight": f"self_attn.index_{part}_{kind}.weight"
+        for part in "qk"
+        for kind in ("proj", "norm")
+    },
+}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
     "ffn_norm.weight": MINUS_ONE,
@@ -211,3 +222,4 @@ ZERO_CENTRED = {
     "output_norm.weight": MINUS_ONE,
     "ssm_a": LOG_OF_MINUS,
 }
+ZERO_CENTRED_INDEXER = {f"indexer.{part}_norm.weight": MINUS_ONE for part in "qk"}
