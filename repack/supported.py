@@ -69,7 +69,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("mimo_v2_flash", "MiMo-V2-Flash", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m2", "MiniMax-M2, M2.1, M2.5, M2.7", "FP8, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("minimax_m3_vl", "MiniMax-M3 (text)", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
-    Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX", TRANSFORMERS_24, DEEPSEEK),
+    Supported("mistral3", "Mistral-Small-4-119B (text)", "FP8, bf16, MLX, GGUF", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral_large4", "Mistral-Large-4-1T-A52B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),

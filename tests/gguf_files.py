@@ -108,6 +108,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         name: _checkpoint("deepseek2", deepseek_tiny.CASES[name], name)
         for name in ("deepseek_v2", "deepseek_v2_groups", "deepseek_v3_gguf", "kimi_k2", "glm4_moe_lite")
     },
+    "mistral4_gguf": _checkpoint("mistral4", deepseek_tiny.CASES["mistral4_gguf"], "mistral4_gguf"),
     "deepseek_v32_gguf": _checkpoint("deepseek32", deepseek_tiny.CASES["deepseek_v32_gguf"], "deepseek_v32_gguf"),
     "glm_moe_dsa": _checkpoint("glm-dsa", deepseek_tiny.CASES["glm_moe_dsa"], "glm_moe_dsa"),
 }

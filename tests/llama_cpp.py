@@ -70,12 +70,12 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
             values = {name.replace("attention.o_proj", "attention.dense"): value for name, value in values.items()}
         values = _named_parts(values) if architecture == LFM2 else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
-        if architecture == MINIMAX_M3:  # nothing of what sees
-            values = {
-                name.replace("mlp.switch", "block_sparse_moe.switch"): value
-                for name, value in values.items()
-                if not name.startswith("vision_tower.")
-            }
+        if architecture == "mistral4":  # gate and up stay in one tensor
+            for name in [name for name in values if name.endswith("switch_mlp.gate_proj.weight")]:
+                up = values.pop(name.replace("gate_proj", "up_proj"))
+                values[name.replace("gate_proj", "gate_up_proj")] = np.concatenate([values.pop(name), up], axis=1)
+        if architecture == MINIMAX_M3:
+            values = {name.replace("mlp.switch", "block_sparse_moe.switch"): value for name, value in values.items()}
         if architecture == LFM2:
             values = {name.replace(".mlp.", ".feed_forward."): value for name, value in values.items()}
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}

@@ -40,6 +40,7 @@ from repack.sources.gguf_latent import (
     kimi_k3_config,
     kimi_linear_config,
     ling_config,
+    mistral4_config,
 )
 from repack.sources.gguf_mamba2 import granitehybrid_config, granitemoe_config, nemotron_h_config
 from repack.sources.gguf_mimo2 import mimo2_config
@@ -389,6 +390,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
     ),
+    "mistral4": Architecture("mistral4", mistral4_config, _DEEPSEEK),
     "minimax-m3": Architecture("minimax_m3_vl", minimax_m3_config, MINIMAX_M3, ZERO_CENTRED | ZERO_CENTRED_INDEXER),
     "step35": Architecture("step3p5", step35_config, STEP35, ZERO_CENTRED, rope_factors=True),
     "gpt-oss": Architecture(
