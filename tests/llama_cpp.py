@@ -71,9 +71,7 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _named_parts(values) if architecture == LFM2 else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
         if architecture == "mistral4":  # gate and up stay in one tensor
-            for name in [name for name in values if name.endswith("switch_mlp.gate_proj.weight")]:
-                up = values.pop(name.replace("gate_proj", "up_proj"))
-                values[name.replace("gate_proj", "gate_up_proj")] = np.concatenate([values.pop(name), up], axis=1)
+            values = _gate_up_in_one(values)
         if architecture == MINIMAX_M3:
             values = {name.replace("mlp.switch", "block_sparse_moe.switch"): value for name, value in values.items()}
         if architecture == LFM2:
@@ -114,6 +112,15 @@ def _by_mlx(name: str) -> str:
     if ".block_sparse_moe.experts." in name:
         return name
     return name.replace(".block_sparse_moe.gate.e_score", ".mlp.e_score").replace(".block_sparse_moe.", ".mlp.")
+
+
+def _gate_up_in_one(values: Values) -> dict[str, Float32]:
+    """Experts' gate and up as one stack."""
+    result = dict(values)
+    for name in [name for name in values if name.endswith("switch_mlp.gate_proj.weight")]:
+        parts = [result.pop(name), result.pop(name.replace("gate_proj", "up_proj"))]
+        result[name.replace("gate_proj", "gate_up_proj")] = np.concatenate(parts, axis=1)
+    return result
 
 
 def _named_parts(values: Values) -> dict[str, Float32]:
