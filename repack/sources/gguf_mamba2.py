@@ -76,6 +76,7 @@ def granitehybrid_config(keys: Keys) -> Config:
 def _granite(keys: Keys, model_type: str) -> Config:
     return decoder_config(keys, model_type, experts="num_local_experts") | {
         "intermediate_size": keys["feed_forward_length"],
+        "attention_bias": any(keys.has("attn_q.bias", layer) for layer in range(keys.layers)),
         "attention_multiplier": keys["attention.scale"],
         "embedding_multiplier": keys.get("embedding_scale", 1.0),
         "residual_multiplier": keys.get("residual_scale", 1.0),
@@ -103,11 +104,11 @@ def _mamba2(keys: Keys, kinds: Sequence[str]) -> Config:
 
 
 def _of_attention(keys: Keys, key_heads: Sequence[int]) -> int:
-    """The heads of keys of every layer that has any. Raises UnsupportedError where they differ."""
+    """The heads of keys of every layer that has any, 1 where none has. Raises UnsupportedError where they differ."""
     counts = set(key_heads) - {0}
-    if len(counts) != 1:
+    if len(counts) > 1:
         raise UnsupportedError(
             f"{keys.where}: {keys.architecture}.attention.head_count_kv is {shown(key_heads)}, only 0 and one other "
             "number are implemented"
         )
-    return counts.pop()
+    return counts.pop() if counts else 1
