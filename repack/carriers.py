@@ -3,10 +3,11 @@
 No byte moves: a tensor of several, one after another, becomes a view of each, and axes of a matrix are counted as one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from formats.config import DeepseekV3Config, KimiK3Config, ModelConfig
+from formats.config import DeepseekV3Config, GraniteMoeHybridConfig, KimiK3Config, ModelConfig, NemotronHConfig
 from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError
 from formats.families import FAMILIES
@@ -20,6 +21,7 @@ FUSED_RESIDUAL = "output_attn_res_score.weight"
 CORRECTION_BIAS = ".mlp.gate.e_score_correction_bias"
 FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused", "without_correction_bias")
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
+VECTORS_OF_MAMBA2 = tuple(f".{at}.{name}" for at in ("mamba", "mixer") for name in ("A_log", "D", "norm.weight"))
 STACKED_QKV = (".self_attn.qkv_proj", ".self_attn.qkv_conv")
 
 
@@ -35,6 +37,8 @@ def in_one_form(tensors: Tensors, config: ModelConfig) -> tuple[dict[str, Source
         tensors = without_head_axes(tensors)
     if isinstance(config, DeepseekV3Config) and config.post_mlp_norm:  # A.X-K1 is published without
         config = replace(config, without_correction_bias=not any(name.endswith(CORRECTION_BIAS) for name in tensors))
+    if isinstance(config, GraniteMoeHybridConfig | NemotronHConfig):
+        tensors = with_vectors_of_mamba2(tensors)
     if isinstance(config, KimiK3Config):
         config = replace(config, attn_res_fused=any(name.endswith(FUSED_RESIDUAL) for name in tensors))
         tensors = as_published_k3(tensors, config.linear_num_heads)
@@ -70,6 +74,14 @@ def without_head_axes(tensors: Tensors) -> dict[str, SourceTensor]:
         name: tensor._replace(shape=(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:]))
         if len(tensor.shape) == 3 and any(half in name for half in HALVES_OF_KV_B)
         else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_vectors_of_mamba2(tensors: Tensors) -> dict[str, SourceTensor]:
+    """Numbers of heads, columns in GGUF files, and the norm, there by groups of heads, as vectors."""
+    return {
+        name: tensor._replace(shape=(math.prod(tensor.shape),)) if name.endswith(VECTORS_OF_MAMBA2) else tensor
         for name, tensor in tensors.items()
     }
 

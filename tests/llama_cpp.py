@@ -31,6 +31,9 @@ def checkpoint_values(folder: Path) -> dict[str, Float32]:
 
 
 KIMI, LING, LFM2, STEP = ("kimi-linear", "kimi-k3"), "bailingmoe3", "lfm2moe", "step35"
+MINIMAX_M3 = "minimax-m3"
+MAMBA2 = GRANITE_4, NEMOTRON = "granitehybrid", "nemotron_h_moe"
+TURNED = ("llama", "granitemoe", *MAMBA2)  # rotary pairs side by side
 AFTER_ATTENTION = (
     "qwen35moe",
     "qwen3next",
@@ -54,6 +57,8 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
         values = _of_gemma4(values, config)
     elif architecture == "deepseek4":
         values = _of_deepseek4(values, config)
+    elif architecture == NEMOTRON:
+        values = _of_nemotron(values, config)
     elif architecture == STEP:
         values |= {"rope_freqs.weight": _step_factors(config)}
     elif architecture == "qwen4exp":
@@ -65,6 +70,10 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
             values = {name.replace("attention.o_proj", "attention.dense"): value for name, value in values.items()}
         values = _named_parts(values) if architecture == LFM2 else values
         values = _apart(_stacked(values, config["num_hidden_layers"]), architecture, config)
+        if architecture == "mistral4":  # gate and up stay in one tensor
+            values = _gate_up_in_one(values)
+        if architecture == MINIMAX_M3:
+            values = {name.replace("mlp.switch", "block_sparse_moe.switch"): value for name, value in values.items()}
         if architecture == LFM2:
             values = {name.replace(".mlp.", ".feed_forward."): value for name, value in values.items()}
     names = {hf: gguf_name for gguf_name, hf in ARCHITECTURES[architecture].layer.items()}
@@ -95,7 +104,7 @@ def converted(folder: Path, architecture: str) -> dict[str, Float32]:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+    return name.removeprefix("backbone.").removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
 
 
 def _by_mlx(name: str) -> str:
@@ -103,6 +112,15 @@ def _by_mlx(name: str) -> str:
     if ".block_sparse_moe.experts." in name:
         return name
     return name.replace(".block_sparse_moe.gate.e_score", ".mlp.e_score").replace(".block_sparse_moe.", ".mlp.")
+
+
+def _gate_up_in_one(values: Values) -> dict[str, Float32]:
+    """Experts' gate and up as one stack."""
+    result = dict(values)
+    for name in [name for name in values if name.endswith("switch_mlp.gate_proj.weight")]:
+        parts = [result.pop(name), result.pop(name.replace("gate_proj", "up_proj"))]
+        result[name.replace("gate_proj", "gate_up_proj")] = np.concatenate(parts, axis=1)
+    return result
 
 
 def _named_parts(values: Values) -> dict[str, Float32]:
@@ -121,11 +139,13 @@ def _stacked(values: Values, num_layers: int) -> dict[str, Float32]:
     for i in range(num_layers):
         at = f"layers.{i}."
         experts = {name: value for name, value in values.items() if name.startswith(at) and "expert" in name}
-        beside = re.compile("(shared|routed)_expert|expert_bias")
+        beside = re.compile("(shared|routed)_expert|expert_bias|e_score")
         experts = {name: value for name, value in experts.items() if not beside.search(name)}
         if f"{at}mlp.experts.down_proj_blocks" in experts:  # gpt-oss, which has a name of its own for the part
             continue
-        experts |= {name: value for name, value in values.items() if name.startswith(at) and "put_linear" in name}
+        experts |= {
+            name: value for name, value in values.items() if name.startswith(f"{at}block") and "put_linear" in name
+        }
         for part, stack in _parts(at, experts):
             result[f"{at}mlp.switch_mlp.{part}_proj.weight"] = stack
         for name in experts:
@@ -163,6 +183,12 @@ def _apart(values: Values, architecture: str, config: Mapping[str, Any]) -> dict
         elif architecture == "qwen3next" and name.endswith("in_proj_qkvz.weight"):
             qkv, z = _ungrouped(value, config)
             result[name.replace("qkvz", "qkv")], result[name.replace("qkvz", "z")] = qkv, z
+        elif name.endswith("shared_mlp.input_linear.weight"):
+            halves = np.split(value, 2)
+            for part, rows in zip(("gate", "up"), halves, strict=True):
+                result[name.replace("shared_mlp.input_linear", f"mlp.shared_expert.{part}_proj")] = rows
+        elif name.endswith("shared_mlp.output_linear.weight"):
+            result[name.replace("shared_mlp.output_linear", "mlp.shared_expert.down_proj")] = value
         elif architecture == "gpt-oss" and ".experts." in name:
             result |= _of_gpt_oss(name, value, values)
         else:
@@ -273,6 +299,18 @@ def _of_kimi_k3(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _of_nemotron(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
+    """Experts stacked, under MLX's names; nothing of multi-token prediction."""
+    result = {name: value for name, value in values.items() if ".experts." not in name and not name.startswith("mtp.")}
+    for name in values:
+        at, _, rest = name.partition(".experts.0.")
+        if rest and not name.startswith("mtp."):
+            stack = [values[f"{at}.experts.{expert}.{rest}"] for expert in range(config["n_routed_experts"])]
+            mlx = {"up_proj.weight": "fc1.weight", "down_proj.weight": "fc2.weight"}[rest]
+            result[f"{at}.switch_mlp.{mlx}"] = np.stack(stack)
+    return result
+
+
 def _of_qwen4(values: Values, config: Mapping[str, Any]) -> dict[str, Float32]:
     """The indexer's projection apart, the table of n-grams as one tensor, and nothing of its hashes."""
     result: dict[str, Float32] = {}
@@ -329,7 +367,7 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
             value = value[:, 0]
         if name.startswith("linear_attn.") and architecture != "qwen3next":
             value = _tiled(name.removeprefix("linear_attn."), value, config)
-    if architecture == STEP and name.endswith("norm.weight"):
+    if architecture in (STEP, MINIMAX_M3) and name.endswith("norm.weight"):
         value = value + np.float32(1)
     if architecture == LFM2 and name == "conv.conv.weight":
         value = value[:, 0]
@@ -341,10 +379,21 @@ def _changed(name: str, value: Float32, architecture: str, config: Mapping[str, 
         value = np.exp(value).reshape(-1, 1)
     if architecture in (*KIMI, LING) and "_conv1d." in name:
         value = value.reshape(1, -1, 1, value.shape[-1])
-    if architecture in ("llama", "granitemoe") and name.startswith(("self_attn.q_proj", "self_attn.k_proj")):
+    if architecture in MAMBA2:
+        value = _of_mamba2(name.partition(".")[2], value, config)
+    if architecture in TURNED and name.partition(".")[2].startswith(("q_proj", "k_proj")):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
     return np.ascontiguousarray(value)
+
+
+def _of_mamba2(name: str, value: Float32, config: Mapping[str, Any]) -> Float32:
+    """Numbers of heads as columns, the norm by groups of heads."""
+    if name in ("A_log", "D"):
+        return (-np.exp(value) if name == "A_log" else value).reshape(-1, 1)
+    if name == "norm.weight":
+        return value.reshape(config.get("mamba_n_groups", config.get("n_groups")), -1)
+    return value[:, 0] if name == "conv1d.weight" else value
 
 
 def _tiled(name: str, value: Float32, config: Mapping[str, Any]) -> Float32:

@@ -43,8 +43,6 @@ class GraniteMoeHybridConfig(DecoderConfig):
 def read_granitemoe(config: Fields) -> DecoderConfig:
     """Scales of embedding, scores, residuals and logits. Raises FormatError or UnsupportedError naming the key."""
     of_shared = config.string("model_type") == "granitemoeshared"
-    if of_shared:  # GGUF files of the other are turned so
-        only(config, "rope_interleave", False)
     shared = config.integer("shared_intermediate_size", 0, 2**24, default=0) if of_shared else 0
     return DecoderConfig(**_facts(config, model_type="granitemoe", shared_expert_intermediate_size=shared or None))
 

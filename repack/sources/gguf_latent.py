@@ -1,12 +1,14 @@
 """config.json of GGUF files with latent attention.
 
-Source: llama.cpp's conversion/deepseek.py, glm.py, kimi_linear.py, kimi_k3.py and bailingmoe3.py.
+Source: llama.cpp's conversion/deepseek.py, glm.py, kimi_linear.py, kimi_k3.py, bailingmoe3.py and mistral3.py.
 """
 
 from repack.sources.gguf_keys import SIGMOID, SOFTMAX, Config, Keys, dimensions, groups, rope_scaling
 
 # By architecture and number of experts: DeepSeek-V2 and V2.5 with 236 billion weights, V3 and R1.
 GROUPS_OF_OLDER_FILES = {"deepseek2": {160: (8, 3), 256: (8, 4)}}
+TEMPERATURE = "attention.temperature_scale"
+MISTRAL4_BETA = 0.1  # of the published model, and of transformers where nothing is said
 
 
 def deepseek_v3_config(keys: Keys) -> Config:
@@ -14,6 +16,26 @@ def deepseek_v3_config(keys: Keys) -> Config:
 
     V3.2 and GLM-5 have all of it, too.
     """
+    keys.only(TEMPERATURE, 0)  # Mistral Large 3 is such a file
+    return _latent_config(keys)
+
+
+def mistral4_config(keys: Keys) -> Config:
+    """Mistral Small 4, of whose queries, which grow with their position, the converter says nothing."""
+    config = _latent_config(keys)
+    beta = keys.get(TEMPERATURE)
+    if beta is None:
+        keys.notes.append(
+            f"{keys.architecture}.{TEMPERATURE} is missing, as the converter leaves it out: taken for {MISTRAL4_BETA}, "
+            "as the published model has it"
+        )
+    if config["rope_scaling"] is not None:
+        config["rope_scaling"]["llama_4_scaling_beta"] = MISTRAL4_BETA if beta is None else beta
+    return config | {"model_type": "mistral4"}
+
+
+def _latent_config(keys: Keys) -> Config:
+    """What all of DeepSeek-V3's kind have."""
     dense = keys.get("leading_dense_block_count", 0)
     by_sigmoid = keys.has("exp_probs_b.bias", layer=dense)
     keys.only("expert_gating_func", SIGMOID if by_sigmoid else SOFTMAX)

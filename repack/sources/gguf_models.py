@@ -14,6 +14,13 @@ from formats.encodings.sources.plain import LOG, LOG_OF_MINUS
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import shown
 from formats.gguf import ROPE_FREQS
+from repack.sources.gguf_decoders import (
+    exaone_moe_config,
+    hunyuan_v1_moe_config,
+    hy_v3_config,
+    laguna_config,
+    minimax_m3_config,
+)
 from repack.sources.gguf_deepseek4 import DEEPSEEK4, OUTSIDE_DEEPSEEK4, deepseek4_config
 from repack.sources.gguf_gemma4 import gemma4_config
 from repack.sources.gguf_keys import (
@@ -33,7 +40,9 @@ from repack.sources.gguf_latent import (
     kimi_k3_config,
     kimi_linear_config,
     ling_config,
+    mistral4_config,
 )
+from repack.sources.gguf_mamba2 import granitehybrid_config, granitemoe_config, nemotron_h_config
 from repack.sources.gguf_mimo2 import mimo2_config
 from repack.sources.gguf_names import (
     AFMOE,
@@ -44,20 +53,29 @@ from repack.sources.gguf_names import (
     DELTA_ATTENTION,
     EXPERTS,
     FEED_FORWARD,
+    GRANITE,
+    HUNYUAN,
+    HY_V3,
     INDEXER,
     KIMI_K3,
+    LAGUNA,
     LATENT_ATTENTION,
     LFM2_MOE,
     LINEAR_ATTENTION,
     LING,
+    MAMBA2,
+    MINIMAX_M3,
+    NEMOTRON_H,
     OUTSIDE,
     OUTSIDE_KIMI_K3,
     OUTSIDE_LFM2,
     OUTSIDE_LING,
+    OUTSIDE_NEMOTRON_H,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     STEP35,
     ZERO_CENTRED,
+    ZERO_CENTRED_INDEXER,
 )
 from repack.sources.gguf_qwen4 import OUTSIDE_QWEN4, QWEN4, ZERO_CENTRED_QWEN4, qwen4_config
 from repack.sources.gguf_step35 import step35_config
@@ -115,19 +133,6 @@ def _mixtral(keys: Keys) -> Config:
 
 def _olmoe(keys: Keys) -> Config:
     return decoder_config(keys, "olmoe") | {"intermediate_size": keys["feed_forward_length"], "norm_topk_prob": False}
-
-
-def _granitemoe(keys: Keys) -> Config:
-    if keys.get("expert_shared_feed_forward_length", 0):
-        raise UnsupportedError(f"{keys.where}: granitemoe with a shared expert is not implemented")
-    return decoder_config(keys, "granitemoe", experts="num_local_experts") | {
-        "intermediate_size": keys["feed_forward_length"],
-        "attention_multiplier": keys["attention.scale"],
-        "embedding_multiplier": keys.get("embedding_scale", 1.0),
-        "residual_multiplier": keys.get("residual_scale", 1.0),
-        "logits_scaling": keys.get("logit_scale", 1.0),
-        "rope_interleave": True,
-    }
 
 
 def _glm4_moe(keys: Keys) -> Config:
@@ -344,13 +349,30 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _ernie4_5_moe,
         COMMON | SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
     ),
+    "exaone-moe": Architecture(
+        "exaone_moe",
+        exaone_moe_config,
+        COMMON | SHARED_EXPERTS | {"exp_probs_b.bias": "mlp.e_score_correction_bias"},
+        extra_layers="mtp.",
+    ),
+    "hunyuan-moe": Architecture("hunyuan_v1_moe", hunyuan_v1_moe_config, HUNYUAN),
+    "hy_v3": Architecture("hy_v3", hy_v3_config, HY_V3),
     "llama": Architecture("mixtral", _mixtral, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight"}),
     "olmoe": Architecture("olmoe", _olmoe, COMMON),
-    "granitemoe": Architecture(
-        "granitemoe", _granitemoe, COMMON | {"ffn_gate_inp.weight": "block_sparse_moe.router.layer.weight"}
+    "granitemoe": Architecture("granitemoe", granitemoe_config, GRANITE),
+    "granitehybrid": Architecture("granitemoehybrid", granitehybrid_config, GRANITE | MAMBA2, {"ssm_a": LOG_OF_MINUS}),
+    "nemotron_h_moe": Architecture(
+        "nemotron_h",
+        nemotron_h_config,
+        NEMOTRON_H,
+        {"ssm_a": LOG_OF_MINUS},
+        extra_layers="mtp.",
+        prefix="backbone.",
+        outside=OUTSIDE_NEMOTRON_H,
     ),
     "glm4moe": Architecture("glm4_moe", _glm4_moe, COMMON | SHARED_EXPERTS | CORRECTION_BIAS),
     "gemma4": Architecture("gemma4", gemma4_config, COMMON | BESIDE_EXPERTS, rope_factors=True),
+    "laguna": Architecture("laguna", laguna_config, LAGUNA),
     "lfm2moe": Architecture("lfm2_moe", _lfm2_moe, LFM2_MOE, outside=OUTSIDE_LFM2),
     "llama4": Architecture("llama4", _llama4, COMMON | FEED_FORWARD, rope_factors=True),
     "mimo2": Architecture(
@@ -368,6 +390,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
     ),
+    "mistral4": Architecture("mistral4", mistral4_config, _DEEPSEEK),
+    "minimax-m3": Architecture("minimax_m3_vl", minimax_m3_config, MINIMAX_M3, ZERO_CENTRED | ZERO_CENTRED_INDEXER),
     "step35": Architecture("step3p5", step35_config, STEP35, ZERO_CENTRED, rope_factors=True),
     "gpt-oss": Architecture(
         "gpt_oss",

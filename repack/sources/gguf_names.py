@@ -72,6 +72,26 @@ BAILING_MOE = {
     "attn_k_norm.weight": "attention.key_layernorm.weight",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
+SHARED_MLP = {f"ffn_{part}_shexp.weight": f"mlp.shared_mlp.{part}_proj.weight" for part in PARTS}
+HUNYUAN = {
+    **COMMON,
+    **SHARED_MLP,
+    "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+    "ffn_gate_inp.weight": "mlp.gate.wg.weight",
+}
+HY_V3 = {
+    **COMMON,
+    **SHARED_MLP,
+    "ffn_gate_inp.weight": "mlp.router.gate.weight",
+    "exp_probs_b": "mlp.expert_bias",
+}
+LAGUNA = {
+    **COMMON,
+    **SHARED_EXPERT,
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "exp_probs_b.bias": "mlp.experts.e_score_correction_bias",
+}
 LFM2_MOE = {
     "attn_norm.weight": "operator_norm.weight",
     "ffn_norm.weight": "ffn_norm.weight",
@@ -153,6 +173,46 @@ LING = {
 }
 OUTSIDE_LING = OUTSIDE | {"token_embd.weight": "model.word_embeddings.weight"}
 OUTSIDE_KIMI_K3 = OUTSIDE | {"output_res_score.weight": "model.output_attn_res_score.weight"}
+MAMBA2 = {
+    **{f"ssm_{part}.weight": f"mamba.{part}_proj.weight" for part in ("in", "out")},
+    **{f"ssm_conv1d.{kind}": f"mamba.conv1d.{kind}" for kind in ("weight", "bias")},
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_dt.bias": "mamba.dt_bias",
+    "ssm_norm.weight": "mamba.norm.weight",
+}
+GRANITE = {
+    **COMMON,
+    "ffn_gate_inp.weight": "block_sparse_moe.router.layer.weight",
+    **{f"ffn_{part}_shexp.weight": f"mlp.shared_expert.{part}_proj.weight" for part in PARTS},
+}
+NEMOTRON_H = {  # whatever a layer is made of is its mixer
+    "attn_norm.weight": "norm.weight",
+    **{name: hf.replace("mamba.", "mixer.") for name, hf in MAMBA2.items()},
+    **{name: hf.replace("self_attn.", "mixer.") for name, hf in ATTENTION.items()},
+    "ffn_gate_inp.weight": "mixer.gate.weight",
+    "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+    "ffn_up_exps.weight": "mixer.switch_mlp.fc1.weight",
+    "ffn_down_exps.weight": "mixer.switch_mlp.fc2.weight",
+    **{f"ffn_{part}_shexp.weight": f"mixer.shared_experts.{part}_proj.weight" for part in PARTS},
+    "ffn_latent_down.weight": "mixer.fc1_latent_proj.weight",
+    "ffn_latent_up.weight": "mixer.fc2_latent_proj.weight",
+}
+OUTSIDE_NEMOTRON_H = OUTSIDE | {
+    "token_embd.weight": "backbone.embeddings.weight",
+    "output_norm.weight": "backbone.norm_f.weight",
+}
+MINIMAX_M3 = {
+    **COMMON,
+    **{name: hf.replace("mlp.", "block_sparse_moe.", 1) for name, hf in (EXPERTS | SHARED_EXPERTS).items()},
+    "ffn_gate_inp.weight": "block_sparse_moe.gate.weight",
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+    **{
+        f"indexer.{part}_{kind}.weight": f"self_attn.index_{part}_{kind}.weight"
+        for part in "qk"
+        for kind in ("proj", "norm")
+    },
+}
 ZERO_CENTRED = {
     "attn_norm.weight": MINUS_ONE,
     "ffn_norm.weight": MINUS_ONE,
@@ -162,3 +222,4 @@ ZERO_CENTRED = {
     "output_norm.weight": MINUS_ONE,
     "ssm_a": LOG_OF_MINUS,
 }
+ZERO_CENTRED_INDEXER = {f"indexer.{part}_norm.weight": MINUS_ONE for part in "qk"}

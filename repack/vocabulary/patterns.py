@@ -22,13 +22,31 @@ GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-DEEPSEEK3 = (
-    r"\p{N}{1,3}",
-    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
+EXAONE_MOE = (  # words of a line in one piece
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_DEEPSEEK3_TEXT = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3_TEXT)
+AFMOE = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",  # by threes from the right
     (
-        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+        "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
+        "\u1100-\u11ff]+"
     ),
+    _DEEPSEEK3_TEXT,
 )
 # Of DeepSeek-V2: letters with cases, as its tokenizer.json lists them; llama.cpp takes numbers together, it does not.
 CASED = (
@@ -64,9 +82,14 @@ class PreTokenizer(NamedTuple):
 
 
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    "afmoe": PreTokenizer(AFMOE),
+    "bailingmoe": PreTokenizer((BAILING,)),
+    "bailingmoe2": PreTokenizer((BAILING,)),
+    "cohere2moe": PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O)),
     "deepseek-llm": PreTokenizer(DEEPSEEK_LLM),
     "deepseek-v3": PreTokenizer(DEEPSEEK3),
     "joyai-llm": PreTokenizer(DEEPSEEK3),
+    "exaone-moe": PreTokenizer((EXAONE_MOE,)),
     "gpt-2": PreTokenizer((GPT2,)),
     "olmo": PreTokenizer((GPT2,)),
     "dbrx": PreTokenizer((LLAMA3,)),
@@ -75,10 +98,18 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "gpt-4o": PreTokenizer((GPT4O,)),
     "minimax-m2": PreTokenizer((GPT4O,)),
     "llama4": PreTokenizer((GPT4O,)),
+    "hunyuan": PreTokenizer((QWEN2,)),
+    "hunyuan-dense": PreTokenizer(DEEPSEEK3),
     "kimi-k2": PreTokenizer((KIMI_PATTERN,), ignore_merges=True),
+    "laguna": PreTokenizer(("[^\\n]+|[\\n]+", QWEN2)),
+    "lfm2": PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True),
     "llama-bpe": PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True),
+    "mellum2": PreTokenizer((r"\p{N}", GPT2)),
+    "pixtral": PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True),  # of Nemotron 3
     "qwen2": PreTokenizer((QWEN2,), nfc=True),
     "qwen35": PreTokenizer((QWEN35,), nfc=True),
     "refact": PreTokenizer((r"\p{N}", GPT2)),
+    "solar-open": PreTokenizer((QWEN2,)),
     "starcoder": PreTokenizer((r"\p{N}", GPT2)),
+    "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),
 }

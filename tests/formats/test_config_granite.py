@@ -64,7 +64,7 @@ def test_what_granite_4_does_not_implement_is_refused(key: str, value: Any, mess
         read(**{key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("rope_interleave", True), ("is_causal", False), ("hidden_act", "gelu")])
+@pytest.mark.parametrize(("key", "value"), [("is_causal", False), ("hidden_act", "gelu")])
 def test_what_granitemoeshared_does_not_implement_is_refused(key: str, value: Any) -> None:
     config = GRANITE_3B_A800M | {"model_type": "granitemoeshared", key: value}
     with pytest.raises(StreamingExpertsError, match=f"config.json: {key} is {value}, only .* is implemented"):

@@ -62,6 +62,32 @@ def test_a_flash_next_without_n_grams_has_no_layer_of_them() -> None:
     assert config_of("qwen4_exp_gguf", ple__layers=None)["ple_layer_ids"] == []
 
 
+def test_a_nemotron_3_has_layers_as_heads_and_widths_say_and_a_latent_or_none() -> None:
+    config = config_of("nemotron_h_super_gguf")
+    kinds = ["mamba", "moe", "mamba", "attention", "moe", "mamba", "moe"]
+    assert (config["layers_block_type"], config["num_key_value_heads"]) == (kinds, 2)
+    assert config["moe_latent_size"] == 32
+    assert config_of("nemotron_h_gguf")["moe_latent_size"] is None
+    both = {"attention__layer_norm_rms_epsilon": 1e-6}
+    assert config_of("nemotron_h_gguf", **both)["layer_norm_epsilon"] == 1e-6
+    assert config["layer_norm_epsilon"] == 1e-5
+
+
+def test_a_laguna_without_windows_has_one_kind_of_layers() -> None:
+    config = config_of("laguna_gguf", attention__sliding_window=None)
+    assert config["layer_types"] == ["full_attention"] * 5
+    listed = config_of("laguna_gguf", attention__sliding_window_pattern=[True] * 5)
+    assert listed["layer_types"] == ["sliding_attention"] * 5
+
+
+def test_a_mistral_small_4_that_says_nothing_of_its_queries_has_the_published_growth_and_says_so() -> None:
+    config, notes = config_and_notes("mistral4_gguf")
+    assert config["rope_scaling"]["llama_4_scaling_beta"] == 0.1
+    assert "mistral4.attention.temperature_scale is missing" in notes[0]
+    config, notes = config_and_notes("mistral4_gguf", attention__temperature_scale=0.25)
+    assert (config["rope_scaling"]["llama_4_scaling_beta"], notes) == (0.25, [])
+
+
 def test_limits_of_the_shared_expert_may_be_missing() -> None:
     assert config_of("deepseek_v4_gguf", swiglu_clamp_shexp=None)["swiglu_limit"] == 1.5
 
@@ -122,6 +148,48 @@ def test_limits_of_the_shared_expert_may_be_missing() -> None:
             {"kda__safe_gate": False},
             UnsupportedError,
             "bailingmoe3.kda.safe_gate is False, only True is implemented",
+        ),
+        (
+            "nemotron_h_gguf",
+            {"expert_used_count": [0, 3, 0, 0, 2, 0, 3]},
+            FormatError,
+            "nemotron_h_moe.expert_used_count is [0, 3, 0, 0, 2, 0, 3], expected a number",
+        ),
+        (
+            "nemotron_h_gguf",
+            {"attention__head_count_kv": [0, 2, 0, 4, 0, 0, 0]},
+            UnsupportedError,
+            "nemotron_h_moe.attention.head_count_kv is [0, 2, 0, 4, 0, 0, 0], only 0 and one other number are",
+        ),
+        (
+            "nemotron_h_gguf",
+            {"ssm__inner_size": 100},
+            FormatError,
+            "nemotron_h_moe.ssm.inner_size is 100, expected a multiple of the 8 heads of ssm.time_step_rank",
+        ),
+        (
+            "granitemoehybrid",
+            {"rope__scaling__finetuned": None},
+            UnsupportedError,
+            "granitehybrid.rope.scaling.finetuned is True, only False is implemented",
+        ),
+        (
+            "exaone_moe",
+            {"attention__sliding_window_pattern": 4},
+            FormatError,
+            "exaone-moe.attention.sliding_window_pattern is 4, expected a list of 3 or more bool",
+        ),
+        (
+            "minimax_m3_gguf",
+            {"leading_dense_block_count": [1]},
+            FormatError,
+            "minimax-m3.leading_dense_block_count is [1], expected a whole number",
+        ),
+        (
+            "deepseek_v3_gguf",
+            {"attention__temperature_scale": 0.1},
+            UnsupportedError,
+            "deepseek2.attention.temperature_scale is 0.1, only 0 is implemented",
         ),
         (
             "kimi_linear_gguf",

@@ -116,13 +116,20 @@ def test_all_tokens_that_end_a_turn_are_stop_tokens() -> None:
 
 
 CUTS = {
+    "afmoe": ["Hello", " world", " ", "1", "234", " ", "漢字かな", "!\n\n", "x"],
+    "bailingmoe2": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!\n\n", "x"],
+    "cohere2moe": ["Hello", " world", " ", "1", "234", " 漢字かな", "!\n\n", "x"],
     "deepseek-llm": ["Hello", " world", " ", "1", "2", "3", "4", " ", "漢字かな", "!", "\n", "\n", "x"],
     "deepseek-v3": ["Hello", " world", " ", "123", "4", " ", "漢字かな", "!\n\n", "x"],
+    "exaone-moe": ["Hello world", " ", "1", "2", "3", "4", " 漢字かな", "!\n", "\n", "x"],
     "gpt-4o": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
     "kimi-k2": ["Hello", " world", " ", "123", "4", " ", "漢字", "かな", "!\n\n", "x"],
+    "laguna": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!", "\n\n", "x"],
     "llama-bpe": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
     "qwen2": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!\n\n", "x"],
+    "pixtral": ["Hello", " world", " ", "123", "4", " 漢字かな", "!\n\n", "x"],
     "refact": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!", "\n", "\n", "x"],
+    "tekken": ["Hello", " world", " ", "1", "2", "3", "4", " 漢字かな", "!\n\n", "x"],
 }
 
 
@@ -134,6 +141,14 @@ def test_every_pattern_cuts_text_without_loss(name: str) -> None:
         assert "".join(piece for piece, _ in cutter.pre_tokenize_str(case["text"])) == case["text"]
     pieces = [piece for piece, _ in cutter.pre_tokenize_str("Hello world 1234 漢字かな!\n\nx")]
     assert pieces == CUTS.get(name, pieces)
+
+
+@pytest.mark.parametrize("name", ["afmoe", "cohere2moe"])
+def test_digits_are_taken_by_threes_from_the_right(name: str) -> None:
+    cutter = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[name].patterns[0]), "isolated")
+    numbers = {"1": ["1"], "12": ["12"], "1234": ["1", "234"], "12345": ["12", "345"], "123456": ["123", "456"]}
+    for number, parts in numbers.items():
+        assert [piece for piece, _ in cutter.pre_tokenize_str(number)] == parts
 
 
 def test_numbers_of_deepseek_v2_are_cut_as_its_tokenizer_json_does_digit_by_digit() -> None:
@@ -154,7 +169,7 @@ def test_numbers_of_deepseek_v2_are_cut_as_its_tokenizer_json_does_digit_by_digi
     [
         ({"model": "bert"}, "tokenizer.ggml.model is bert, implemented are gpt2, llama, gemma4"),
         ({"model": 3}, "tokenizer.ggml.model is 3, expected a string"),
-        ({"pre": "viking"}, "tokenizer.ggml.pre is viking, implemented are chatglm-bpe, "),
+        ({"pre": "viking"}, "tokenizer.ggml.pre is viking, implemented are afmoe, "),
         ({"pre": ""}, "tokenizer.ggml.pre is missing, implemented are "),
         ({"tokens": ["a", "a"]}, "tokenizer.ggml.tokens holds a twice"),
         ({"tokens": ["a", 1]}, "tokenizer.ggml.tokens is not a list of strings"),
