@@ -111,7 +111,7 @@ class Engine:
                         )
                     )
                 )
-            model = MODELS[type(self.config)](self.config, self.ops)
+            model = MODELS[type(self.config)](self.config.within(ctx_size), self.ops)
             self.steps = resources.enter_context(closing(Steps(model, self.experts, ctx_size, container.folder)))
             self._resources = resources.pop_all()
         self._hot = hot_path(container.folder) if hot else None

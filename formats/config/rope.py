@@ -13,6 +13,8 @@ from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
 FACTORS = "factors"  # a rope_type
+DYNAMIC = "dynamic"  # another
+PLAIN_KINDS = ("default", "yarn", "linear", DYNAMIC, "longrope")  # of plain decoders
 LOWEST_THETA = 1
 MAX_SCALE = 2**20  # of a scaling's numbers; published ones are below 100
 SCALES = f"a number from 1/{MAX_SCALE} to {MAX_SCALE}"
@@ -84,10 +86,61 @@ class Factors:
         return _inv_freq(theta, rotary_dim) / np.array(self.factors)
 
 
-Scaling = Yarn | Llama3 | Factors
+@dataclass(frozen=True)
+class Linear:
+    """Every pair made slower by `factor`, as if positions were divided by it (transformers' rope type linear)."""
+
+    factor: float
+
+    @property
+    def attention_factor(self) -> float:
+        return 1.0
+
+    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
+        """Angle per position of each pair: [rotary_dim / 2]."""
+        return _inv_freq(theta, rotary_dim) / self.factor
+
+
+@dataclass(frozen=True)
+class ChosenFactors(Factors):
+    """What the context of a run makes of `LongRope`: no fact of a model."""
+
+    mscale: float
+
+    @property
+    def attention_factor(self) -> float:
+        return self.mscale
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """Pairs made slower by one list of factors within the original context, by another beyond it.
+
+    transformers takes the list by the length of what it is given, again at every step; with a cache, whose keys are
+    turned already, that would mix both. Here a run takes it once, by the length that its context has room for.
+    Source: Ding et al., LongRoPE (2402.13753); transformers' _compute_longrope_parameters.
+    """
+
+    short_factor: tuple[float, ...]  # [rotary_dim / 2]
+    long_factor: tuple[float, ...]  # [rotary_dim / 2]
+    short_mscale: float  # multiplies cos and sin within the original context
+    long_mscale: float  # and beyond it
+    original_max_position_embeddings: int
+
+    def within(self, ctx_size: int) -> ChosenFactors:
+        """Of a run whose context has room for so many tokens."""
+        if ctx_size > self.original_max_position_embeddings:
+            return ChosenFactors(self.long_factor, self.long_mscale)
+        return ChosenFactors(self.short_factor, self.short_mscale)
+
+
+Angles = Yarn | Llama3 | Factors | Linear
+Scaling = Angles | LongRope
 _SCALES_OF: Mapping[type, tuple[str, ...]] = {
     Yarn: ("factor", "beta_fast", "beta_slow", "attention_factor"),
     Llama3: ("factor", "low_freq_factor", "high_freq_factor"),
+    Linear: ("factor",),
+    LongRope: ("short_mscale", "long_mscale"),
 }
 
 
@@ -104,12 +157,22 @@ def is_scale(value: float) -> bool:
 
 
 def flaw_of(scaling: Scaling | None) -> Flaw | None:
-    """What is wrong with a scaling, if anything is; whether Factors fit a head is for who knows its width."""
+    """What is wrong with a scaling, if anything is; whether lists fit a head is for `misfit_of`."""
     for key in _SCALES_OF.get(type(scaling), ()):
         if not is_scale(getattr(scaling, key)):
             return Flaw(key, SCALES)
     if isinstance(scaling, Yarn) and not 0 <= scaling.mscale_all_dim <= MAX_SCALE:
         return Flaw("mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
+    return None
+
+
+def misfit_of(scaling: Scaling | None, rotary_dim: int) -> Flaw | None:
+    """A list of factors that is not one for each pair of a head."""
+    keys = {Factors: ("factors",), LongRope: ("short_factor", "long_factor")}.get(type(scaling), ())
+    for key in keys:
+        factors = getattr(scaling, key)
+        if len(factors) != rotary_dim // 2 or not all(map(is_scale, factors)):
+            return Flaw(key, f"{rotary_dim // 2} factors, each {SCALES}")
     return None
 
 
@@ -123,7 +186,7 @@ class Rope:
     theta: float
     dim: int
     interleaved: bool = False
-    scaling: Scaling | None = None
+    scaling: Angles | None = None
     turned: int | None = None  # only the first so many pairs turn (Gemma 4's proportional RoPE); None for all
     stride: int = 1  # a row at p turns as position p * stride; with -1 back what 1 has turned
     learned: tuple[float, ...] | None = None  # logarithms of what each pair turns faster by (Mistral Large 4's LeRoPE)
@@ -147,12 +210,19 @@ def mscale(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def read_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float, Yarn | None]:
-    """(rope_theta, rope_scaling) of a config.json, in either of its forms, scaled by YaRN or not at all.
+def read_rope(config: Fields, kinds: tuple[str, ...] = PLAIN_KINDS) -> tuple[float, Scaling | None]:
+    """(rope_theta, rope_scaling) of a config.json, in either of its forms.
 
-    yarn: what a family calls it. Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    kinds: of scaling that a family has. Raises FormatError, or UnsupportedError for another.
     """
-    parameters = _rope_parameters(config)
+    parameters = rope_parameters(config)
+    scaling = read_scaling(parameters, config, kinds)
+    return read_theta(_beside(parameters, config, "rope_theta")), scaling
+
+
+def read_yarn_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float, Yarn | None]:
+    """As `read_rope`, scaled by YaRN or not at all; yarn: what a family calls it."""
+    parameters = rope_parameters(config)
     scaling = read_yarn(parameters, config, yarn)
     return read_theta(_beside(parameters, config, "rope_theta")), scaling
 
@@ -213,6 +283,14 @@ def read_theta(source: Fields, key: str = "rope_theta") -> float:
     return theta
 
 
+def read_scale(source: Fields, key: str, default: float | None = None) -> float:
+    """A number that angles, or cos and sin, are multiplied or divided by. Raises FormatError."""
+    value = source.number(key) if default is None else source.number(key, default)
+    if not is_scale(value):
+        raise source.wrong(key, SCALES)
+    return value
+
+
 def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> Yarn | None:
     """The scaling that parameters of a config.json state: YaRN or none. Raises FormatError or UnsupportedError."""
     return _read_yarn(parameters, config) if _kind(parameters, config, ("default", *yarn)) in yarn else None
@@ -221,20 +299,24 @@ def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn
 def read_scaling(
     parameters: Fields, config: Fields, kinds: tuple[str, ...] = ("default", "yarn", "llama3", FACTORS)
 ) -> Scaling | None:
-    """As `read_yarn`, and Llama 3's scaling, too; `factors` is our own kind, of GGUF files."""
+    """As `read_yarn`, and other kinds, too; `factors` is our own, of GGUF files."""
     kind = _kind(parameters, config, kinds)
     if kind == FACTORS:
         return Factors(tuple(parameters.numbers("factors")))
-    if kind == "llama3":
-        return _read_llama3(parameters, config)
-    return _read_yarn(parameters, config) if kind == "yarn" else None
+    if kind == DYNAMIC:
+        _read_linear(parameters)  # no context is longer than max_position_embeddings: until there nothing is scaled
+    readers: Mapping[str, Callable[[Fields, Fields], Scaling]] = {
+        "linear": lambda parameters, _: _read_linear(parameters),
+        "llama3": _read_llama3,
+        "longrope": _read_longrope,
+        "yarn": _read_yarn,
+    }
+    return readers[kind](parameters, config) if kind in readers else None
 
 
 def read_llama3_rope(config: Fields) -> tuple[float, Scaling | None]:
     """As `read_rope`, for models that are scaled as Llama 3, by `factors`, or not at all."""
-    parameters = _rope_parameters(config)
-    scaling = read_scaling(parameters, config, ("default", "llama3", FACTORS))
-    return read_theta(_beside(parameters, config, "rope_theta")), scaling
+    return read_rope(config, ("default", "llama3", FACTORS))
 
 
 def read_alpha_theta(config: Fields, head_dim: int) -> float:
@@ -242,20 +324,18 @@ def read_alpha_theta(config: Fields, head_dim: int) -> float:
 
     Raises FormatError, or UnsupportedError for another kind of scaling.
     """
-    parameters = _rope_parameters(config)
+    parameters = rope_parameters(config)
     kind = _kind(parameters, config, ("default", "dynamic"))
     theta = read_theta(_beside(parameters, config, "rope_theta"))
     if kind == "default":
         return theta
-    alpha = parameters.number("alpha")
-    if not is_scale(alpha):
-        raise parameters.wrong("alpha", SCALES)
+    alpha = read_scale(parameters, "alpha")
     if head_dim <= 2:
         raise config.wrong("head_dim", "more than 2, which alpha is raised by")
     return float(theta * alpha ** (head_dim / (head_dim - 2)))
 
 
-def _rope_parameters(config: Fields) -> Fields:
+def rope_parameters(config: Fields) -> Fields:
     """Where the kind of scaling and its parameters stand; of two such objects transformers takes rope_scaling.
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
@@ -283,7 +363,7 @@ def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
 
 def source_of(config: Fields, key: str) -> Fields:
     """Where a key of a config.json's rotary embeddings stands."""
-    return _beside(_rope_parameters(config), config, key)
+    return _beside(rope_parameters(config), config, key)
 
 
 def read_rotary_dim(config: Fields, head_dim: int, default: int) -> int:
@@ -336,6 +416,26 @@ def _read_llama3(scaling: Fields, config: Fields) -> Llama3:
     if llama3.high_freq_factor < llama3.low_freq_factor:
         raise scaling.wrong("high_freq_factor", f"low_freq_factor {llama3.low_freq_factor} or more")
     return _without_flaw(llama3, scaling)
+
+
+def _read_linear(scaling: Fields) -> Linear:
+    return Linear(read_scale(scaling, "factor"))
+
+
+def _read_longrope(scaling: Fields, config: Fields) -> LongRope:
+    original = _read_original(scaling, config)
+    factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)
+    if factor > 1 and original == 1:
+        raise FormatError(f"{scaling.name('original_max_position_embeddings')} is 1, expected 2 or more")
+    implied = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention_factor = read_scale(scaling, "attention_factor", implied)
+    return LongRope(
+        short_factor=tuple(scaling.numbers("short_factor")),
+        long_factor=tuple(scaling.numbers("long_factor")),
+        short_mscale=attention_factor,
+        long_mscale=attention_factor,
+        original_max_position_embeddings=original,
+    )
 
 
 def _without_flaw(scaling: T, source: Fields) -> T:

@@ -109,7 +109,7 @@ def _qwen3_5_moe(keys: Keys) -> Config:
 def _mixtral(keys: Keys) -> Config:
     return decoder_config(keys, "mixtral", experts="num_local_experts") | {
         "intermediate_size": keys["feed_forward_length"],
-        "rope_interleave": True,
+        "interleaved_rotary_pairs": True,
     }
 
 
@@ -126,7 +126,7 @@ def _granitemoe(keys: Keys) -> Config:
         "embedding_multiplier": keys.get("embedding_scale", 1.0),
         "residual_multiplier": keys.get("residual_scale", 1.0),
         "logits_scaling": keys.get("logit_scale", 1.0),
-        "rope_interleave": True,
+        "interleaved_rotary_pairs": True,
     }
 
 

@@ -11,7 +11,7 @@ from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi
 from runtime.backends.facts import Routing
 from runtime.backends.native import address
-from runtime.backends.native_weights import Told, require_shapes, with_result
+from runtime.backends.native_weights import SCORING, Told, require_shapes, with_result
 from runtime.backends.numpy_compressed import CompressedOps
 from runtime.backends.numpy_ops import Weight, rope_tables
 
@@ -118,6 +118,8 @@ class NativeRowOps(CompressedOps):
         correction_bias: Weight | None = None,
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
+        if routing.scoring_func not in SCORING:  # no kernel has it
+            return super().route(logits, routing, correction_bias, expert_scale)
         ids = np.empty((len(logits), routing.top_k), np.int64)
         bias = self._told.place(correction_bias, logits.shape[1]) if correction_bias is not None else None
         weights = self._routing_weights_of(logits, routing, bias, ids, False)
