@@ -77,6 +77,7 @@ SUPPORTED: Sequence[Supported] = (
         "nemotron_h", "Nemotron-3-Nano-30B-A3B, Super-120B-A12B", "bf16, FP8, NVFP4, MLX", TRANSFORMERS_24, DECODERS
     ),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("phimoe", "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(
         "qwen3_5_moe",

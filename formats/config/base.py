@@ -263,7 +263,8 @@ class ModelConfig(ABC):
         """Raises FormatError unless field `key`, a name or several, holds only known ones."""
         value = getattr(self, key)
         names = {value} if isinstance(value, str) else set(value)
-        self.require(where, names <= set(known), key, f"only {', '.join(known[:-1])} and {known[-1]}")
+        others = f"{', '.join(known[:-1])} and " if len(known) > 1 else ""
+        self.require(where, names <= set(known), key, f"only {others}{known[-1]}")
 
     def check_groups(self, where: Where, n_group: int, topk_group: int) -> None:
         """Experts in n_group groups of which a token may use topk_group. Raises FormatError."""

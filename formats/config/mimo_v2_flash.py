@@ -2,7 +2,7 @@
 
 from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, only
 from formats.config.decoder import SIGMOID, DecoderConfig, read_decoder
-from formats.config.rope import read_yarn_rope, read_theta
+from formats.config.rope import read_theta, read_yarn_rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 

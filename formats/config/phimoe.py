@@ -1,11 +1,23 @@
 """Phi-3.5-MoE, Phi-mini-MoE and Phi-tiny-MoE (source: transformers' configuration_phimoe.py)."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from formats.config.base import FULL_ATTENTION, SLIDING_ATTENTION, Where, only
 from formats.config.decoder import SPARSEMIXER, DecoderConfig, decoder_facts
 from formats.config.rope import LongRope, read_rope, read_scale, rope_parameters
 from formats.fields import Fields
+
+# Facts of other decoders that neither its norms, its router nor its head knows.
+UNREAD: Mapping[str, float | bool] = {
+    "e_score_correction_bias": False,
+    "logits_scaling": 1,
+    "n_group": 1,
+    "norm_topk_prob": False,
+    "output_norms": False,
+    "residual_multiplier": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +40,8 @@ class PhimoeConfig(DecoderConfig):
         self.require(where, self.top_k == 2, "top_k", "2")
         self.require(where, self.num_experts >= 2, "num_experts", "2 or more")
         self.require(where, self.router_jitter_noise >= 0, "router_jitter_noise", "a number of at least 0")
+        for key, value in UNREAD.items():
+            self.require(where, getattr(self, key) == value, key, json.dumps(value))
 
 
 def read_phimoe(config: Fields) -> PhimoeConfig:

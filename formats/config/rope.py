@@ -127,9 +127,13 @@ class LongRope:
     long_mscale: float  # and beyond it
     original_max_position_embeddings: int
 
+    def is_long(self, ctx_size: int) -> bool:
+        """Whether a context has room for more tokens than the original one."""
+        return ctx_size > self.original_max_position_embeddings
+
     def within(self, ctx_size: int) -> ChosenFactors:
         """Of a run whose context has room for so many tokens."""
-        if ctx_size > self.original_max_position_embeddings:
+        if self.is_long(ctx_size):
             return ChosenFactors(self.long_factor, self.long_mscale)
         return ChosenFactors(self.short_factor, self.short_mscale)
 

@@ -50,7 +50,6 @@ def test_a_shared_expert_of_granitemoeshared_is_there_or_not() -> None:
         ("num_local_experts", 0, "only models with experts are implemented"),
         ("mamba_proj_bias", True, "only False is implemented"),
         ("mlp_bias", True, "only False is implemented"),
-        ("rope_interleave", True, "only False is implemented"),
         ("is_causal", False, "only True is implemented"),
         ("hidden_act", "gelu", "only 'silu' is implemented"),
         ("time_step_limit", [0.001, 0.1], "only 0 to infinity is implemented"),
@@ -64,7 +63,7 @@ def test_what_granite_4_does_not_implement_is_refused(key: str, value: Any, mess
         read(**{key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("rope_interleave", True), ("is_causal", False), ("hidden_act", "gelu")])
+@pytest.mark.parametrize(("key", "value"), [("is_causal", False), ("hidden_act", "gelu")])
 def test_what_granitemoeshared_does_not_implement_is_refused(key: str, value: Any) -> None:
     config = GRANITE_3B_A800M | {"model_type": "granitemoeshared", key: value}
     with pytest.raises(StreamingExpertsError, match=f"config.json: {key} is {value}, only .* is implemented"):
