@@ -83,7 +83,8 @@ from formats.config.phimoe import PhimoeConfig, read_phimoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_omni_moe, read_qwen3_vl_moe
-from formats.config.rope import FACTORS, Factors, Linear, Llama3, LongRope, Rope, Yarn
+from formats.config.rope import FACTORS
+from formats.config.scaling import Factors, Linear, Llama3, LongRope, Rope, Yarn
 from formats.config.solar_open import read_solar_open
 from formats.config.step3p5 import Step3p5Config, read_step3p5
 from formats.errors import UnsupportedError

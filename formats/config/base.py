@@ -7,7 +7,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from formats.config.rope import LOWEST_THETA, LongRope, Rope, Scaling, Yarn, flaw_of, misfit_of
+from formats.config.scaling import LOWEST_THETA, LongRope, Rope, Scaling, Yarn, flaw_of, misfit_of
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 from formats.record import PART_NAMES

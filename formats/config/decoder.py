@@ -19,7 +19,8 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, read_rope
+from formats.config.rope import read_rope
+from formats.config.scaling import Rope
 from formats.fields import Fields
 from formats.window import chunked_tokens, held_tokens, in_lanes
 

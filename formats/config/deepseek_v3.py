@@ -19,7 +19,8 @@ from formats.config.base import (
     only,
 )
 from formats.config.decoder import SIGMOID, SOFTMAX, Temperature
-from formats.config.rope import Rope, Yarn, mscale, read_yarn_rope, source_of
+from formats.config.rope import read_yarn_rope, source_of
+from formats.config.scaling import Rope, Yarn, mscale
 from formats.fields import Fields
 from formats.window import in_lanes
 

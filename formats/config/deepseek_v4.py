@@ -14,7 +14,8 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, Yarn, read_theta, read_yarn, read_yarn_rope
+from formats.config.rope import read_theta, read_yarn, read_yarn_rope
+from formats.config.scaling import Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
 from formats.window import held_tokens, in_lanes

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from formats.config.base import FULL_ATTENTION, SLIDING_ATTENTION, Where, only
 from formats.config.decoder import SPARSEMIXER, DecoderConfig, decoder_facts
-from formats.config.rope import LongRope, read_rope, read_scale, rope_parameters
+from formats.config.rope import read_rope, read_scale, rope_parameters
+from formats.config.scaling import LongRope
 from formats.fields import Fields
 
 # Facts of other decoders that neither its norms, its router nor its head knows.

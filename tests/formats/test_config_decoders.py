@@ -365,8 +365,10 @@ def test_sarvam_30b_is_ling_2_turned_whole() -> None:
 def test_the_order_of_rotary_pairs_has_a_key_of_our_own(model_type: str) -> None:
     """What a GGUF file becomes says it; rope_interleave means nothing to these models in transformers."""
     published = DECODERS[model_type]
-    assert read({**published, "rope_interleave": True}) == read(published)
-    assert read({**published, "interleaved_rotary_pairs": True}) == replace(read(published), rope_interleave=True)
+    model = read(published)
+    assert isinstance(model, DecoderConfig)
+    assert read({**published, "rope_interleave": True}) == model
+    assert read({**published, "interleaved_rotary_pairs": True}) == replace(model, rope_interleave=True)
 
 
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
