@@ -97,6 +97,7 @@ class Family:
     never_quantized: tuple[str, ...] = ()  # modules or globs, beside those that no family quantizes
     embedding: Tensor = EMBEDDING
     head: Tensor = LM_HEAD
+    of_head: tuple[Tensor, ...] = ()  # what stands beside it, and before it in a container
 
     def shape(self, words: str, config: ModelConfig) -> tuple[int, ...]:
         """The shape that a word of symbols means for this config."""
@@ -124,6 +125,8 @@ class Family:
             yield named(prefix, tensor)
         if not config.tie_word_embeddings:
             yield named(head_prefix(prefix), self.head)
+        for tensor in _present(self.of_head, config):
+            yield named(head_prefix(prefix), tensor)
 
     def _experts(self, rule: Experts, at: str, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """As `checkpoint`, of one rule in one layer."""
@@ -143,6 +146,8 @@ class Family:
             for tensor in self.layer_tensors(config, i):
                 yield f"layers.{i}.", tensor
         for tensor in _present(self.last, config):
+            yield "", tensor
+        for tensor in _present(self.of_head, config):
             yield "", tensor
 
     def stored_shape(self, tensor: Tensor, config: ModelConfig) -> tuple[int, ...]:

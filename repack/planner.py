@@ -99,7 +99,7 @@ class _Planner:
     def plan(self) -> Plan:
         config, options = self.config, self.options
         embedding = self.take(self.prefix, self.family.embedding)
-        resident = [self.take(self.prefix + at, tensor) for at, tensor in self.family.resident(config)]
+        resident = [self.take(self.before(tensor) + at, tensor) for at, tensor in self.family.resident(config)]
         layers: list[LayerLayout | None] = [None] * config.num_hidden_layers
         experts = {}
         for i in filter(config.has_experts, range(len(layers))):
@@ -137,6 +137,10 @@ class _Planner:
                     f"{shards[0].tensor} is"
                 )
         return shards
+
+    def before(self, tensor: Tensor) -> str:
+        """What stands before the names of a layer, or of a tensor of none."""
+        return head_prefix(self.prefix) if tensor in self.family.of_head else self.prefix
 
     def shape(self, tensor: Tensor | Experts) -> tuple[int, ...]:
         return self.family.shape(tensor.shape, self.config)

@@ -81,6 +81,7 @@ SUPPORTED: Sequence[Supported] = (
         DECODERS,
     ),
     Supported("olmoe", "OLMoE-1B-7B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("phimoe", "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE", "bf16, MLX", TRANSFORMERS_24, DECODERS),
     Supported("qwen2_moe", "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported(
         "qwen3_5_moe",

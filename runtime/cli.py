@@ -23,7 +23,7 @@ from runtime.engine import Engine
 from runtime.needs import memory_needs
 from runtime.options import ENGINE_OPTIONS, DefaultGroup, engine_options, read_ids, threads_option
 from runtime.perplexity import check_windows, measure
-from runtime.plan import memory_plan, plan_text
+from runtime.plan import memory_plan, plan_text, position_factors
 from runtime.sampling import SamplingOptions
 from runtime.simulate import hit_rates
 from runtime.stats import Stats
@@ -336,8 +336,9 @@ def bench(out: Path, prompt_tokens: int, new_tokens: int, runs: int, **options: 
 def plan(out: Path, threads: int | None, ctx_size: int | None, chunk: int | None, as_json: bool) -> None:
     """Say what OUT needs in memory, term by term, and which --ram to give it here; status 1 if it does not fit."""
     container = open_container(out)
-    terms, *_ = memory_needs(container, ctx_size, chunk, threads)
+    terms, ctx_size, *_ = memory_needs(container, ctx_size, chunk, threads)
     found = memory_plan(container.index.layout, terms, default_ram_bytes())
+    found["position_factors"] = position_factors(container.index.layout.model, ctx_size)
     click.echo(json.dumps(found) if as_json else plan_text(found))
     if not found["fits"]:
         raise click.exceptions.Exit(1)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from formats.budget import LOGITS_ROWS, MemoryTerms, human
+from formats.config import LongRope
 from formats.container import Container, open_container
 from formats.dtypes import Float32
 from formats.errors import RequestError
@@ -27,6 +28,7 @@ from runtime.experts import Experts
 from runtime.hot import hot_path, load_hot, save_hot
 from runtime.models import MODELS
 from runtime.needs import memory_needs
+from runtime.plan import position_factors
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
 from runtime.session import Session
 from runtime.stats import Stats
@@ -111,7 +113,7 @@ class Engine:
                         )
                     )
                 )
-            model = MODELS[type(self.config)](self.config, self.ops)
+            model = MODELS[type(self.config)](self.config.within(ctx_size), self.ops)
             self.steps = resources.enter_context(closing(Steps(model, self.experts, ctx_size, container.folder)))
             self._resources = resources.pop_all()
         self._hot = hot_path(container.folder) if hot else None
@@ -125,6 +127,12 @@ class Engine:
         self._stats.hot_loaded = hot_loaded
         if not store.direct:
             self.warnings.append("O_DIRECT does not work on this file system: reads go through the page cache, slower")
+        scaling = self.config.rope_scaling
+        if isinstance(scaling, LongRope) and scaling.is_long(ctx_size):
+            self.warnings.append(
+                f"positions turn by {position_factors(self.config, ctx_size)}, short prompts too: "
+                f"with --ctx-size {scaling.original_max_position_embeddings} they turn by short_factor"
+            )
         if rehearsal is not None:
             self.warnings.append(_rehearsal_warning(rehearsal))
         if self.generation.ignored:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from formats.budget import MIN_SLOTS, MemoryTerms, human, largest_record_bytes, token_bytes
+from formats.config import LongRope, ModelConfig
 from formats.layout import Layout
 
 
@@ -31,6 +32,16 @@ def memory_plan(layout: Layout, terms: MemoryTerms, granted_bytes: int) -> dict[
     }
 
 
+def position_factors(model: ModelConfig, ctx_size: int) -> str | None:
+    """Which of LongRoPE's factors a run whose context has room for so many tokens turns by; None without them."""
+    scaling = model.rope_scaling
+    if not isinstance(scaling, LongRope):
+        return None
+    original = scaling.original_max_position_embeddings
+    length, side = ("long", "beyond") if scaling.is_long(ctx_size) else ("short", "within")
+    return f"{length}_factor, as --ctx-size {ctx_size} is {side} original_max_position_embeddings {original}"
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as a table."""
     rows = [(name.removesuffix("_bytes"), human(nbytes)) for name, nbytes in plan["terms"].items()]
@@ -46,4 +57,6 @@ def plan_text(plan: dict[str, Any]) -> str:
         ("cached", f"{plan['slots']} of {plan['experts']} experts, {100 * plan['slots'] / plan['experts']:.3g} %"),
         ("a token uses", f"{human(plan['token_bytes']['expert_bytes'])} of experts"),
     ]
+    if plan.get("position_factors"):
+        rows.append(("positions", plan["position_factors"]))
     return "\n".join(f"{name:14} {value}" for name, value in rows)

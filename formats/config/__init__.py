@@ -43,6 +43,7 @@ from formats.config.decoder import (
     SOFTMAX,
     SOFTPLUS,
     SOFTPLUS_BY_HEAD,
+    SPARSEMIXER,
     SQRT_SOFTPLUS,
     TURNED_NORM,
     UNIT_NORM,
@@ -78,10 +79,12 @@ from formats.config.mistral_large4 import MistralLarge4Config
 from formats.config.mixtral import read_mixtral
 from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
+from formats.config.phimoe import PhimoeConfig, read_phimoe
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig
 from formats.config.qwen4_exp import NGrams, Qwen4ExpConfig
 from formats.config.qwen_moe import read_qwen2_moe, read_qwen3_moe, read_qwen3_omni_moe, read_qwen3_vl_moe
-from formats.config.rope import FACTORS, Factors, Llama3, Rope, Yarn
+from formats.config.rope import FACTORS
+from formats.config.scaling import Factors, Linear, Llama3, LongRope, Rope, Yarn
 from formats.config.solar_open import read_solar_open
 from formats.config.step3p5 import Step3p5Config, read_step3p5
 from formats.errors import UnsupportedError
@@ -117,6 +120,7 @@ __all__ = [
     "SOFTMAX",
     "SOFTPLUS",
     "SOFTPLUS_BY_HEAD",
+    "SPARSEMIXER",
     "SQRT_SOFTPLUS",
     "SWIGLU_CLAMPED",
     "TURNED_NORM",
@@ -135,7 +139,9 @@ __all__ = [
     "Indexer",
     "KimiK3Config",
     "KimiLinearConfig",
+    "Linear",
     "Llama3",
+    "LongRope",
     "LongcatFlashConfig",
     "Mamba2",
     "MiniMaxM3Config",
@@ -143,6 +149,7 @@ __all__ = [
     "ModelConfig",
     "NGrams",
     "NemotronHConfig",
+    "PhimoeConfig",
     "Qwen3_5MoeConfig",
     "Qwen4ExpConfig",
     "Rope",
@@ -200,6 +207,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "mixtral": read_mixtral,
     "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
+    "phimoe": read_phimoe,
     "qwen2_moe": read_qwen2_moe,
     "qwen3_5_moe": Qwen3_5MoeConfig.read,
     "qwen3_5_moe_text": Qwen3_5MoeConfig.read,  # the language model saved alone: a flat config
@@ -250,6 +258,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "mixtral": DecoderConfig,
     "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
+    "phimoe": PhimoeConfig,
     "qwen2_moe": DecoderConfig,
     "qwen3_5_moe": Qwen3_5MoeConfig,
     "qwen3_moe": DecoderConfig,

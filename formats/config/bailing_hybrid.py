@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from formats.config.base import DENSE, FULL_ATTENTION, LINEAR_ATTENTION, SPARSE, Where, key_of, only
 from formats.config.kimi_linear import KimiLinearConfig
-from formats.config.rope import read_rope, source_of
+from formats.config.rope import read_yarn_rope, source_of
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
@@ -35,7 +35,7 @@ class BailingHybridConfig(KimiLinearConfig):
         nope, rope = config.integer("qk_nope_head_dim", 1, 2**16), config.integer("qk_rope_head_dim", 1, 2**16)
         inner = config.integer("moe_intermediate_size", 1, 2**24)
         only(config, "moe_shared_expert_intermediate_size", inner)
-        rope_theta, rope_scaling = read_rope(config)
+        rope_theta, rope_scaling = read_yarn_rope(config)
         if rope_scaling is not None:  # without one, nothing reads it
             only(source_of(config, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
         dense = config.integer("first_k_dense_replace", 0, num_layers)

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from formats.config.rope import LOWEST_THETA, SCALES, Factors, Rope, Scaling, Yarn, flaw_of, is_scale
+from formats.config.scaling import LOWEST_THETA, LongRope, Rope, Scaling, Yarn, flaw_of, misfit_of
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 from formats.record import PART_NAMES
@@ -146,7 +146,13 @@ class ModelConfig(ABC):
     @cached_property
     def rope(self) -> Rope:
         """How positions turn queries and keys."""
+        assert not isinstance(self.rope_scaling, LongRope), "the context decides: within"
         return Rope(self.rope_theta, self.rotary_dim, scaling=self.rope_scaling)
+
+    def within(self, ctx_size: int) -> "ModelConfig":
+        """The model of a run whose context has room for so many tokens, where that decides how positions turn."""
+        scaling = self.rope_scaling
+        return replace(self, rope_scaling=scaling.within(ctx_size)) if isinstance(scaling, LongRope) else self
 
     @property
     def ngram_layer(self) -> int | None:
@@ -232,9 +238,8 @@ class ModelConfig(ABC):
         self.require(where, self.rotary_dim % 2 == 0, "rotary_dim", "an even number")
         fits = int(self.knows_positions) <= self.rotary_dim <= self.head_dim
         self.require(where, fits, "rotary_dim", f"at most {where.key('head_dim')} {self.head_dim}")
-        if isinstance(scaling := self.rope_scaling, Factors):
-            fit = len(scaling.factors) == self.rotary_dim // 2 and all(map(is_scale, scaling.factors))
-            self.require(where, fit, "rope_scaling", f"{self.rotary_dim // 2} factors, each {SCALES}")
+        if (misfit := misfit_of(self.rope_scaling, self.rotary_dim)) is not None:
+            self.require(where, False, f"rope_scaling.{misfit.key}", misfit.expected)
         self.check_scaling(where, "rope_theta")
 
     def check_mlp_layer_types(self, where: Where, known: tuple[str, ...]) -> None:
@@ -258,7 +263,8 @@ class ModelConfig(ABC):
         """Raises FormatError unless field `key`, a name or several, holds only known ones."""
         value = getattr(self, key)
         names = {value} if isinstance(value, str) else set(value)
-        self.require(where, names <= set(known), key, f"only {', '.join(known[:-1])} and {known[-1]}")
+        others = f"{', '.join(known[:-1])} and " if len(known) > 1 else ""
+        self.require(where, names <= set(known), key, f"only {others}{known[-1]}")
 
     def check_groups(self, where: Where, n_group: int, topk_group: int) -> None:
         """Experts in n_group groups of which a token may use topk_group. Raises FormatError."""

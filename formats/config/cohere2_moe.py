@@ -23,8 +23,8 @@ class Cohere2MoeConfig(DecoderConfig):
     average_shared_expert: bool  # what routed experts and the shared one give is halved
 
     @property
-    def parallel(self) -> bool:
-        return True
+    def one_call(self) -> bool:
+        return False
 
     def turns(self, layer: int) -> bool:
         return super().turns(layer) or (self.dense_rope and not self.has_experts(layer))

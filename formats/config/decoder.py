@@ -19,12 +19,14 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, read_rope
+from formats.config.rope import read_rope
+from formats.config.scaling import Rope
 from formats.fields import Fields
 from formats.window import chunked_tokens, held_tokens, in_lanes
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 SQRT_SOFTPLUS = "sqrtsoftplus"  # DeepSeek-V4
+SPARSEMIXER = "sparsemixer"  # Phi-MoE: two softmaxes, each of what comes near to its largest logit
 CHOSEN_SIGMOID = "sigmoid_of_chosen"  # logits are compared: sigmoids of large ones are all 1
 NO_GATE = "none"
 SOFTPLUS, SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD = "softplus", "softplus_by_head", "sigmoid_by_head"  # of a gate
@@ -117,7 +119,7 @@ class DecoderConfig(ModelConfig):
             self.rope,
             theta=self.swa_rope_theta or self.rope_theta,
             dim=self.swa_rotary_dim or self.rotary_dim,
-            scaling=self.rope_scaling if self.swa_rope_scaled else None,
+            scaling=self.rope.scaling if self.swa_rope_scaled else None,
         )
 
     def rope_of(self, layer: int) -> Rope:
@@ -125,9 +127,13 @@ class DecoderConfig(ModelConfig):
         return self._sliding_rope if self._slides(layer) else self.rope
 
     @property
-    def parallel(self) -> bool:
-        """Whether attention and experts read the same, side by side."""
-        return False
+    def one_call(self) -> bool:
+        """Whether a layer is one call of the kernels, where nothing else forbids it."""
+        return True
+
+    @property
+    def known_scoring_funcs(self) -> tuple[str, ...]:
+        return SOFTMAX, SIGMOID, CHOSEN_SIGMOID
 
     @property
     def value_dim(self) -> int:
@@ -264,7 +270,7 @@ class DecoderConfig(ModelConfig):
             self.require(where, fits, "swa_rotary_dim", f"an even number, at most head_dim {self.head_dim}")
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
         self.require_known(where, "attention_gate", (NO_GATE, SIGMOID, SOFTPLUS, SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD))
-        self.require_known(where, "scoring_func", (SOFTMAX, SIGMOID, CHOSEN_SIGMOID))
+        self.require_known(where, "scoring_func", self.known_scoring_funcs)
         for key in ("clip_qkv", "swiglu_limit"):
             value = getattr(self, key)
             self.require(where, value is None or value > 0, key, "a number above 0")
@@ -302,7 +308,8 @@ def decoder_facts(config: Fields, **facts: Any) -> dict[str, Any]:
         "num_key_value_heads": config.integer("num_key_value_heads", 1, 2**16, default=heads),
         "head_dim": head_dim,
         "rotary_dim": head_dim,
-        "rope_interleave": config.boolean("rope_interleave", default=False),
+        # Our own key: GGUF files of some order queries and keys so; transformers reads rope_interleave of no decoder.
+        "rope_interleave": config.boolean("interleaved_rotary_pairs", default=False),
         "attention_multiplier": 1 / math.sqrt(head_dim),
         "mlp_layer_types": (SPARSE,) * num_layers,
     }

@@ -19,7 +19,8 @@ from formats.config.base import (
     only,
 )
 from formats.config.decoder import SIGMOID, SOFTMAX, Temperature
-from formats.config.rope import Rope, Yarn, mscale, read_rope, source_of
+from formats.config.rope import read_yarn_rope, source_of
+from formats.config.scaling import Rope, Yarn, mscale
 from formats.fields import Fields
 from formats.window import in_lanes
 
@@ -193,7 +194,7 @@ class DeepseekV3Config(ModelConfig):
         only(text, "rope_interleave", True)
         if kind != MISTRAL4:
             only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
-        rope_theta, rope_scaling = read_rope(text, ("yarn", "deepseek_yarn") if kind == SARVAM else ("yarn",))
+        rope_theta, rope_scaling = read_yarn_rope(text, ("yarn", "deepseek_yarn") if kind == SARVAM else ("yarn",))
         num_layers = text.integer("num_hidden_layers", 1, 10_000)
         heads = text.integer("num_attention_heads", 1, 2**16)
         nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)

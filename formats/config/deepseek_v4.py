@@ -14,7 +14,8 @@ from formats.config.base import (
     Where,
     only,
 )
-from formats.config.rope import Rope, Yarn, read_rope, read_theta, read_yarn
+from formats.config.rope import read_theta, read_yarn, read_yarn_rope
+from formats.config.scaling import Rope, Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
 from formats.window import held_tokens, in_lanes
@@ -198,7 +199,7 @@ def _read_rope(config: Fields, share: float) -> tuple[float, float, Yarn | None]
     """
     _check_share(config, config.number("partial_rotary_factor", share), share)
     if "rope_parameters" not in config:
-        _, yarn = read_rope(config)
+        _, yarn = read_yarn_rope(config)
         if yarn is not None and "attention_factor" not in config.object("rope_scaling"):
             yarn = replace(yarn, attention_factor=1.0)
         return read_theta(config), read_theta(config, "compress_rope_theta"), yarn

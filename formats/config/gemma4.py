@@ -14,7 +14,8 @@ from formats.config.base import (
     language_model,
     only,
 )
-from formats.config.rope import Rope, read_theta
+from formats.config.rope import read_theta
+from formats.config.scaling import Rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 from formats.window import held_tokens, in_lanes

@@ -51,7 +51,7 @@ def read_granitemoehybrid(config: Fields) -> GraniteMoeHybridConfig:
     """As `read_granitemoe`; without experts, as Granite 4.0 Micro and 350M are, it is refused."""
     if config.raw("num_local_experts", None) == 0:
         raise UnsupportedError(f"{config.name('num_local_experts')} is 0, only models with experts are implemented")
-    for key, implemented in {"mamba_proj_bias": False, "mlp_bias": False, "rope_interleave": False}.items():
+    for key, implemented in {"mamba_proj_bias": False, "mlp_bias": False}.items():
         only(config, key, implemented)
     layer_types = config.strings(key_of(config, "layers_block_type", "layer_types"))
     facts = _facts(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from formats.config.base import FULL_ATTENTION, SPARSE, Where, only
 from formats.config.decoder import SOFTMAX
 from formats.config.deepseek_v3 import DeepseekV3Config
-from formats.config.rope import read_rope, source_of
+from formats.config.rope import read_yarn_rope, source_of
 from formats.fields import Fields
 
 
@@ -62,7 +62,7 @@ def read_longcat_flash(config: Fields) -> LongcatFlashConfig:
     }.items():
         only(config, key, value)
     only(source_of(config, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
-    rope_theta, rope_scaling = read_rope(config)
+    rope_theta, rope_scaling = read_yarn_rope(config)
     num_layers, heads = config.integer("num_layers", 1, 10_000), config.integer("num_attention_heads", 1, 2**16)
     return LongcatFlashConfig(
         model_type="longcat_flash",

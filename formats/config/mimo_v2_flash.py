@@ -2,7 +2,7 @@
 
 from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, only
 from formats.config.decoder import SIGMOID, DecoderConfig, read_decoder
-from formats.config.rope import read_rope, read_theta
+from formats.config.rope import read_theta, read_yarn_rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
@@ -68,7 +68,7 @@ def _read_rope(config: Fields) -> tuple[float, float, float]:
         if sliding.number("partial_rotary_factor") != share:
             raise sliding.wrong("partial_rotary_factor", f"{share} as that of {FULL_ATTENTION}")
         return read_theta(full), read_theta(sliding), share
-    rope_theta, scaling = read_rope(config)
+    rope_theta, scaling = read_yarn_rope(config)
     if scaling is not None:
         found = shown(config.raw("rope_scaling", None) or config.raw("rope_parameters"))
         raise UnsupportedError(f"{config.name('rope_scaling')} is {found}, only none is implemented")

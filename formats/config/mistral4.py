@@ -5,7 +5,8 @@ from dataclasses import replace
 from formats.config.base import language_model, only
 from formats.config.decoder import Temperature
 from formats.config.deepseek_v3 import MISTRAL4, DeepseekV3Config
-from formats.config.rope import Yarn, read_rotary_dim, source_of
+from formats.config.rope import read_rotary_dim, source_of
+from formats.config.scaling import Yarn
 from formats.errors import UnsupportedError
 from formats.fields import Fields
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from formats.config.base import DENSE, INDEXED_ATTENTION, SPARSE, Where, key_of, only
 from formats.config.decoder import SOFTMAX
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer, read_indexer_types
-from formats.config.rope import read_rope, source_of
+from formats.config.rope import read_yarn_rope, source_of
 from formats.fields import Fields
 
 
@@ -87,7 +87,7 @@ class MistralLarge4Config(DeepseekV3Config):
         }.items():
             only(text, key, implemented)
         only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
-        rope_theta, rope_scaling = read_rope(text)
+        rope_theta, rope_scaling = read_yarn_rope(text)
         nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)
         inner = text.integer("moe_intermediate_size", 1, 2**24)
         dense = min(text.integer("first_k_dense_replace", 0, 10_000, default=1), num_layers)

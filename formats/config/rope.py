@@ -1,158 +1,51 @@
-"""Rotary position embeddings: how config.json states them, and the angles they mean."""
+"""Rotary position embeddings as config.json states them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from formats.dtypes import Float64
+from formats.config.scaling import (
+    LOWEST_THETA,
+    SCALES,
+    Angles,
+    Factors,
+    Linear,
+    Llama3,
+    LongRope,
+    Rope,
+    Scaling,
+    Yarn,
+    flaw_of,
+    is_scale,
+    mscale,
+)
 from formats.errors import FormatError, UnsupportedError
 from formats.fields import Fields, shown
 
 FACTORS = "factors"  # a rope_type
-LOWEST_THETA = 1
-MAX_SCALE = 2**20  # of a scaling's numbers; published ones are below 100
-SCALES = f"a number from 1/{MAX_SCALE} to {MAX_SCALE}"
-
-
-@dataclass(frozen=True)
-class Yarn:
-    """A context stretched by `factor` (Peng et al., YaRN, 2309.00071; transformers' _compute_yarn_parameters)."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float
-    beta_slow: float
-    truncate: bool  # of the range of dimensions that are stretched in part, to whole numbers
-    attention_factor: float  # multiplies cos and sin
-    mscale_all_dim: float  # DeepSeek multiplies the scale of attention by mscale(factor, this)^2; 0 is none
-
-    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
-        """Angle per position of each pair: [rotary_dim / 2]."""
-
-        def dimension(rotations: float) -> float:
-            wavelength = self.original_max_position_embeddings / (rotations * 2 * math.pi)
-            return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
-
-        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, rotary_dim - 1)
-        stretched = (np.arange(rotary_dim // 2) - low) / ((high - low) or 0.001)
-        stretched = np.clip(stretched, 0, 1)
-        return _inv_freq(theta, rotary_dim) * (1 - stretched + stretched / self.factor)
-
-
-@dataclass(frozen=True)
-class Llama3:
-    """Slow turns made slower by `factor`, fast ones kept, those between in part (transformers' rope type llama3)."""
-
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float
-    high_freq_factor: float
-
-    @property
-    def attention_factor(self) -> float:
-        return 1.0
-
-    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
-        """Angle per position of each pair: [rotary_dim / 2]."""
-        kept = _inv_freq(theta, rotary_dim)
-        turns = self.original_max_position_embeddings * kept / (2 * math.pi)  # within the original context
-        between = (turns - self.low_freq_factor) / ((self.high_freq_factor - self.low_freq_factor) or 1)
-        blended = (1 - between) * kept / self.factor + between * kept
-        slow, fast = turns < self.low_freq_factor, turns > self.high_freq_factor
-        return np.where(slow, kept / self.factor, np.where(fast, kept, blended))
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Each pair made slower by a factor of its own: what GGUF files hold of Llama 3's scaling."""
-
-    factors: tuple[float, ...]  # [rotary_dim / 2]
-
-    @property
-    def attention_factor(self) -> float:
-        return 1.0
-
-    def inv_freq(self, theta: float, rotary_dim: int) -> Float64:
-        """Angle per position of each pair: [rotary_dim / 2]."""
-        return _inv_freq(theta, rotary_dim) / np.array(self.factors)
-
-
-Scaling = Yarn | Llama3 | Factors
-_SCALES_OF: Mapping[type, tuple[str, ...]] = {
-    Yarn: ("factor", "beta_fast", "beta_slow", "attention_factor"),
-    Llama3: ("factor", "low_freq_factor", "high_freq_factor"),
-}
-
-
-class Flaw(NamedTuple):
-    """A number of which no angles can be made, by its field, and what was expected."""
-
-    key: str
-    expected: str
-
-
-def is_scale(value: float) -> bool:
-    """Whether angles can be made slower or faster by it."""
-    return 1 / MAX_SCALE <= value <= MAX_SCALE
-
-
-def flaw_of(scaling: Scaling | None) -> Flaw | None:
-    """What is wrong with a scaling, if anything is; whether Factors fit a head is for who knows its width."""
-    for key in _SCALES_OF.get(type(scaling), ()):
-        if not is_scale(getattr(scaling, key)):
-            return Flaw(key, SCALES)
-    if isinstance(scaling, Yarn) and not 0 <= scaling.mscale_all_dim <= MAX_SCALE:
-        return Flaw("mscale_all_dim", f"a number from 0 to {MAX_SCALE}")
-    return None
+DYNAMIC, LONGROPE = "dynamic", "longrope"  # others
+PLAIN_KINDS = ("default", "yarn", "linear", DYNAMIC, LONGROPE)  # of plain decoders
 
 
 T = TypeVar("T", Yarn, Llama3)
 
 
-@dataclass(frozen=True)
-class Rope:
-    """What turns queries and keys: pairs (i, i + dim/2) of the first `dim` values, or interleaved (2i, 2i + 1)."""
+def read_rope(config: Fields, kinds: tuple[str, ...] = PLAIN_KINDS) -> tuple[float, Scaling | None]:
+    """(rope_theta, rope_scaling) of a config.json, in either of its forms.
 
-    theta: float
-    dim: int
-    interleaved: bool = False
-    scaling: Scaling | None = None
-    turned: int | None = None  # only the first so many pairs turn (Gemma 4's proportional RoPE); None for all
-    stride: int = 1  # a row at p turns as position p * stride; with -1 back what 1 has turned
-    learned: tuple[float, ...] | None = None  # logarithms of what each pair turns faster by (Mistral Large 4's LeRoPE)
-
-    @cached_property
-    def inv_freq(self) -> Float64:
-        """Angle per row of each pair: [dim / 2]."""
-        angles = self.scaling.inv_freq(self.theta, self.dim) if self.scaling else _inv_freq(self.theta, self.dim)
-        angles = angles if self.turned is None else np.where(np.arange(len(angles)) < self.turned, angles, 0)
-        angles = angles if self.learned is None else angles * np.exp(np.array(self.learned))
-        return angles * self.stride
-
-    @property
-    def attention_factor(self) -> float:
-        """Multiplies cos and sin."""
-        return self.scaling.attention_factor if self.scaling else 1.0
-
-
-def mscale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's correction of attention for a context stretched by factor."""
-    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
-
-def read_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float, Yarn | None]:
-    """(rope_theta, rope_scaling) of a config.json, in either of its forms, scaled by YaRN or not at all.
-
-    yarn: what a family calls it. Raises FormatError, or UnsupportedError for a kind of scaling that is not implemented.
+    kinds: of scaling that a family has. Raises FormatError, or UnsupportedError for another.
     """
-    parameters = _rope_parameters(config)
+    parameters = rope_parameters(config)
+    if _kind(parameters, config, kinds) == LONGROPE:
+        scaling: Scaling | None = _read_longrope(parameters, config)
+    else:
+        scaling = read_scaling(parameters, config, kinds)
+    return read_theta(_beside(parameters, config, "rope_theta")), scaling
+
+
+def read_yarn_rope(config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> tuple[float, Yarn | None]:
+    """As `read_rope`, scaled by YaRN or not at all; yarn: what a family calls it."""
+    parameters = rope_parameters(config)
     scaling = read_yarn(parameters, config, yarn)
     return read_theta(_beside(parameters, config, "rope_theta")), scaling
 
@@ -161,7 +54,7 @@ def read_layer_ropes(
     config: Fields,
     layer_types: Sequence[str],
     head_dim: int,
-    read: Callable[[Fields, Fields], Scaling | None] | None = None,
+    read: Callable[[Fields, Fields], Angles | None] | None = None,
 ) -> dict[str, Any]:
     """Facts of a decoder whose kinds of layers have rotations of their own, in rope_parameters by layer type.
 
@@ -213,6 +106,14 @@ def read_theta(source: Fields, key: str = "rope_theta") -> float:
     return theta
 
 
+def read_scale(source: Fields, key: str, default: float | None = None) -> float:
+    """A number that angles, or cos and sin, are multiplied or divided by. Raises FormatError."""
+    value = source.number(key) if default is None else source.number(key, default)
+    if not is_scale(value):
+        raise source.wrong(key, SCALES)
+    return value
+
+
 def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn",)) -> Yarn | None:
     """The scaling that parameters of a config.json state: YaRN or none. Raises FormatError or UnsupportedError."""
     return _read_yarn(parameters, config) if _kind(parameters, config, ("default", *yarn)) in yarn else None
@@ -220,21 +121,24 @@ def read_yarn(parameters: Fields, config: Fields, yarn: tuple[str, ...] = ("yarn
 
 def read_scaling(
     parameters: Fields, config: Fields, kinds: tuple[str, ...] = ("default", "yarn", "llama3", FACTORS)
-) -> Scaling | None:
-    """As `read_yarn`, and Llama 3's scaling, too; `factors` is our own kind, of GGUF files."""
+) -> Angles | None:
+    """As `read_yarn`, and other kinds, too; `factors` is our own, of GGUF files."""
     kind = _kind(parameters, config, kinds)
     if kind == FACTORS:
         return Factors(tuple(parameters.numbers("factors")))
-    if kind == "llama3":
-        return _read_llama3(parameters, config)
-    return _read_yarn(parameters, config) if kind == "yarn" else None
+    if kind == DYNAMIC:
+        _read_linear(parameters)  # no context is longer than max_position_embeddings: until there nothing is scaled
+    readers: Mapping[str, Callable[[Fields, Fields], Angles]] = {
+        "linear": lambda parameters, _: _read_linear(parameters),
+        "llama3": _read_llama3,
+        "yarn": _read_yarn,
+    }
+    return readers[kind](parameters, config) if kind in readers else None
 
 
 def read_llama3_rope(config: Fields) -> tuple[float, Scaling | None]:
     """As `read_rope`, for models that are scaled as Llama 3, by `factors`, or not at all."""
-    parameters = _rope_parameters(config)
-    scaling = read_scaling(parameters, config, ("default", "llama3", FACTORS))
-    return read_theta(_beside(parameters, config, "rope_theta")), scaling
+    return read_rope(config, ("default", "llama3", FACTORS))
 
 
 def read_alpha_theta(config: Fields, head_dim: int) -> float:
@@ -242,20 +146,18 @@ def read_alpha_theta(config: Fields, head_dim: int) -> float:
 
     Raises FormatError, or UnsupportedError for another kind of scaling.
     """
-    parameters = _rope_parameters(config)
+    parameters = rope_parameters(config)
     kind = _kind(parameters, config, ("default", "dynamic"))
     theta = read_theta(_beside(parameters, config, "rope_theta"))
     if kind == "default":
         return theta
-    alpha = parameters.number("alpha")
-    if not is_scale(alpha):
-        raise parameters.wrong("alpha", SCALES)
+    alpha = read_scale(parameters, "alpha")
     if head_dim <= 2:
         raise config.wrong("head_dim", "more than 2, which alpha is raised by")
     return float(theta * alpha ** (head_dim / (head_dim - 2)))
 
 
-def _rope_parameters(config: Fields) -> Fields:
+def rope_parameters(config: Fields) -> Fields:
     """Where the kind of scaling and its parameters stand; of two such objects transformers takes rope_scaling.
 
     Published files hold rope_theta at the top and rope_scaling beside it; transformers 5 writes both into
@@ -283,7 +185,7 @@ def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
 
 def source_of(config: Fields, key: str) -> Fields:
     """Where a key of a config.json's rotary embeddings stands."""
-    return _beside(_rope_parameters(config), config, key)
+    return _beside(rope_parameters(config), config, key)
 
 
 def read_rotary_dim(config: Fields, head_dim: int, default: int) -> int:
@@ -338,13 +240,28 @@ def _read_llama3(scaling: Fields, config: Fields) -> Llama3:
     return _without_flaw(llama3, scaling)
 
 
+def _read_linear(scaling: Fields) -> Linear:
+    return Linear(read_scale(scaling, "factor"))
+
+
+def _read_longrope(scaling: Fields, config: Fields) -> LongRope:
+    original = _read_original(scaling, config)
+    factor = scaling.number("factor", config.integer("max_position_embeddings", 1, 2**31) / original)
+    if factor > 1 and original == 1:
+        raise FormatError(f"{scaling.name('original_max_position_embeddings')} is 1, expected 2 or more")
+    implied = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention_factor = read_scale(scaling, "attention_factor", implied)
+    return LongRope(
+        short_factor=tuple(scaling.numbers("short_factor")),
+        long_factor=tuple(scaling.numbers("long_factor")),
+        short_mscale=attention_factor,
+        long_mscale=attention_factor,
+        original_max_position_embeddings=original,
+    )
+
+
 def _without_flaw(scaling: T, source: Fields) -> T:
     """The scaling that was read from source. Raises FormatError naming the key there."""
     if (flaw := flaw_of(scaling)) is not None:
         raise FormatError(f"{source.name(flaw.key)} is {getattr(scaling, flaw.key)}, expected {flaw.expected}")
     return scaling
-
-
-def _inv_freq(theta: float, dim: int) -> Float64:
-    half = dim // 2
-    return theta ** -(np.arange(half, dtype=np.float64) / half)

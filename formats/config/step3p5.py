@@ -19,7 +19,8 @@ from formats.config.base import (
     only,
 )
 from formats.config.decoder import HEAD_NORM, SIGMOID, SIGMOID_BY_HEAD, DecoderConfig, decoder_facts
-from formats.config.rope import Rope, facts_of_layer_ropes, read_layer_ropes, read_scaling, rotary_share
+from formats.config.rope import facts_of_layer_ropes, read_layer_ropes, read_scaling, rotary_share
+from formats.config.scaling import Rope
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 

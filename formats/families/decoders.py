@@ -36,7 +36,7 @@ from formats.families.shared import (
     expert_dims,
     mamba_dims,
 )
-from formats.family import Experts, Family, Tensor
+from formats.family import FINAL_NORM, Experts, Family, Tensor
 
 
 def _decoder_dims(config: DecoderConfig) -> Mapping[str, int]:
@@ -405,6 +405,13 @@ MIXTRAL = _decoder(
     (ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SWITCH_MLP, SPARSE_SWITCH_MLP, SWITCH_GATE_UP)
 )
 OLMOE = _decoder((ROUTER,))
+PHIMOE = replace(
+    _decoder((ROUTER._replace(source="block_sparse_moe.gate"),), (W1_W3_W2, SPARSE_SWITCH_MLP)),
+    before_mixer=(Tensor("input_layernorm", "D"), Tensor("input_layernorm.bias", "D", suffix="")),
+    after_mixer=(Tensor("post_attention_layernorm", "D"), Tensor("post_attention_layernorm.bias", "D", suffix="")),
+    last=(FINAL_NORM, FINAL_NORM._replace(name="norm.bias", suffix="")),
+    of_head=(Tensor("lm_head.bias", "V", suffix="", when=lambda c: c.lm_head_bias),),
+)
 QWEN2_MOE = _decoder((ROUTER, *SHARED_EXPERT, SHARED_EXPERT_GATE))
 QWEN3_MOE = _decoder((ROUTER,))
 QWEN3_OMNI_MOE = replace(

@@ -51,7 +51,7 @@ def granitemoe_config(keys: Keys) -> Config:
     shared = keys.get("expert_shared_feed_forward_length", 0)
     return _granite(keys, "granitemoeshared" if shared else "granitemoe") | {
         "shared_intermediate_size": shared,
-        "rope_interleave": True,
+        "interleaved_rotary_pairs": True,
     }
 
 

@@ -127,7 +127,7 @@ def _qwen3_5_moe(keys: Keys) -> Config:
 def _mixtral(keys: Keys) -> Config:
     return decoder_config(keys, "mixtral", experts="num_local_experts") | {
         "intermediate_size": keys["feed_forward_length"],
-        "rope_interleave": True,
+        "interleaved_rotary_pairs": True,
     }
 
 

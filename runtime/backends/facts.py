@@ -18,14 +18,16 @@ class Routing(NamedTuple):
     weights. What is compared is score + correction bias, or with sigmoid_of_chosen (Llama 4) logit + bias; with groups
     only experts of the topk_group best groups, by the sum of their two best; of a softmax (DeepSeek-V2) by the best.
     The softmax of the chosen logits alone (gpt-oss, Granite) is the normalised softmax of all.
+    sparsemixer is `choose_by_sparsemixer` of numpy_route.py, which alone has a jitter.
     """
 
     top_k: int
-    scoring_func: str = SOFTMAX  # or sigmoid, sigmoid_of_chosen, sqrtsoftplus
+    scoring_func: str = SOFTMAX  # or sigmoid, sigmoid_of_chosen, sqrtsoftplus, sparsemixer
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     n_group: int = 1
     topk_group: int = 1
+    jitter: float = 0.0
 
 
 class Turn(NamedTuple):

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from formats.budget import ROPE_TABLES
-from formats.config import SIGMOID, SILU, Rope
+from formats.config import SIGMOID, SILU, SPARSEMIXER, Rope
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi
 from runtime.backends.facts import Routing
@@ -14,6 +14,7 @@ from runtime.backends.native import address
 from runtime.backends.native_weights import Told, require_shapes, with_result
 from runtime.backends.numpy_compressed import CompressedOps
 from runtime.backends.numpy_ops import Weight, rope_tables
+from runtime.backends.numpy_route import choose_by_sparsemixer
 
 MAPS = {SILU: abi.MAP_SILU, SIGMOID: abi.MAP_SIGMOID}
 
@@ -118,6 +119,8 @@ class NativeRowOps(CompressedOps):
         correction_bias: Weight | None = None,
         expert_scale: Weight | None = None,
     ) -> tuple[AnyArray, Float32]:
+        if routing.scoring_func == SPARSEMIXER:  # which no kernel has
+            return choose_by_sparsemixer(logits, routing)
         ids = np.empty((len(logits), routing.top_k), np.int64)
         bias = self._told.place(correction_bias, logits.shape[1]) if correction_bias is not None else None
         weights = self._routing_weights_of(logits, routing, bias, ids, False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from formats.config import CHOSEN_SIGMOID, SOFTMAX, SQRT_SOFTPLUS
+from formats.config import CHOSEN_SIGMOID, SOFTMAX, SPARSEMIXER, SQRT_SOFTPLUS
 from formats.dtypes import Float32
 from formats.errors import FormatError
 from runtime.backends.facts import Routing
@@ -16,6 +16,8 @@ Integers = npt.NDArray[np.int64]
 
 def route(logits: Float32, routing: Routing, correction_bias: Float32 | None) -> tuple[Integers, Float32]:
     """As Ops.route, without a scale of experts."""
+    if routing.scoring_func == SPARSEMIXER:
+        return choose_by_sparsemixer(logits, routing)
     scores = scores_of(logits, routing)
     compared = logits if routing.scoring_func == CHOSEN_SIGMOID else scores
     if correction_bias is not None:
@@ -29,6 +31,26 @@ def route(logits: Float32, routing: Routing, correction_bias: Float32 | None) ->
         compared = groups.reshape(scores.shape)
     expert_ids: Integers = np.argsort(-compared, axis=1, kind="stable")[:, : routing.top_k]
     return expert_ids, routing_weights(scores, expert_ids, routing)
+
+
+def choose_by_sparsemixer(logits: Float32, routing: Routing) -> tuple[Integers, Float32]:
+    """The largest logit, then the largest of the others; as `route`.
+
+    A weight is the softmax of the logits that are left and no further below the largest of them than twice the jitter,
+    as a share of what is larger, that one or the logit without its sign.
+    Source: Liu et al., GRIN (2409.12136); transformers' sparsemixer, which does not normalise either.
+    """
+    expert_ids, weights, left = [], [], logits.copy()
+    for _ in range(routing.top_k):
+        best = left.argmax(axis=1)[:, None]  # [T, 1]
+        largest = np.take_along_axis(left, best, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # where both are 0, none is far
+            far = (largest - logits) / np.maximum(np.abs(logits), largest) > np.float32(2 * routing.jitter)
+        expert_ids.append(best)
+        weights.append(np.take_along_axis(softmax(np.where(far, np.float32(-np.inf), left)), best, axis=1))
+        np.put_along_axis(left, best, -np.inf, axis=1)
+    scale = np.float32(routing.routed_scaling_factor)
+    return np.concatenate(expert_ids, axis=1), np.concatenate(weights, axis=1) * scale
 
 
 def scores_of(logits: Float32, routing: Routing) -> Float32:

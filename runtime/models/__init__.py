@@ -19,6 +19,7 @@ from formats.config import (
     MistralLarge4Config,
     ModelConfig,
     NemotronHConfig,
+    PhimoeConfig,
     Qwen3_5MoeConfig,
     Qwen4ExpConfig,
     Step3p5Config,
@@ -39,6 +40,7 @@ from runtime.models.longcat_flash import LongcatFlash
 from runtime.models.minimax_m3 import MiniMaxM3
 from runtime.models.mistral_large4 import MistralLarge4
 from runtime.models.nemotron_h import NemotronH
+from runtime.models.phimoe import Phimoe
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
@@ -83,6 +85,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     MiniMaxM3Config: MiniMaxM3,
     MistralLarge4Config: MistralLarge4,
     NemotronHConfig: NemotronH,
+    PhimoeConfig: Phimoe,
     Qwen3_5MoeConfig: Qwen3_5Moe,
     Qwen4ExpConfig: Qwen4Exp,
     Step3p5Config: Decoder,

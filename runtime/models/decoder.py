@@ -142,7 +142,7 @@ class Decoder:
         block = None
         plain = (  # what a block of one call knows
             c.is_uniform(layer)
-            and not c.parallel
+            and c.one_call
             and not c.fused_qkv
             and c.qk_norm not in (TURNED_NORM, UNIT_NORM)
             and c.clip_qkv is None

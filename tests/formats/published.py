@@ -113,6 +113,37 @@ GRANITE_3B_A800M: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": 49155,
 }
+# Phi-3.5-MoE by memory of its card, its factors made up: no published file was at hand.
+PHI_3_5_MOE: dict[str, Any] = {
+    "model_type": "phimoe",
+    "attention_bias": True,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "input_jitter_noise": 0.01,
+    "intermediate_size": 6400,
+    "lm_head_bias": True,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "long_factor": [1 + i for i in range(64)],
+        "long_mscale": 1.25,
+        "original_max_position_embeddings": 4096,
+        "short_factor": [1 + i / 64 for i in range(64)],
+        "short_mscale": 1.125,
+        "type": "longrope",
+    },
+    "rope_theta": 10000.0,
+    "router_jitter_noise": 0.01,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "vocab_size": 32064,
+}
 # Granite 4.0 H-Tiny by memory of its card: no published file was at hand.
 GRANITE_4_H_TINY: dict[str, Any] = GRANITE_3B_A800M | {
     "model_type": "granitemoehybrid",
@@ -813,6 +844,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         MIXTRAL_8X7B,
         OLMOE_1B_7B,
         GRANITE_3B_A800M,
+        PHI_3_5_MOE,
         ERNIE_4_5_21B,
         DOTS_LLM1,
         K_EXAONE,

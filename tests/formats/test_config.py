@@ -84,7 +84,7 @@ def test_keys_that_change_nothing_are_left_alone(config: dict[str, Any]) -> None
         ("mlp_only_layers", [1], r"text_config.mlp_only_layers is \[1\], only \[\] is implemented"),
         ("decoder_sparse_step", 2, "text_config.decoder_sparse_step is 2, only 1 is implemented"),
         ("mamba_ssm_dtype", "bfloat16", "text_config.mamba_ssm_dtype is bfloat16, only 'float32'"),
-        ("rope_scaling", {"type": "longrope"}, "text_config.rope_scaling.type is longrope, only default and yarn are"),
+        ("rope_scaling", {"type": "llama3"}, "text_config.rope_scaling.type is llama3, only default, yarn, linear,"),
         ("sliding_window", 4096, "text_config.sliding_window is 4096, only nothing is implemented"),
         ("final_logit_softcapping", 30.0, "text_config.final_logit_softcapping is 30.0, only nothing"),
     ],
@@ -117,8 +117,8 @@ def test_yarn_stretches_qwen3_5_too(config: dict[str, Any]) -> None:
 
 
 def test_another_rope_is_refused(config: dict[str, Any]) -> None:
-    config["text_config"]["rope_parameters"]["rope_type"] = "longrope"
-    with pytest.raises(UnsupportedError, match=r"rope_parameters.rope_type is longrope, only default and yarn are"):
+    config["text_config"]["rope_parameters"]["rope_type"] = "llama3"
+    with pytest.raises(UnsupportedError, match=r"rope_parameters.rope_type is llama3, only default, yarn, linear,"):
         read(config)
 
 

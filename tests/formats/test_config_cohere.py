@@ -71,7 +71,11 @@ def test_what_is_missing_is_what_transformers_takes() -> None:
         ("rotary_pct", 0.5, "rotary_pct is 0.5, only 1.0 is implemented"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling is .*, only nothing is implemented"),
-        ("rope_parameters", {"rope_type": "linear"}, "rope_type is linear, only default and yarn are implemented"),
+        (
+            "rope_parameters",
+            {"rope_type": "llama3"},
+            "rope_type is llama3, only default, yarn, linear, dynamic and longrope are",
+        ),
         ("logit_scale", 0.0, "logit_scale is 0.0, expected a number above 0"),
         ("layer_norm_eps", 0.0, "layer_norm_eps is 0.0, expected a number above 0"),
         ("sliding_window", None, "sliding_window is missing"),

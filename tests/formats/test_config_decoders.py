@@ -13,6 +13,7 @@ import formats
 from formats.config import (
     DecoderConfig,
     Llama3,
+    LongRope,
     Temperature,
     Yarn,
     model_facts,
@@ -164,6 +165,20 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
     },
 }
+FACTS["phimoe"] = {
+    "rotary_dim": 128,
+    "rope_scaling": LongRope(
+        tuple(1 + i / 64 for i in range(64)), tuple(1.0 + i for i in range(64)), 1.125, 1.25, 4096
+    ),
+    "layer_types": ("sliding_attention",) * 32,
+    "sliding_window": 131072,
+    "attention_bias": True,
+    "attention_output_bias": True,
+    "scoring_func": "sparsemixer",
+    "norm_topk_prob": False,
+    "router_jitter_noise": 0.01,
+    "lm_head_bias": True,
+}
 FACTS["afmoe"] = {
     "rotary_dim": 64,
     "layer_types": (*("sliding_attention",) * 3, "full_attention") * 8,
@@ -280,7 +295,7 @@ def test_glm_4_5v_with_norms_of_queries_is_refused() -> None:
         ("use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
         ("moe_intermediate_size", 1024, "moe_intermediate_size is 1024, with which the shapes of experts do not tell"),
         ("moe_intermediate_size", 2048, "moe_intermediate_size is 2048, with which the shapes of experts do not tell"),
-        ("rope_scaling", {"rope_type": "mrope"}, "rope_type is mrope, only default and yarn are implemented"),
+        ("rope_scaling", {"rope_type": "mrope"}, "rope_type is mrope, only default, yarn, linear, dynamic and"),
     ],
 )
 def test_what_qwen3_vl_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
@@ -346,6 +361,16 @@ def test_sarvam_30b_is_ling_2_turned_whole() -> None:
     assert read({**DECODERS["bailing_moe"], "partial_rotary_factor": None, "rotary_dim": 64}) == sarvam
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "qwen3_moe", "olmoe", "dots1"])
+def test_the_order_of_rotary_pairs_has_a_key_of_our_own(model_type: str) -> None:
+    """What a GGUF file becomes says it; rope_interleave means nothing to these models in transformers."""
+    published = DECODERS[model_type]
+    model = read(published)
+    assert isinstance(model, DecoderConfig)
+    assert read({**published, "rope_interleave": True}) == model
+    assert read({**published, "interleaved_rotary_pairs": True}) == replace(model, rope_interleave=True)
+
+
 def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     config = {key: value for key, value in DECODERS["gpt_oss"].items() if key != "layer_types"}
     model = read(config)
@@ -358,7 +383,12 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     ("model_type", "key", "value", "message"),
     [
         ("qwen3_moe", "use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
-        ("qwen3_moe", "rope_scaling", {"type": "linear", "factor": 4.0}, "type is linear, only default and yarn"),
+        (
+            "qwen3_moe",
+            "rope_scaling",
+            {"type": "su"},
+            "type is su, only default, yarn, linear, dynamic and longrope are",
+        ),
         ("qwen3_moe", "rope_scaling", {"type": "yarn"}, "rope_scaling.factor is missing"),
         ("qwen3_moe", "rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is llama3, only"),
         ("qwen3_moe", "hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),

@@ -50,7 +50,6 @@ def test_a_shared_expert_of_granitemoeshared_is_there_or_not() -> None:
         ("num_local_experts", 0, "only models with experts are implemented"),
         ("mamba_proj_bias", True, "only False is implemented"),
         ("mlp_bias", True, "only False is implemented"),
-        ("rope_interleave", True, "only False is implemented"),
         ("is_causal", False, "only True is implemented"),
         ("hidden_act", "gelu", "only 'silu' is implemented"),
         ("time_step_limit", [0.001, 0.1], "only 0 to infinity is implemented"),

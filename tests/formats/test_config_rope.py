@@ -4,9 +4,10 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
-from formats.config import Factors, Llama3, Yarn, model_facts, read_model_facts
+from formats.config import Factors, Linear, Llama3, LongRope, Yarn, model_facts, read_model_facts
 from formats.errors import FormatError
 from formats.fields import Fields
 from tests.formats.published import DECODERS, GLM_4_5_AIR, LLAMA_4_SCOUT_TEXT, QWEN3_30B, llama4, read
@@ -165,7 +166,7 @@ def test_factors_of_a_gguf_file_say_what_llama3_says() -> None:
 
 @pytest.mark.parametrize("factors", [[1.0] * 63, [0.0] * 64, [1e-320] * 64, []])
 def test_factors_that_do_not_fit_a_head_are_refused(factors: list[float]) -> None:
-    with pytest.raises(FormatError, match=r"rope_scaling is .*, expected 64 factors, each a number from"):
+    with pytest.raises(FormatError, match=r"rope_scaling.factors is .*, expected 64 factors, each a number from"):
         llama4(rope_scaling={"rope_type": "factors", "factors": factors})
 
 
@@ -188,3 +189,77 @@ def test_a_scaling_of_llama3_without_a_factor_is_refused_in_an_index() -> None:
     facts["rope_scaling"]["factor"] = 0
     with pytest.raises(FormatError, match=r"index.json: model.rope_scaling.factor is 0.0, expected a number from"):
         read_model_facts(Fields(json.loads(json.dumps(facts)), "index.json: model"))
+
+
+def scaled(scaling: dict[str, Any], **changes: Any) -> Any:
+    return read({**QWEN3_30B, "rope_scaling": scaling, **changes})
+
+
+SHORT, LONG = [1 + i / 64 for i in range(64)], [1.0 + i for i in range(64)]
+LONGROPE = {"type": "longrope", "short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": 4096}
+
+
+def test_linear_divides_positions() -> None:
+    model = scaled({"type": "linear", "factor": 4.0})
+    assert model.rope_scaling == Linear(4.0)
+    assert np.array_equal(model.rope.inv_freq, read(QWEN3_30B).rope.inv_freq / 4)
+    assert read_model_facts(Fields(model_facts(model), "x")) == model
+
+
+def test_dynamic_is_no_scaling_as_no_context_is_longer_than_max_position_embeddings() -> None:
+    assert scaled({"rope_type": "dynamic", "factor": 4.0}) == read(QWEN3_30B)
+
+
+def test_longrope_is_decided_by_the_context_of_a_run() -> None:
+    model = scaled(LONGROPE)
+    multiplier = math.sqrt(1 + math.log(10) / math.log(4096))  # max_position_embeddings is 40960
+    assert model.rope_scaling == LongRope(tuple(SHORT), tuple(LONG), multiplier, multiplier, 4096)
+    assert read_model_facts(Fields(json.loads(json.dumps(model_facts(model))), "x")) == model
+    plain = read(QWEN3_30B).rope.inv_freq
+    for ctx_size, factors in ((1, SHORT), (4096, SHORT), (4097, LONG), (40960, LONG)):
+        rope = model.within(ctx_size).rope
+        assert np.array_equal(rope.inv_freq, plain / np.array(factors))
+        assert rope.attention_factor == multiplier
+    assert read(QWEN3_30B).within(4097) == read(QWEN3_30B)
+
+
+@pytest.mark.parametrize(
+    ("said", "multiplier"),
+    [({"factor": 4.0}, math.sqrt(1 + 2 / 12)), ({"factor": 0.5}, 1.0), ({"attention_factor": 1.5}, 1.5)],
+)
+def test_longrope_multiplies_cos_and_sin_as_it_says_or_by_its_factor(said: dict[str, Any], multiplier: float) -> None:
+    assert scaled(LONGROPE | said).rope_scaling.long_mscale == pytest.approx(multiplier)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "linear"}, "rope_scaling.factor is missing"),
+        ({"type": "linear", "factor": 0}, "rope_scaling.factor is 0, expected a number from"),
+        ({"type": "dynamic"}, "rope_scaling.factor is missing"),
+        ({"type": "dynamic", "factor": -1}, "rope_scaling.factor is -1, expected a number from"),
+        (LONGROPE | {"short_factor": None}, "rope_scaling.short_factor is missing"),
+        (LONGROPE | {"long_factor": LONG[:-1]}, "rope_scaling.long_factor is .*, expected 64 factors, each a number"),
+        (LONGROPE | {"short_factor": [*SHORT[:-1], 0]}, "rope_scaling.short_factor is .*, expected 64 factors"),
+        (LONGROPE | {"attention_factor": 0}, "rope_scaling.attention_factor is 0, expected a number from"),
+        (LONGROPE | {"original_max_position_embeddings": 1}, "original_max_position_embeddings is 1, expected 2 or"),
+    ],
+)
+def test_other_scalings_of_which_no_angles_can_be_made_are_refused(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=rf"config.json: .*{message}"):
+        scaled(scaling)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("long_factor", LONG[:3], "expected 64 factors"),
+        ("short_mscale", 0.0, "expected a number from"),
+        ("original_max_position_embeddings", 0, "expected an integer from 1"),
+    ],
+)
+def test_an_index_with_a_longrope_that_makes_no_angles_is_refused(key: str, value: Any, message: str) -> None:
+    facts = json.loads(json.dumps(model_facts(scaled(LONGROPE))))
+    facts["rope_scaling"][key] = value
+    with pytest.raises(FormatError, match=rf"x: rope_scaling.{key} is .*{message}"):
+        read_model_facts(Fields(facts, "x"))
