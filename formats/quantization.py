@@ -75,7 +75,7 @@ class Quantization:
     where: str  # for messages
     bits: frozenset[int] = frozenset()  # that occur; none: not said
     group_sizes: frozenset[int] = frozenset()  # that occur, -1 for whole rows; none: not said
-    symmetric: bool | None = True  # GPTQ, compressed-tensors; None: some are, some are not
+    symmetric: bool | None = True  # GPTQ, AWQ, compressed-tensors; None: some are, some are not
     version: int = 1  # of GPTQ's files
     overrides: Mapping[str, "MLXLayer | None"] = field(default_factory=dict)  # MLX, by module; None: not quantized
     default: "MLXLayer | None" = None  # MLX
@@ -245,9 +245,10 @@ def _read_gptq(fields: Fields) -> Quantization:
 
 def _read_awq(fields: Fields) -> Quantization:
     _only(fields, "version" if "version" in fields else "format", ("gemm", "GEMM"), "gemm")
-    _only(fields, "zero_point", (True,), True)
+    symmetric = not fields.boolean("zero_point", True)  # zero points are there all the same, each 8
     bits = _only(fields, "bits", (4,))
-    return Quantization(AWQ, fields.where, frozenset({bits}), frozenset({fields.integer("group_size", -1)}))
+    sizes = frozenset({fields.integer("group_size", -1)})
+    return Quantization(AWQ, fields.where, frozenset({bits}), sizes, symmetric)
 
 
 def _read_auto_round(fields: Fields) -> Quantization:

@@ -412,7 +412,7 @@ def _qweight(look: _Look) -> Looked:
     size, dtype = look.groups(scales, 0, "groups"), look.float_dtype(scales)
     names = {"qweight": look.tensor.name, "qzeros": f"{base}.qzeros", "scales": scales.name}
     if said is not None and said.method == AWQ:
-        return AWQSource(size, dtype), names, (AWQ,)
+        return AWQSource(size, dtype, symmetric=said.symmetric is True), names, (AWQ,)
     g_idx = f"{base}.g_idx" in look.tensors
     symmetric, version = (True, 1) if said is None else (said.symmetric is not False, said.version)
     bits = look.width_bits(look.tensor, 0)

@@ -214,7 +214,7 @@ def _grouped(said: Quantization) -> Keeper:
     def grouped(rows: int, columns: int) -> Kept:
         group_size = columns if size == -1 else size
         encoding: Any = (
-            AWQSource(group_size, "f16")
+            AWQSource(group_size, "f16", symmetric)
             if said.method == AWQ
             else GPTQSource(bits, group_size, "f16", symmetric, said.version, g_idx)
         )

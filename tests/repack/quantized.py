@@ -70,6 +70,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
             "auto_round_gptq",
             "auto_round_gptq2",
             "auto_round_awq",
+            "auto_round_awq_sym",
         )
     },
     "auto_round_mxfp4": {"codes": "{weight}_packed", "scales": "{weight}_scale"},
@@ -154,6 +155,7 @@ CONFIGS: Mapping[str, dict[str, Any] | None] = {
     "auto_round_gptq": _auto_round(4, True, "auto_round:auto_gptq"),
     "auto_round_gptq2": _auto_round(2, False, "auto_round:auto_gptq"),
     "auto_round_awq": _auto_round(4, False, "auto_round:auto_awq"),
+    "auto_round_awq_sym": _auto_round(4, True, "auto_round:auto_awq"),
     "auto_round_mxfp4": _auto_round(4, True, "auto_round:llm_compressor", data_type="mx_fp", **_AUTO_ROUND_FLOATS),
     "auto_round_nvfp4": _auto_round(
         4, True, "auto_round:llm_compressor", data_type="nv_fp", **_AUTO_ROUND_FLOATS | {"group_size": 16}
@@ -204,6 +206,7 @@ def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
         "auto_round_gptq": GPTQSource(4, 32, "f16", True, 1, False),
         "auto_round_gptq2": GPTQSource(2, 32, "f16", False, 1, False),
         "auto_round_awq": AWQSource(32, "f16"),
+        "auto_round_awq_sym": AWQSource(32, "f16", symmetric=True),
         "auto_round_mxfp4": MXFP4Source(BYTES),
         "auto_round_nvfp4": NVFP4Source("divide", BYTES, (1,)),
         "int4_zero": PackedSource(4, 32, "bf16", (rows, columns), symmetric=False),
@@ -258,6 +261,8 @@ def _random(
     if spec.name == "qzeros" and isinstance(encoding, GPTQSource) and encoding.symmetric:
         middle = (1 << encoding.bits - 1) - (encoding.version == 1)
         return np.full(shape, sum(middle << at for at in range(0, 32, encoding.bits)), np.uint32)
+    if kind == "auto_round_awq_sym" and spec.name == "qzeros":
+        return np.full(shape, 0x88888888, np.uint32)
     if kind == "auto_round_gptq2" and spec.name == "qzeros":  # no field is 3, which AutoRound has no zero point for
         words = rng.integers(0, 1 << 32, shape, np.uint32)
         return words ^ (words & words >> 1 & 0x55555555)

@@ -192,7 +192,7 @@ def test_modules_may_be_quantized_where_all_others_are_not() -> None:
     floats = {"packing_format": "auto_round:llm_compressor", "data_type": "float", "bits": 16}
     said_of_some = {".*experts.*": {"bits": 4, "data_type": "mx_fp", "group_size": 32}}
     quantization = read(INT4 | floats | {"extra_config": said_of_some})
-    assert (quantization.bits, quantization.group_sizes) == ({4}, {32})
+    assert (sorted(quantization.bits), sorted(quantization.group_sizes)) == ([4], [32])
 
 
 # ---- converted
@@ -249,6 +249,18 @@ def test_a_router_of_int8_is_decoded_and_scales_of_activations_are_skipped(tmp_p
     layout = converted(source, tmp_path / "out")
     assert layout.tensors["layers.0.mlp.gate"].encoding == Plain("f32")
     assert set(parts(layout)) == {ZeroPoint(8, 64, "bf16")}
+
+
+def test_awq_without_zero_points_has_each_in_the_middle(tmp_path: Path) -> None:
+    """As AutoRound writes AWQ's tensors with sym: its config of quant_method awq says zero_point false."""
+    config = said("awq") | {"zero_point": False, "provider": "auto-round"}
+    tensors = in_kind(shapes(SMALL, fused=False), "auto_round_awq_sym", is_expert, np.random.default_rng(1))
+    layout = converted(write_tensors(tmp_path / "source", CONFIG, tensors, config), tmp_path / "out")
+    assert set(parts(layout)) == {Symmetric(4, 32, "f16")}
+    tensors = in_kind(shapes(SMALL, fused=False), "awq", is_expert, np.random.default_rng(1))
+    other = write_tensors(tmp_path / "other", CONFIG, tensors, config)
+    with pytest.raises(FormatError, match=r"qzeros holds zero point \d+ .*, expected 8, as the config says symmetric"):
+        converted(other, tmp_path / "other_out")
 
 
 def test_zero_points_may_be_there_for_some_groups_alone(tmp_path: Path) -> None:

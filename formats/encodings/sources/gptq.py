@@ -68,13 +68,7 @@ class GPTQSource:
     def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
         if self.g_idx and (flaw := self.order_flaw(planes["g_idx"])) is not None:
             return flaw
-        if self.symmetric:
-            zeros, middle = self._zeros(planes), 1 << self.bits - 1
-            wrong = np.argwhere(zeros != middle)
-            if len(wrong):
-                row, group = map(int, wrong[0])
-                return Flaw("qzeros", row, group, f"zero point {zeros[row, group]}", f"{middle}, as sym is true")
-        return None
+        return _not_in_the_middle(self._zeros(planes), 1 << self.bits - 1) if self.symmetric else None
 
     def order_flaw(self, g_idx: Bits) -> Flaw | None:
         """What is wrong with the group of each column: act-order shuffles them, whatever the config says."""
@@ -99,13 +93,15 @@ class AWQSource:
 
     group_size: int
     scale_dtype: str
+    symmetric: bool = False  # every zero point is 8
     bits: int = 4
     quantized: bool = True
     rounded_by_default: bool = False
 
     @property
     def label(self) -> str:
-        return f"AWQ 4-bit, {self.scale_dtype} scales per {self.group_size}"
+        kind = " symmetric" if self.symmetric else ""
+        return f"AWQ 4-bit{kind}, {self.scale_dtype} scales per {self.group_size}"
 
     def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
         groups = columns // self.group_size
@@ -117,14 +113,16 @@ class AWQSource:
         )
 
     def exact(self, columns: int) -> Encoding:
-        return ZeroPoint(4, self.group_size, self.scale_dtype)
+        kind = Symmetric if self.symmetric else ZeroPoint
+        return kind(4, self.group_size, self.scale_dtype)
 
     def transcode(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
         return {"codes": pack_codes(_awq_rows(planes["qweight"]), 4), **self.scales_and_zeros(planes)}
 
     def scales_and_zeros(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
         """What is beside the codes."""
-        return {"scales": planes["scales"], "zeros": _awq_rows(planes["qzeros"])}
+        scales = {"scales": planes["scales"]}
+        return scales if self.symmetric else {**scales, "zeros": _awq_rows(planes["qzeros"])}
 
     def decode(self, planes: Mapping[str, Bits]) -> Float32:
         codes, zeros = (
@@ -138,7 +136,16 @@ class AWQSource:
         return (codes - zeros[:, group]).astype(np.float32) * scales[:, group]
 
     def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
+        return _not_in_the_middle(_awq_rows(planes["qzeros"]), 8) if self.symmetric else None
+
+
+def _not_in_the_middle(zeros: Bits, middle: int) -> Flaw | None:
+    """The first zero point [rows, groups] of a symmetric matrix that is another."""
+    wrong = np.argwhere(zeros != middle)
+    if not len(wrong):
         return None
+    row, group = map(int, wrong[0])
+    return Flaw("qzeros", row, group, f"zero point {zeros[row, group]}", f"{middle}, as the config says symmetric")
 
 
 def _awq_rows(words: Bits) -> Bits:
