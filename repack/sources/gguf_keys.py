@@ -81,7 +81,7 @@ class Keys:
         return f"blk.{layer}.{rest}" in self._tensors
 
     def shape(self, tensor: str) -> Sequence[int]:
-        """Of a matrix of no layer, rows first. Raises FormatError."""
+        """Of a matrix, rows first. Raises FormatError."""
         found = self._tensors.get(tensor, ())
         if len(found) != 2:
             raise FormatError(f"{self.where}: {tensor} has shape {list(found)}, expected rows and columns")

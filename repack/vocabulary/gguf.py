@@ -16,6 +16,7 @@ from repack.vocabulary.tokenizer_json import added_token, bpe_model, byte_level_
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # what stands for a space in SentencePiece
+SARVAM = "sarvam-moe"  # a pre-tokenizer that cuts nothing: bytes are not spelled, spaces are characters
 NAMED_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -29,6 +30,8 @@ STOP_TOKENS = (
     "<|end_of_text|>",
     "<|return|>",
     "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "[EOS]",
     "[EOT]",
     "[e~[",
@@ -155,8 +158,11 @@ class _Vocabulary:
 def _byte_level(vocabulary: _Vocabulary) -> bytes:
     where = vocabulary.where
     pre = vocabulary.value("pre", str, "a string", "")
+    if pre == SARVAM:
+        begin = vocabulary.post_processor(add_bos=False)
+        return _spaces_as_characters(vocabulary, vocabulary.merges(), False, begin)
     if pre not in PRE_TOKENIZERS:
-        known = ", ".join(sorted(PRE_TOKENIZERS))
+        known = ", ".join(sorted((*PRE_TOKENIZERS, SARVAM)))
         raise UnsupportedError(f"{where}: tokenizer.ggml.pre is {shown(pre) or 'missing'}, implemented are {known}")
     pre_tokenizer = PRE_TOKENIZERS[pre]
     return byte_level_bpe(

@@ -65,6 +65,13 @@ def test_a_vocabulary_of_gemma_gives_the_ids_of_transformers_behind_bos() -> Non
         assert tokenizer.encode(text).ids == [bos, *ids]
 
 
+def test_a_vocabulary_of_sarvam_is_one_of_gemma_under_another_name_without_bos() -> None:
+    metadata = GEMMA["metadata"] | {f"{KEY}model": "gpt2", f"{KEY}pre": "sarvam-moe", f"{KEY}add_bos_token": False}
+    tokenizer = fast(tokenizer_files(metadata, "x.gguf"))
+    for text, ids in GEMMA["texts"]:
+        assert tokenizer.encode(text).ids == ids
+
+
 def test_gemma_begins_with_bos_whatever_the_file_says_and_ends_with_its_turn() -> None:
     metadata = {**GEMMA["metadata"], f"{KEY}add_bos_token": False}
     tokenizer = fast(tokenizer_files(metadata, "x.gguf"))
@@ -113,6 +120,11 @@ def test_all_tokens_that_end_a_turn_are_stop_tokens() -> None:
     metadata[f"{KEY}token_type"] = [NORMAL] * len(metadata[f"{KEY}tokens"])
     assert stop_ids(metadata | {f"{KEY}eot_token_id": 5}, "x") == [end, 5]
     assert stop_ids({}, "x") == []
+
+
+def test_a_solar_open_ends_with_its_calls_too() -> None:
+    tokens = {f"{KEY}tokens": ["<|end|>", "<|flush|>", "<|calls|>"], f"{KEY}token_type": [CONTROL] * 3}
+    assert stop_ids(tokens, "x") == [1, 2]
 
 
 CUTS = {
