@@ -31,11 +31,12 @@ COMPRESSED_FORMATS = (
     "float-quantized",
     "naive-quantized",
     "mxfp4-pack-quantized",
+    "mxfp8-quantized",
     "nvfp4-pack-quantized",
     "mixed-precision",
 )
-MODELOPT_ALGORITHMS = ("NVFP4", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN", "MIXED_PRECISION")
-MLX_MODES = ("affine", "mxfp4", "nvfp4")
+MODELOPT_ALGORITHMS = ("NVFP4", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION")
+MLX_MODES = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits, group_size by default
 # Whose tensors AutoRound writes, by packing_format, and whether zero points are stored less 1, as GPTQ's version 1 has
 # them (its qlinear_torch_zp) or as they are (its qlinear_torch).
 AUTO_ROUND_PACKINGS = {
@@ -365,9 +366,9 @@ def _mlx_overrides(fields: Fields) -> Iterator[tuple[str, MLXLayer | None]]:
 
 def _mlx_layer(fields: Fields) -> MLXLayer:
     """What a module's own says nothing of is MLX's default, and not what all modules have."""
-    mode = _only(fields, "mode", MLX_MODES, "affine")
-    size = {"affine": 64, "mxfp4": 32, "nvfp4": 16}[mode]
-    return MLXLayer(fields.integer("bits", default=4), fields.integer("group_size", default=size), mode)
+    mode = _only(fields, "mode", tuple(MLX_MODES), "affine")
+    bits, size = MLX_MODES[mode]
+    return MLXLayer(fields.integer("bits", default=bits), fields.integer("group_size", default=size), mode)
 
 
 _NO_DEFAULT: Any = object()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from typing import NamedTuple
 
 from formats.encodings.fp4 import MX_GROUP_SIZE, NV_GROUP_SIZE
+from formats.encodings.fp8 import MX_BLOCK
 from formats.encodings.sources import (
     AWQSource,
     ExpertIdsSource,
@@ -17,6 +18,7 @@ from formats.encodings.sources import (
     Int8Source,
     MLXAffineSource,
     MXFP4Source,
+    MXFP8Source,
     NVFP4Source,
     PackedSource,
     PlainSource,
@@ -244,7 +246,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _group_size(encoding: SourceEncoding) -> int:
-    if isinstance(encoding, MLXAffineSource):
+    if isinstance(encoding, (MLXAffineSource, MXFP8Source)):
         return encoding.group_size
     return MX_GROUP_SIZE if isinstance(encoding, MXFP4Source) else NV_GROUP_SIZE
 
@@ -281,8 +283,10 @@ def _ggml(look: _Look) -> Looked:
 def _fp8(look: _Look) -> Looked:
     module = look.module
     scale = look.first(f"{module.weight}_scale_inv", f"{module.weight}_scale", f"{module.base}.scale")
-    dtype = look.float_dtype(scale, "F8_E8M0")
     shape = scale.shape[1:] if module.stacked else scale.shape
+    if scale.dtype in E8M0_DTYPES and shape == (module.rows, module.columns // MX_BLOCK):
+        return MXFP8Source(BYTES), {"weight": module.weight, "scale": scale.name}, (COMPRESSED, MODELOPT)
+    dtype = look.float_dtype(scale, "F8_E8M0")
     blocks = (-(-module.rows // 128), -(-module.columns // 128))
     transposed = module.transposed and look.tensor.shape[-2:] == (module.columns, module.rows)
     if transposed and module.rows != module.columns and shape == blocks[::-1]:
@@ -387,17 +391,20 @@ def _words(look: _Look) -> Looked:
     names = {"codes": look.module.weight, "scales": scales.name}
     if scales.dtype == "U8":
         size = look.groups(scales, 1, "scales")
-        if size == MX_GROUP_SIZE and look.width_bits(look.tensor, 1) == 4:
+        bits = look.width_bits(look.tensor, 1)
+        if size == MX_GROUP_SIZE and bits == 4:
             return MXFP4Source(WORDS), names, (MLX,)
+        if size == MX_BLOCK and bits == 8:
+            return MXFP8Source(WORDS), {"weight": look.module.weight, "scale": scales.name}, (MLX,)
         if f"{base}.global_scale" in look.tensors:
             raise UnsupportedError(
                 f"{scales.file}: {base}.global_scale: MLX's nvfp4 with a tensor scale is not supported"
             )
-        if size == NV_GROUP_SIZE:
+        if size == NV_GROUP_SIZE and bits == 4:
             return NVFP4Source("multiply", WORDS, None), names, (MLX,)
         raise UnsupportedError(
-            f"{scales.file}: {scales.name} has dtype U8 and groups of {size}, only mxfp4 (32) and nvfp4 (16) are "
-            "implemented"
+            f"{scales.file}: {scales.name} has dtype U8 and groups of {size} in {bits} bits, only mxfp4, mxfp8 "
+            "(32) and nvfp4 (16) are implemented"
         )
     encoding = MLXAffineSource(
         look.width_bits(look.tensor, 1), look.groups(scales, 1, "scales"), look.float_dtype(scales)

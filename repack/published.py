@@ -15,6 +15,7 @@ from formats.encodings.sources import (
     GPTQSource,
     Int8Source,
     MXFP4Source,
+    MXFP8Source,
     NVFP4Source,
     PackedSource,
 )
@@ -162,6 +163,8 @@ def _keeper(said: Quantization) -> Keeper:
     if said.method == MODELOPT and said.form == "NVFP4":
         names = {"codes": "{weight}", "scales": "{weight}_scale", "global": "{weight}_scale_2"}
         return lambda rows, columns: Kept(NVFP4Source("multiply", BYTES, ()), names)
+    if said.method == MODELOPT and said.form == "MXFP8":
+        return lambda rows, columns: Kept(MXFP8Source(BYTES), _SCALED)
     if said.method == MODELOPT and said.form == "FP8":
         return lambda rows, columns: Kept(FP8Source(PER_TENSOR, "f32", ()), _SCALED)
     if said.method == QUARK and said.form in _QUARK:
@@ -199,6 +202,8 @@ def _compressed(said: Quantization, form: str) -> Keeper:
         return int8
     if form == "mxfp4-pack-quantized":
         return lambda rows, columns: Kept(MXFP4Source(BYTES), _BESIDE)
+    if form == "mxfp8-quantized":
+        return lambda rows, columns: Kept(MXFP8Source(BYTES), _SCALED)
     if form == "nvfp4-pack-quantized":
         names = {**_BESIDE, "global": "{weight}_global_scale"}
         return lambda rows, columns: Kept(NVFP4Source("divide", BYTES, (1,)), names)

@@ -116,6 +116,7 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
         "DeepSeek, Qwen, Mistral, compressed-tensors, Quark",
         "affine, 4 bits",
     ),
+    SourceEncoding("MXFP8", "MLX, compressed-tensors, ModelOpt", "affine, 4 bits"),
     SourceEncoding(
         "INT4 and INT8 pack-quantized, INT8 int-quantized (W8A8), with or without zero points",
         "compressed-tensors (Kimi, RedHatAI)",

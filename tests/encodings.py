@@ -46,6 +46,7 @@ EVERY_ENCODING: tuple[Encoding, ...] = (
     NVFP4("divide"),
     FP8(128, "f32"),
     FP8(256, "bf16"),
+    FP8(32, "bf16"),
     *GGML_ENCODINGS,
 )
 

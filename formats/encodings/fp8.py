@@ -1,4 +1,4 @@
-"""FP8 (E4M3FN) with a scale per row or per 128 of a row; scales of 128 x 128 blocks are repeated for each row."""
+"""FP8 (E4M3FN) with a scale per row, or per 128 or 32 of it; scales of 128 x 128 blocks are repeated for each row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from formats.errors import FormatError
 from formats.fields import Fields
 
 BLOCK = 128
+MX_BLOCK = 32  # of MXFP8
 
 
 @dataclass(frozen=True)
 class FP8:
     """Encoding id `fp8` (FORMAT.md, Encodings): value = E4M3[code] * scale."""
 
-    group_size: int  # BLOCK, or the columns: one scale per row
+    group_size: int  # BLOCK, MX_BLOCK, or the columns: one scale per row
     scale_dtype: str
     id: str = "fp8"
 
@@ -33,8 +34,9 @@ class FP8:
         return {"group_size": self.group_size, "scale_dtype": self.scale_dtype}
 
     def arrays(self, rows: int, columns: int) -> tuple[ArraySpec, ...]:
-        if self.group_size not in (BLOCK, columns):
-            raise FormatError(f"group_size is {self.group_size}, expected {BLOCK} or the input width {columns}")
+        if self.group_size not in (MX_BLOCK, BLOCK, columns):
+            expected = f"{MX_BLOCK}, {BLOCK} or the input width {columns}"
+            raise FormatError(f"group_size is {self.group_size}, expected {expected}")
         groups = -(-columns // self.group_size)  # the last may be shorter
         return ArraySpec("codes", "u8", (rows, columns)), ArraySpec("scales", self.scale_dtype, (rows, groups))
 

@@ -187,7 +187,7 @@ def test_the_last_fp8_group_may_be_shorter() -> None:
         (ZeroPoint(3, 40, "f16"), 40, "input width 40 is not a multiple of 32"),
         (ZeroPoint(4, 20, "f16"), 20, "input width 20 is not a multiple of 32"),
         (Symmetric(8, 72, "bf16"), 72, "input width 72 is not a multiple of 32"),
-        (FP8(64, "f32"), 256, "group_size is 64, expected 128 or the input width 256"),
+        (FP8(64, "f32"), 256, "group_size is 64, expected 32, 128 or the input width 256"),
         (Q4K(), 128, "input width 128 is not a multiple of group_size 256"),
         (Q6K(), 384, "input width 384 is not a multiple of group_size 256"),
     ],

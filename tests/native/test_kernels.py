@@ -38,7 +38,7 @@ encodings: st.SearchStrategy[Encoding] = st.one_of(
     st.builds(Affine, bits=st.sampled_from((2, 3, 5, 6)), group_size=group_sizes, scale_dtype=scale_dtypes),
     st.builds(Symmetric, bits=st.sampled_from((4, 5, 8)), group_size=group_sizes, scale_dtype=scale_dtypes),
     st.builds(ZeroPoint, bits=st.sampled_from((2, 3, 4, 8)), group_size=group_sizes, scale_dtype=scale_dtypes),
-    st.builds(FP8, group_size=st.just(128), scale_dtype=scale_dtypes),
+    st.builds(FP8, group_size=st.sampled_from((32, 128)), scale_dtype=scale_dtypes),
     st.builds(NVFP4, global_scale=st.sampled_from(("multiply", "divide"))),
     st.sampled_from((Plain("bf16"), Plain("f16"), Plain("f32"), MXFP4())),
     st.sampled_from(GGML_ENCODINGS),

@@ -22,6 +22,7 @@ from formats.encodings.sources import (
     Int8Source,
     MLXAffineSource,
     MXFP4Source,
+    MXFP8Source,
     NVFP4Source,
     PackedSource,
     PlainSource,
@@ -86,8 +87,9 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "quark_mxfp4": {"codes": "{weight}", "scales": "{weight}_scale"},
     **{
         kind: {"weight": "{weight}", "scale": "{weight}_scale"}
-        for kind in ("fp8_quark_tensor", "fp8_quark_channel", "fp8_quark_block")
+        for kind in ("fp8_quark_tensor", "fp8_quark_channel", "fp8_quark_block", "fp8_mx", "fp8_mx_modelopt")
     },
+    "fp8_mx_mlx": {"weight": "{weight}", "scale": "{base}.scales"},
 }
 KINDS = tuple(_NAMES)
 PACKAGED = KINDS[KINDS.index("auto_round") :]  # of tests/fixtures/make_packaged_encodings.py
@@ -170,6 +172,9 @@ CONFIGS: Mapping[str, dict[str, Any] | None] = {
     "fp8_quark_tensor": _quark(dtype="fp8_e4m3", qscheme="per_tensor", ch_axis=None, symmetric=True),
     "fp8_quark_channel": _quark(dtype="fp8_e4m3", qscheme="per_channel", ch_axis=0, symmetric=True),
     "fp8_quark_block": _quark(dtype="fp8_e4m3", qscheme="per_block", block_size=[128, 128], symmetric=True),
+    "fp8_mx": _compressed("mxfp8-quantized", num_bits=8, type="float", group_size=32, symmetric=True),
+    "fp8_mx_modelopt": {"quant_method": "modelopt", "quant_algo": "MXFP8"},
+    "fp8_mx_mlx": {"mode": "mxfp8", "bits": 8, "group_size": 32},
 }
 
 
@@ -219,6 +224,9 @@ def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
         "fp8_quark_tensor": FP8Source(PER_TENSOR, "f32", ()),
         "fp8_quark_channel": FP8Source(PER_CHANNEL, "f32", (rows,)),
         "fp8_quark_block": FP8Source(PER_BLOCK, "f32"),
+        "fp8_mx": MXFP8Source(BYTES),
+        "fp8_mx_modelopt": MXFP8Source(BYTES),
+        "fp8_mx_mlx": MXFP8Source(WORDS),
     }
     return found[kind]
 
@@ -270,6 +278,11 @@ def _random(
         return rng.integers(118, 124, shape, np.uint8)
     if spec.kind == "e4m3" and spec.name == "scales":
         return rng.integers(0x28, 0x38, shape, np.uint8)
+    if isinstance(encoding, MXFP8Source) and spec.name == "weight":
+        codes = rng.integers(0, 0x60, (rows, columns), np.uint8) | rng.choice(
+            np.array([0, 0x80], np.uint8), (rows, columns)
+        )
+        return codes.view(STORAGE[dtype])
     if spec.kind == "e4m3":
         return rng.integers(0, 0x60, shape, np.uint8) | rng.choice(np.array([0, 0x80], np.uint8), shape)
     if dtype in ("U8", "I8"):
@@ -287,6 +300,11 @@ def _random(
     if dtype == "BF16":
         return (values.view(np.uint32) >> 16).astype("<u2")
     return values.astype({"F16": "<f2", "F32": "<f4"}[dtype])
+
+
+def _e4m3(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Small numbers, and their negatives."""
+    return rng.integers(0, 0x60, shape, np.uint8) | rng.choice(np.array([0, 0x80], np.uint8), shape)
 
 
 def in_kind(listing: Shapes, kind: str, chosen: Callable[[str], bool], rng: np.random.Generator) -> Tensors:

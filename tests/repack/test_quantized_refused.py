@@ -106,6 +106,12 @@ def test_a_plane_that_is_missing_or_wrong_is_refused(tmp_path: Path, case: tuple
         ),
         (of("fp8_block", "weight", with_value(0x7F)), "weight holds E4M3 0x7f (layer 0 expert 0, row 0, column 0)"),
         (of("fp8_channel", "weight_scale", with_value(0x7F80)), "weight_scale holds inf"),
+        (of("fp8_mx", "weight", with_value(0xFF)), "weight holds E4M3 0xff (layer 0 expert 0, row 0, column 0)"),
+        (of("fp8_mx", "weight_scale", with_value(255)), "weight_scale holds E8M0 0xff (layer 0 expert 0, row 0"),
+        (
+            of("fp8_mx_mlx", "weight", with_value(0x38387F38)),
+            "weight holds E4M3 0x7f (layer 0 expert 0, row 0, column 1)",
+        ),
         (of("int4", "weight_scale", with_value(0x7FC0)), "weight_scale holds nan"),
         (
             of("int4", "weight_shape", with_value(3)),
@@ -186,10 +192,13 @@ def test_content_that_no_weight_may_have_is_refused(tmp_path: Path, case: tuple[
         ),
         (
             "mlx4",
-            {**said("mlx4"), "mode": "mxfp8"},
+            {**said("mlx4"), "mode": "mxfp6"},
             UnsupportedError,
-            "mode is mxfp8, only affine",
+            "mode is mxfp6, only affine",
         ),
+        ("fp8_mx_mlx", said("mlx_mxfp4"), FormatError, "bits of EXPERT is 4, but"),
+        ("mlx8", said("fp8_mx_mlx"), FormatError, "mode of EXPERT is mxfp8, but"),
+        ("fp8_mx", CONFIGS["fp8_block"], FormatError, "says fp8, but model.safetensors: EXPERT.weight is mxfp8"),
         (
             "fp8_block",
             {"quant_method": "fp8", "weight_block_size": [64, 64]},

@@ -1,4 +1,4 @@
-"""FP8 E4M3FN with float scales: DeepSeek's 128 x 128 blocks, a scale per output channel, or one per tensor.
+"""FP8 E4M3FN with float scales: DeepSeek's 128 x 128 blocks, a scale per output channel, or one per tensor; and MXFP8.
 
 Blocks may stand columns first, as Qwen3-VL fuses its experts: the scales as the weights.
 """
@@ -10,10 +10,12 @@ import numpy as np
 
 from formats.dtypes import Float32, to_float32
 from formats.encodings.base import Encoding
-from formats.encodings.fp8 import BLOCK, FP8
+from formats.encodings.fp8 import BLOCK, FP8, MX_BLOCK
 from formats.encodings.sources.base import ALL_ROWS, E8M0_DTYPES, EACH_ROW, FLOATS, Bits, Flaw, Plane
+from formats.encodings.sources.fp4 import WORDS
 
 PER_BLOCK, PER_CHANNEL, PER_TENSOR = "128 × 128", "channel", "tensor"
+NO_NUMBER = 0x7F  # of E4M3, but for the sign
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,18 @@ class FP8Source:
         return weight, Plane("scale", dtypes, self.scale_shape, ALL_ROWS, kind=kind)
 
     def exact(self, columns: int) -> Encoding:
-        # Powers of two from 2^-127 on are exact in bf16, the smallest of them as a subnormal.
         dtype = "bf16" if self.scale_dtype == "e8m0" else self.scale_dtype
         return FP8(BLOCK if self.per == PER_BLOCK else columns, dtype)
 
     def transcode(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
         weight, scale = planes["weight"], planes["scale"]
         if self.scale_dtype == "e8m0":
-            scale = np.where(scale == 0, np.uint16(0x0040), scale.astype(np.uint16) << 7)  # the exponent of a bf16
+            scale = _as_bf16(scale)
         return {"codes": weight, "scales": np.broadcast_to(scale.reshape(len(scale), -1), (len(weight), _width(scale)))}
 
     def decode(self, planes: Mapping[str, Bits]) -> Float32:
-        codes = planes["weight"].astype(np.uint16)  # an E4M3 is an f16 with a larger exponent bias and fewer digits
-        halves = ((codes & 0x80) << 8 | (codes & 0x7F) << 7).view(np.float16)
-        values = halves.astype(np.float32) * np.float32(2.0**8)
-        scale = planes["scale"]
-        scales = (
-            np.exp2(scale.astype(np.float32) - 127)
-            if self.scale_dtype == "e8m0"
-            else to_float32(scale, self.scale_dtype)
-        )
+        values, scale = _values(planes["weight"]), planes["scale"]
+        scales = _powers_of_two(scale) if self.scale_dtype == "e8m0" else to_float32(scale, self.scale_dtype)
         if self.per == PER_BLOCK:
             return values * scales[:, np.arange(values.shape[1]) // BLOCK]
         return values * scales.reshape(len(scales), 1)
@@ -79,3 +73,65 @@ class FP8Source:
 
 def _width(scale: Bits) -> int:
     return scale.size // len(scale)
+
+
+@dataclass(frozen=True)
+class MXFP8Source:
+    """`weight` [rows, columns] times 2 ** (`scale` - 127) of groups of 32; in bytes, or four to a word in MLX."""
+
+    packing: str  # BYTES or WORDS
+    group_size: int = MX_BLOCK
+    quantized: bool = True
+    rounded_by_default: bool = True
+
+    @property
+    def label(self) -> str:
+        return "mxfp8"
+
+    @property
+    def bits(self) -> int:
+        return 8
+
+    def planes(self, rows: int, columns: int) -> tuple[Plane, ...]:
+        weight = Plane("weight", ("F8_E4M3",), (rows, columns))
+        if self.packing == WORDS:
+            weight = Plane("weight", ("U32",), (rows, columns // 4))
+        return weight, Plane("scale", E8M0_DTYPES, (rows, columns // MX_BLOCK), kind="e8m0")
+
+    def exact(self, columns: int) -> Encoding:
+        return FP8(MX_BLOCK, "bf16")
+
+    def transcode(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
+        return {"codes": _bytes(planes["weight"]), "scales": _as_bf16(planes["scale"])}
+
+    def decode(self, planes: Mapping[str, Bits]) -> Float32:
+        scales = _powers_of_two(planes["scale"]).repeat(MX_BLOCK, axis=1)
+        return _values(_bytes(planes["weight"])) * scales
+
+    def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
+        codes = _bytes(planes["weight"])
+        bad = np.argwhere(codes & NO_NUMBER == NO_NUMBER)
+        if len(bad) == 0:
+            return None
+        row, column = map(int, bad[0])
+        return Flaw("weight", row, column, f"E4M3 0x{codes[row, column]:02x}", "finite weights")
+
+
+def _bytes(weight: Bits) -> Bits:
+    return np.ascontiguousarray(weight).view(np.uint8)
+
+
+def _values(codes: Bits) -> Float32:
+    """E4M3: an f16 with a larger exponent bias and fewer digits."""
+    wide = codes.astype(np.uint16)
+    halves = ((wide & 0x80) << 8 | (wide & 0x7F) << 7).view(np.float16)
+    return halves.astype(np.float32) * np.float32(2.0**8)
+
+
+def _powers_of_two(e8m0: Bits) -> Float32:
+    return np.exp2(e8m0.astype(np.float32) - 127)
+
+
+def _as_bf16(e8m0: Bits) -> Bits:
+    """Powers of two from 2^-127 on, exact in bf16, the smallest of them as a subnormal."""
+    return np.where(e8m0 == 0, np.uint16(0x0040), e8m0.astype(np.uint16) << 7)
