@@ -196,7 +196,8 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int
                            struct kind kind) {
     const struct weights *w = from->w;
     const enum scales scales = kind.scales == SCALES_ANY ? scales_of(w->encoding) : kind.scales;
-    const __mmask16 mask = present(left);
+    const bool whole = kind.group_size == 16 && kind.code != CODE_FP4; /* superblocks are */
+    const __mmask16 mask = whole ? 0xffff : present(left);
     const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
     if (kind.code == CODE_FP4) {
         const __m128i bytes = load_bytes(from->scales + at, mask);
