@@ -60,6 +60,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4, NVFP4, MLX", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k3", "Kimi-K3 (text)", "MXFP4, bf16, MLX, GGUF", MLX_LM, DECODERS),
     Supported("kimi_linear", "Kimi-Linear-48B-A3B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("kolibri1", "Kolibri-1", "FP8, bf16", TRANSFORMERS_24, DECODERS),
     Supported("laguna", "Laguna-XS.2", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("lfm2_moe", "LFM2-8B-A1B, 24B-A2B", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("llama4", "Llama-4-Scout, Maverick (text)", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),

@@ -65,6 +65,7 @@ from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
+from formats.config.kolibri1 import read_kolibri1
 from formats.config.laguna import read_laguna
 from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
@@ -188,6 +189,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "kimi_k3": KimiK3Config.read,
     "kimi_linear": KimiLinearConfig.read,
+    "kolibri1": read_kolibri1,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
     "granitemoehybrid": read_granitemoehybrid,
@@ -246,6 +248,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
+    "kolibri1": DecoderConfig,
     "laguna": DecoderConfig,
     "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,

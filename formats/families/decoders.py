@@ -278,6 +278,22 @@ HY_V3 = replace(
     mlx=False,
 )
 
+KOLIBRI1 = replace(
+    _decoder(
+        (
+            ROUTER,
+            CORRECTION_BIAS._replace(source="moe.router.expert_bias", also=CORRECTION_BIAS.name, dtype="BF16"),
+            *SHARED_EXPERTS,
+        )
+    ),
+    after_mixer=(
+        Tensor("attention_output_norm", "D", source="post_attn_norm", also="post_self_attn_layernorm"),
+        Tensor("post_attention_layernorm", "D"),
+        Tensor("post_mlp_layernorm", "D", source="post_ffn_norm", also="post_mlp_layernorm"),
+    ),
+    mlx=False,
+)
+
 
 def _in_feed_forward(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """As Llama 4 calls what others call mlp."""
