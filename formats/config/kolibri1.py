@@ -25,7 +25,6 @@ def read_kolibri1(config: Fields) -> DecoderConfig:
     num_experts = config.integer(key_of(config, *NUM_EXPERTS), 1, 2**20)
     for key in NUM_EXPERTS:
         only(config, key, num_experts)
-    window = config.nullable("sliding_window", lambda key: config.integer(key, 1, 2**31))
     by_place = [SLIDING_ATTENTION if (i + 1) % 5 else FULL_ATTENTION for i in range(num_layers)]
     return read_decoder(
         config,
@@ -33,8 +32,8 @@ def read_kolibri1(config: Fields) -> DecoderConfig:
         head_dim=config.integer("head_dim", 1, 2**16),  # transformers would take 128
         num_key_value_heads=config.integer("num_key_value_heads", 1, 2**16),  # and 4
         layer_types=tuple(config.strings("layer_types", by_place)),
-        sliding_window=window,
-        full_attention_rope=window is None,
+        sliding_window=config.integer("sliding_window", 1, 2**31),  # and 513
+        full_attention_rope=False,
         qk_norm=HEAD_NORM,
         output_norms=True,
         mlp_layer_types=(SPARSE,) * num_layers,
