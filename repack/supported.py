@@ -52,6 +52,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("glm_moe_dsa", "GLM-5, 5.1, 5.2", "bf16, FP8, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("gpt_oss", "gpt-oss-20b, 120b", "MXFP4, bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("granitemoe", "Granite 3.0 and 3.1 MoE", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("granitemoe_swa", "Granite Swash 3B-A600M", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("granitemoehybrid", "Granite-4.0-H-Tiny, H-Small", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("granitemoeshared", "Granite MoE with a shared expert", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("hunyuan_v1_moe", "Hunyuan-A13B", "bf16, GGUF", TRANSFORMERS_24, DECODERS),

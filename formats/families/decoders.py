@@ -229,12 +229,13 @@ SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart
     ),
 )
 GRANITEMOE = _decoder(
-    (ROUTER._replace(source="block_sparse_moe.router.layer"), *SHARED_IN_ONE),
+    (ROUTER._replace(source="block_sparse_moe.router.layer", also="block_sparse_moe.router"), *SHARED_IN_ONE),
     (
         (
             Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
             Experts("block_sparse_moe.output_linear", "D I", ("down",)),
         ),
+        tuple(rule._replace(name=rule.name.replace("mlp", "block_sparse_moe")) for rule in FUSED),  # Swash
         SPARSE_SWITCH_MLP,
         SWITCH_MLP,
         SWITCH_GATE_UP,
