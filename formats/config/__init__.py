@@ -60,7 +60,12 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.glm5_next import Glm5NextConfig
 from formats.config.gpt_oss import read_gpt_oss
-from formats.config.granitemoe import GraniteMoeHybridConfig, read_granitemoe, read_granitemoe_swa, read_granitemoehybrid
+from formats.config.granitemoe import (
+    GraniteMoeHybridConfig,
+    read_granitemoe,
+    read_granitemoe_swa,
+    read_granitemoehybrid,
+)
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
