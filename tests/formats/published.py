@@ -298,7 +298,7 @@ K_EXAONE: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "vocab_size": 153600,
 }
-# Values that servers with this model test by; layer_types, and no vocabulary of special tokens.
+# By what servers test their readers of the release with; the published file was not at hand.
 KOLIBRI_1: dict[str, Any] = {
     "model_type": "kolibri1",
     "attention_bias": False,
