@@ -60,11 +60,17 @@ from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.glm5_next import Glm5NextConfig
 from formats.config.gpt_oss import read_gpt_oss
-from formats.config.granitemoe import GraniteMoeHybridConfig, read_granitemoe, read_granitemoehybrid
+from formats.config.granitemoe import (
+    GraniteMoeHybridConfig,
+    read_granitemoe,
+    read_granitemoe_swa,
+    read_granitemoehybrid,
+)
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
+from formats.config.kolibri1 import read_kolibri1
 from formats.config.laguna import read_laguna
 from formats.config.lfm2_moe import read_lfm2_moe
 from formats.config.llama4 import read_llama4
@@ -188,8 +194,10 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "kimi_k3": KimiK3Config.read,
     "kimi_linear": KimiLinearConfig.read,
+    "kolibri1": read_kolibri1,
     "gpt_oss": read_gpt_oss,
     "granitemoe": read_granitemoe,
+    "granitemoe_swa": read_granitemoe_swa,
     "granitemoehybrid": read_granitemoehybrid,
     "granitemoeshared": read_granitemoe,
     "laguna": read_laguna,
@@ -246,6 +254,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "hy_v3": DecoderConfig,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
+    "kolibri1": DecoderConfig,
     "laguna": DecoderConfig,
     "lfm2_moe": DecoderConfig,
     "llama4": DecoderConfig,

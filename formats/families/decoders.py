@@ -229,12 +229,13 @@ SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart
     ),
 )
 GRANITEMOE = _decoder(
-    (ROUTER._replace(source="block_sparse_moe.router.layer"), *SHARED_IN_ONE),
+    (ROUTER._replace(source="block_sparse_moe.router.layer", also="block_sparse_moe.router"), *SHARED_IN_ONE),
     (
         (
             Experts("block_sparse_moe.input_linear", "2I D", ("gate", "up")),
             Experts("block_sparse_moe.output_linear", "D I", ("down",)),
         ),
+        tuple(rule._replace(name=rule.name.replace("mlp", "block_sparse_moe")) for rule in FUSED),  # Swash
         SPARSE_SWITCH_MLP,
         SWITCH_MLP,
         SWITCH_GATE_UP,
@@ -274,6 +275,22 @@ HY_V3 = replace(
             *SHARED_MLP,
         ),
         extra_layers="multi-token prediction",
+    ),
+    mlx=False,
+)
+
+KOLIBRI1 = replace(
+    _decoder(
+        (
+            ROUTER,
+            CORRECTION_BIAS._replace(source="moe.router.expert_bias", also=CORRECTION_BIAS.name, dtype="BF16"),
+            *SHARED_EXPERTS,
+        )
+    ),
+    after_mixer=(
+        Tensor("attention_output_norm", "D", source="post_attn_norm", also="post_self_attn_layernorm"),
+        Tensor("post_attention_layernorm", "D"),
+        Tensor("post_mlp_layernorm", "D", source="post_ffn_norm", also="post_mlp_layernorm"),
     ),
     mlx=False,
 )

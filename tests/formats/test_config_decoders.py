@@ -165,6 +165,18 @@ FACTS: dict[str, dict[str, Any]] = {
         "e_score_correction_bias": True,
     },
 }
+FACTS["kolibri1"] = {
+    "rotary_dim": 128,
+    "layer_types": (*("sliding_attention",) * 4, "full_attention") * 10,
+    "sliding_window": 513,
+    "full_attention_rope": False,
+    "qk_norm": "head",
+    "output_norms": True,
+    "scoring_func": "sigmoid_of_chosen",
+    "norm_topk_prob": False,
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 512,
+}
 FACTS["phimoe"] = {
     "rotary_dim": 128,
     "rope_scaling": LongRope(
@@ -322,6 +334,11 @@ def test_a_window_of_mixtral_is_that_of_every_layer() -> None:
     assert {model.window(layer) for layer in range(32)} == {4096}
 
 
+def test_kolibri_is_read_as_transformers_saves_it_and_means_windows_by_place() -> None:
+    saved = {**DECODERS["kolibri1"], "num_local_experts": 384, "num_experts": None, "layer_types": None}
+    assert read(saved) == read(DECODERS["kolibri1"])
+
+
 def test_windows_of_dots1_are_in_its_last_layers() -> None:
     """As transformers: of 4096 tokens after 62 layers where nothing is said."""
     windowed = {**DECODERS["dots1"], "sliding_window": 4096, "max_window_layers": 60}
@@ -434,6 +451,17 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("exaone_moe", "swiglu_limits", [7.0], r"swiglu_limits is \[7.0\], only nothing is implemented"),
         ("exaone_moe", "sliding_windows", [128], r"sliding_windows is \[128\], only nothing is implemented"),
         ("exaone_moe", "layer_types", None, "sliding_window_pattern is LLLG, expected an integer from 1"),
+        ("kolibri1", "attention_bias", True, "attention_bias is True, only False is implemented"),
+        ("kolibri1", "decoder_sparse_step", 2, "decoder_sparse_step is 2, only 1 is implemented"),
+        ("kolibri1", "mlp_only_layers", [0], r"mlp_only_layers is \[0\], only \[\] is implemented"),
+        ("kolibri1", "use_sliding_window", False, "use_sliding_window is False, only True is implemented"),
+        ("kolibri1", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, only 1.0 is implemented"),
+        ("kolibri1", "num_local_experts", 128, "num_local_experts is 128, only 384 is implemented"),
+        ("kolibri1", "sliding_window", 0, "sliding_window is 0, expected an integer from 1"),
+        ("kolibri1", "sliding_window", None, "sliding_window is missing"),
+        ("kolibri1", "num_key_value_heads", None, "num_key_value_heads is missing"),
+        ("kolibri1", "shared_expert_intermediate_size", None, "shared_expert_intermediate_size is missing"),
+        ("kolibri1", "hidden_act", "gelu", "hidden_act is gelu, only 'silu' is implemented"),
         ("hy_v3", "mlp_bias", True, "mlp_bias is True, only False is implemented"),
         ("hy_v3", "route_norm", False, "route_norm is False, only True is implemented"),
         ("hy_v3", "expert_hidden_dim", 768, "expert_hidden_dim is 768, only 1536 is implemented"),

@@ -1,7 +1,8 @@
 """Names, shapes and dtypes of families against headers of published checkpoints, as public readers of them state them.
 
 Kimi K3: headers of layers 0, 11 and 12, by two readers of the checkpoint, which agree. DeepSeek-V4-Flash: of layer 2,
-by two others. Qwen3.8-Flash-Next: an inventory of the checkpoint.
+by two others. Qwen3.8-Flash-Next: an inventory of the checkpoint. Kolibri-1: numbers of tensors in its index, and the
+names of a layer, by readers of it.
 """
 
 import json
@@ -146,3 +147,21 @@ def test_what_compresses_in_deepseek_v4_has_the_published_tensors() -> None:
         if tensor.published.startswith(("attn.compressor.", "attn.indexer."))
     }
     assert found == COMPRESSORS
+
+
+def test_kolibri_has_as_many_tensors_as_its_index_lists() -> None:
+    """116,303, of which 57,950 are the scales of what is in FP8: attention, the shared expert and 384 routed ones."""
+    config = config_of("Aleph-Alpha/Kolibri-1")
+    names = [name for name, *_ in FAMILIES[config.model_type].checkpoint(config)]
+    in_fp8 = [name for name in names if name.endswith("_proj.weight")]
+    assert (len(in_fp8), len(names) + len(in_fp8)) == (50 * 1159, 116303)
+    assert {
+        "model.layers.49.mlp.experts.383.down_proj.weight",
+        "model.layers.49.mlp.gate.weight",
+        "model.layers.49.mlp.shared_experts.up_proj.weight",
+        "model.layers.49.moe.router.expert_bias",
+        "model.layers.49.post_attention_layernorm.weight",
+        "model.layers.49.post_attn_norm.weight",
+        "model.layers.49.post_ffn_norm.weight",
+        "model.layers.49.self_attn.k_norm.weight",
+    } <= set(names)
