@@ -20,7 +20,7 @@ from formats.config.base import (
     only,
 )
 from formats.config.rope import read_rope
-from formats.config.scaling import Rope
+from formats.config.scaling import Rope, misfit_of
 from formats.fields import Fields
 from formats.window import chunked_tokens, held_tokens, in_lanes
 
@@ -268,6 +268,10 @@ class DecoderConfig(ModelConfig):
         if self.swa_rotary_dim is not None:
             fits = self.swa_rotary_dim % 2 == 0 and 0 < self.swa_rotary_dim <= self.head_dim
             self.require(where, fits, "swa_rotary_dim", f"an even number, at most head_dim {self.head_dim}")
+            misfit = misfit_of(self.rope_scaling, self.swa_rotary_dim) if self.swa_rope_scaled else None
+            self.require(
+                where, misfit is None, "swa_rotary_dim", f"rotary_dim {self.rotary_dim}, as factors are shared"
+            )
         self.require_known(where, "qk_norm", (NO_NORM, HEAD_NORM, WHOLE_NORM, TURNED_NORM, UNIT_NORM))
         self.require_known(where, "attention_gate", (NO_GATE, SIGMOID, SOFTPLUS, SOFTPLUS_BY_HEAD, SIGMOID_BY_HEAD))
         self.require_known(where, "scoring_func", self.known_scoring_funcs)

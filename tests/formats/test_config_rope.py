@@ -263,3 +263,12 @@ def test_an_index_with_a_longrope_that_makes_no_angles_is_refused(key: str, valu
     facts["rope_scaling"][key] = value
     with pytest.raises(FormatError, match=rf"x: rope_scaling.{key} is .*{message}"):
         read_model_facts(Fields(facts, "x"))
+
+
+def test_factors_are_those_of_layers_with_a_window_only_where_as_much_of_a_head_turns() -> None:
+    facts = json.loads(json.dumps(model_facts(scaled(LONGROPE))))
+    facts["swa_rotary_dim"] = 64
+    with pytest.raises(FormatError, match=r"x: swa_rotary_dim is 64, expected rotary_dim 128, as factors are shared"):
+        read_model_facts(Fields(facts, "x"))
+    facts["swa_rope_scaled"] = False
+    assert read_model_facts(Fields(facts, "x")).within(1).rope_of(0).dim == 128
