@@ -188,6 +188,14 @@ class _Look:
             )
         return words * 32 // self.module.columns
 
+    def check_whole_words(self, bits: int) -> None:
+        """Raises FormatError where the codes of a column do not fill words, as GPTQ and AWQ pack zero points."""
+        if self.module.rows * bits % 32:
+            raise FormatError(
+                f"{self.tensor.file}: {self.tensor.name} is of {self.module.rows} rows, expected {bits} bits of each "
+                "to fill words of 32"
+            )
+
     def plane(self, spec: Plane, name: str) -> SourceTensor:
         """The tensor of a plane, of the dtype and shape that it must have. Raises FormatError."""
         tensor = self.first(name)
@@ -419,12 +427,14 @@ def _qweight(look: _Look) -> Looked:
     size, dtype = look.groups(scales, 0, "groups"), look.float_dtype(scales)
     names = {"qweight": look.tensor.name, "qzeros": f"{base}.qzeros", "scales": scales.name}
     if said is not None and said.method == AWQ:
+        look.check_whole_words(4)
         return AWQSource(size, dtype, symmetric=said.symmetric is True), names, (AWQ,)
     g_idx = f"{base}.g_idx" in look.tensors
     symmetric, version = (True, 1) if said is None else (said.symmetric is not False, said.version)
     bits = look.width_bits(look.tensor, 0)
     if bits not in (2, 3, 4, 8):
         raise UnsupportedError(f"{look.tensor.file}: {look.tensor.name} has {bits} bits, expected 2, 3, 4 or 8")
+    look.check_whole_words(bits)
     encoding = GPTQSource(bits, size, dtype, symmetric, version, g_idx)
     return encoding, names | ({"g_idx": f"{base}.g_idx"} if g_idx else {}), (GPTQ, AWQ)
 

@@ -96,6 +96,11 @@ class SourceMatrix(NamedTuple):
         return max(1, sum(plane.nbytes for plane in self.planes) // self.stored_rows)
 
     @property
+    def whole_rows(self) -> int:
+        """Rows of which a multiple can be taken alone: those that are packed together."""
+        return PACKED_ROWS if any(plane.spec.words for plane in self.planes) else 1
+
+    @property
     def nbytes(self) -> int:
         """Its share of the bytes of its planes."""
         return self.bytes_of(self.rows)
@@ -122,8 +127,7 @@ class SourceMatrix(NamedTuple):
 
     def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """(first row, rows) of row blocks of about so many bytes, which no packed word crosses."""
-        multiple = PACKED_ROWS if any(plane.spec.words for plane in self.planes) else 1
-        step = max(1, nbytes // self.row_bytes // multiple) * multiple
+        step = max(1, nbytes // self.row_bytes // self.whole_rows) * self.whole_rows
         return ((first, min(step, self.rows - first)) for first in range(0, self.rows, step))
 
     def ranges(self) -> Iterator[Range]:
@@ -292,6 +296,7 @@ class Plan:
 def _embedding_units(layout: EmbeddingLayout, sources: tuple[SourceMatrix, ...]) -> Iterator[EmbeddingUnit]:
     name = layout.file.removesuffix(".bin")
     multiple = UNIT_ALIGNMENT // math.gcd(layout.row_bytes, UNIT_ALIGNMENT)  # of rows
+    multiple = math.lcm(multiple, sources[0].whole_rows)
     step = max(1, EMBEDDING_UNIT_BYTES // sources[0].row_bytes // multiple) * multiple
     for first in range(0, layout.rows, step):
         stop = min(first + step, layout.rows)

@@ -8,7 +8,6 @@ from formats.config import ModelConfig
 from formats.encodings import Affine, Encoding, Plain, encoding_label
 from formats.encodings.base import GROUP_SIZES
 from formats.encodings.sources import PlainSource
-from formats.encodings.sources.base import PACKED_ROWS
 from formats.encodings.sources.expert_ids import INTEGERS
 from formats.errors import FormatError, RequestError, UnsupportedError
 from formats.families import FAMILIES
@@ -295,7 +294,7 @@ class _Planner:
 
 def _whole_words(matrix: SourceMatrix) -> SourceMatrix:
     """Some rows of a module. Raises UnsupportedError where they cut the words of rows that are packed together."""
-    if any(plane.spec.words for plane in matrix.planes) and (matrix.step > 1 or matrix.first % PACKED_ROWS):
+    if matrix.whole_rows > 1 and (matrix.step > 1 or matrix.first % matrix.whole_rows):
         which = f"from {matrix.first}" if matrix.step == 1 else f"every {matrix.step}th from {matrix.first}"
         raise UnsupportedError(
             f"{matrix.file}: {matrix.tensor} is {matrix.encoding.label}, expected an encoding whose rows can be taken "

@@ -401,6 +401,27 @@ def test_words_of_zero_points_are_not_cut(tmp_path: Path, width: int, line: str)
         prepare(source, options)
 
 
+def test_an_embedding_is_cut_between_words_of_zero_points(tmp_path: Path) -> None:
+    """Its rows take 512 bytes, of which any 8 are written at a time; the words of its source are of 32 rows."""
+    small = SMALL | {"hidden_size": 832, "vocab_size": 17500}
+    tensors = in_kind(shapes(small), "int4_zero", lambda name: "embed_tokens" in name, np.random.default_rng(1))
+    config = CONFIG | {"text_config": {"model_type": "qwen3_5_moe_text", **small}}
+    source = write_tensors(tmp_path / "source", config, tensors, CONFIGS["int4_zero"])
+    layout = converted(source, tmp_path / "out", Options(16, 64, 16))
+    assert (layout.embedding.row_bytes, layout.embedding.encoding) == (512, ZeroPoint(4, 32, "bf16"))
+    assert verified(source, tmp_path / "out").sound
+
+
+@pytest.mark.parametrize("kind", ["gptq_zero", "awq", "auto_round"])
+def test_rows_that_do_not_fill_words_of_zero_points_are_refused(tmp_path: Path, kind: str) -> None:
+    tensors = in_kind(shapes(SMALL, fused=False), kind, lambda name: "mlp.gate." in name, np.random.default_rng(1))
+    source = write_tensors(tmp_path / "source", CONFIG, tensors, CONFIGS[kind])
+    with pytest.raises(
+        FormatError, match=r"mlp.gate.qweight is of 5 rows, expected 4 bits of each to fill words of 32"
+    ):
+        prepare(FolderSource(source), DEFAULT)
+
+
 @pytest.mark.parametrize(
     ("kind", "plane", "shape", "line"),
     [
