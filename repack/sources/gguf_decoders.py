@@ -62,7 +62,7 @@ def olmoe(keys: Keys) -> Config:
 
 def glm4_moe(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
-    config = decoder_config(keys, "glm4_moe", experts="n_routed_experts")
+    config = decoder_config(keys, "glm4_moe", experts="n_routed_experts", whole=False)
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "intermediate_size": keys["feed_forward_length"],
@@ -96,7 +96,7 @@ def afmoe(keys: Keys) -> Config:
 def bailing_moe(keys: Keys) -> Config:
     """Ling 2, and Sarvam-30B, whose biases of routers the converter moves by their mean, which chooses alike."""
     keys.only("expert_gating_func", SIGMOID)
-    config = decoder_config(keys, "bailing_moe")
+    config = decoder_config(keys, "bailing_moe", whole=False)
     return config | {
         "moe_intermediate_size": keys["expert_feed_forward_length"],
         "intermediate_size": keys["feed_forward_length"],
@@ -201,7 +201,7 @@ def lfm2_moe(keys: Keys) -> Config:
 
 def minimax_m2(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
-    return decoder_config(keys, "minimax_m2", experts="num_local_experts") | {
+    return decoder_config(keys, "minimax_m2", experts="num_local_experts", whole=False) | {
         "intermediate_size": keys["expert_feed_forward_length"],
         "rotary_dim": keys["rope.dimension_count"],
     }
@@ -334,7 +334,7 @@ def minimax_m3(keys: Keys) -> Config:
     keys.only("expert_gating_func", SIGMOID)
     keys.only("expert_weights_norm", True)
     sparse = _sparse(keys)
-    config = decoder_config(keys, "minimax_m3_vl", experts="num_local_experts")
+    config = decoder_config(keys, "minimax_m3_vl", experts="num_local_experts", whole=False)
     return config | {
         "layer_types": ["minimax_m3_sparse" if kind else FULL for kind in sparse],
         "moe_layer_freq": [int(kind) for kind in sparse],

@@ -114,11 +114,13 @@ def dimensions(keys: Keys) -> Config:
     }
 
 
-def decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts") -> Config:
-    """What all decoders have."""
+def decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts", whole: bool = True) -> Config:
+    """What all decoders have; whole: all of a head turns, else it is the caller who knows how much of it."""
     heads = keys.size("attention.head_count")
     head_dim = keys.size("attention.key_length", keys.size("embedding_length") // heads)
     keys.only("attention.value_length", head_dim)
+    if whole:
+        keys.only("rope.dimension_count", head_dim)
     return dimensions(keys) | {
         "model_type": model_type,
         "num_key_value_heads": keys.get("attention.head_count_kv", heads),
@@ -131,6 +133,9 @@ def decoder_config(keys: Keys, model_type: str, *, experts: str = "num_experts")
 def rope_scaling(keys: Keys) -> Config | None:
     """YaRN's numbers, or None. Raises UnsupportedError for another kind of scaling."""
     keys.only("rope.scaling.type", "none", "yarn")
+    keys.only("rope.scaling.attn_factor", 1.0)
+    if keys.get("rope.scaling.type") is None:  # which llama.cpp takes for linear
+        keys.only("rope.scaling.factor", 1.0, 0.0)
     if keys.get("rope.scaling.type", "none") == "none":
         return None
     factor = keys["rope.scaling.factor"]
@@ -179,7 +184,7 @@ def key_heads(keys: Keys, slides: Sequence[bool]) -> tuple[int, int]:
 
 def linear_attention_config(keys: Keys, model_type: str) -> Config:
     """Qwen3-Next and its like: gated DeltaNet and attention in turns."""
-    config = decoder_config(keys, model_type)
+    config = decoder_config(keys, model_type, whole=False)
     value_heads = keys.size("ssm.time_step_rank")
     head_dim = config["head_dim"]
     if keys.get("attention.recurrent_layers") is not None:

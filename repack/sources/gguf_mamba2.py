@@ -64,7 +64,7 @@ def granitehybrid_config(keys: Keys) -> Config:
         )
     key_heads = keys.items("attention.head_count_kv", int, keys.layers)
     kinds = [ATTENTION if heads else MAMBA for heads in key_heads]
-    return _granite(keys, "granitemoehybrid") | {
+    return _granite(keys, "granitemoehybrid", turned=False) | {
         "layer_types": kinds,
         "num_key_value_heads": _of_attention(keys, key_heads),
         "position_embedding_type": "nope",
@@ -73,8 +73,8 @@ def granitehybrid_config(keys: Keys) -> Config:
     }
 
 
-def _granite(keys: Keys, model_type: str) -> Config:
-    return decoder_config(keys, model_type, experts="num_local_experts") | {
+def _granite(keys: Keys, model_type: str, *, turned: bool = True) -> Config:
+    return decoder_config(keys, model_type, experts="num_local_experts", whole=turned) | {
         "intermediate_size": keys["feed_forward_length"],
         "attention_bias": any(keys.has("attn_q.bias", layer) for layer in range(keys.layers)),
         "attention_multiplier": keys["attention.scale"],

@@ -88,6 +88,26 @@ def test_a_mistral_small_4_that_says_nothing_of_its_queries_has_the_published_gr
     assert (config["rope_scaling"]["llama_4_scaling_beta"], notes) == (0.25, [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope__dimension_count": 8}, "rope.dimension_count is 8, only 16 is implemented"),
+        ({"rope__scaling__attn_factor": 1.2}, "rope.scaling.attn_factor is 1.2, only 1.0 is implemented"),
+        ({"rope__scaling__factor": 4.0}, "rope.scaling.factor is 4.0, only 1.0 or 0.0 is implemented"),
+    ],
+)
+@pytest.mark.parametrize("name", ["exaone_moe", "hy_v3", "qwen3_moe"])
+def test_positions_that_turn_otherwise_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    unscaled = {"rope__scaling__type": None} | changes
+    head_dim = config_of(name)["head_dim"]
+    with pytest.raises(UnsupportedError, match=re.escape(message.replace("only 16", f"only {head_dim}"))):
+        config_of(name, **unscaled)
+
+
+def test_a_head_that_knows_no_positions_may_say_how_much_of_it_turns() -> None:
+    assert config_of("granitemoehybrid", rope__dimension_count=8) == config_of("granitemoehybrid")
+
+
 def test_limits_of_the_shared_expert_may_be_missing() -> None:
     assert config_of("deepseek_v4_gguf", swiglu_clamp_shexp=None)["swiglu_limit"] == 1.5
 
