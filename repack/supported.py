@@ -43,6 +43,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("dots1", "dots.llm1", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16, GGUF", TRANSFORMERS, DECODERS),
     Supported("exaone_moe", "K-EXAONE-236B-A23B", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("flex_olmo", "FlexOlmo-7x7B-1T", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("gemma4", "Gemma-4-26B-A4B (text)", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
     Supported("gemma4_text", "the language model of Gemma 4 alone", "bf16", TRANSFORMERS, DECODERS),
     Supported("glm4_moe", "GLM-4.5, 4.6, 4.7, Air", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DECODERS),

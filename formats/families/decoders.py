@@ -205,6 +205,15 @@ EXAONE_MOE = _decoder(
     ),
     skipped={"mtp.": "multi-token prediction"},
 )
+FLEX_OLMO = replace(
+    _decoder((ROUTER,), (PER_EXPERT, FUSED)),
+    before_mixer=(),
+    after_mixer=(
+        Tensor("attention_output_norm", "D", source="post_attention_layernorm"),
+        Tensor("post_mlp_layernorm", "D", source="post_feedforward_layernorm"),
+    ),
+    mlx=False,
+)
 GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
 GLM4V_MOE = replace(GLM4_MOE, prefixes=WITHIN_VISION, skipped=VISION_TOWER, mlx=False)
 SHARED_IN_ONE = (  # gate and up are one matrix; GGUF files have them apart

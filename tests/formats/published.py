@@ -91,6 +91,25 @@ OLMOE_1B_7B: dict[str, Any] = {
     "tie_word_embeddings": False,
     "vocab_size": 50304,
 }
+FLEX_OLMO_7X7B: dict[str, Any] = {  # transformers' configuration_flex_olmo.py, whose defaults it is
+    "model_type": "flex_olmo",
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "norm_topk_prob": False,
+    "num_attention_heads": 32,
+    "num_experts": 7,
+    "num_experts_per_tok": 5,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 100352,
+}
 GRANITE_3B_A800M: dict[str, Any] = {
     "model_type": "granitemoe",
     "attention_bias": False,
@@ -843,6 +862,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         QWEN1_5_A2_7B,
         MIXTRAL_8X7B,
         OLMOE_1B_7B,
+        FLEX_OLMO_7X7B,
         GRANITE_3B_A800M,
         PHI_3_5_MOE,
         ERNIE_4_5_21B,

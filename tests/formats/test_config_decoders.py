@@ -52,6 +52,13 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"rotary_dim": 128, "moe_intermediate_size": 14336},
     "olmoe": {"rotary_dim": 128, "norm_topk_prob": False, "qk_norm": "whole"},
+    "flex_olmo": {
+        "rotary_dim": 128,
+        "norm_topk_prob": False,
+        "qk_norm": "whole",
+        "input_norms": False,
+        "output_norms": True,
+    },
     "granitemoe": {
         "rotary_dim": 64,
         "attention_multiplier": 0.015625,
@@ -409,6 +416,7 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("glm4_moe", "n_group", 3, "n_group is 3, expected a divisor of n_routed_experts 128"),
         ("glm4_moe", "topk_group", 2, "topk_group is 2, expected 1 to n_group 1"),
         ("glm4_moe", "first_k_dense_replace", 47, "first_k_dense_replace is 47, expected an integer from 0 to 46"),
+        ("flex_olmo", "clip_qkv", 8.0, "clip_qkv is 8.0, only nothing is implemented"),
         ("minimax_m2", "qk_norm_type", "per_head", "qk_norm_type is per_head, only 'per_layer' is implemented"),
         ("minimax_m2", "shared_intermediate_size", 1536, "shared_intermediate_size is 1536, only 0 is implemented"),
         ("minimax_m2", "attn_type_list", [0] * 62, r"attn_type_list is \[0, .*, only \[1, "),
