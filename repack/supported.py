@@ -42,6 +42,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16, GGUF", TRANSFORMERS, DECODERS),
     Supported("dots1", "dots.llm1", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16, GGUF", TRANSFORMERS, DECODERS),
+    Supported("ernie4_5_vl_moe", "ERNIE-4.5-VL-28B-A3B, 424B-A47B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("exaone_moe", "K-EXAONE-236B-A23B", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("flex_olmo", "FlexOlmo-7x7B-1T", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("gemma4", "Gemma-4-26B-A4B (text)", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
