@@ -33,6 +33,7 @@ class Tensor(NamedTuple):
     also: str = ""  # its name in another carrier, MLX or GGUF
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
     padded: str = ""  # its shape as published, where that has more at its end than is meant
+    transposed: bool = False  # columns come first in a source
     part: int = 0  # the nth of
     parts: int = 1  # so many tensors of a module whose rows they are, one after another
 
@@ -92,6 +93,7 @@ class Family:
     last: tuple[Tensor, ...] = (FINAL_NORM,)  # between the last layer and the head
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
+    other_experts: str = ""  # what as many experts after num_experts are, and `mlp.gate.weight_1`, their router
     routers: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # more of a layer, by mlp_layer_types
     mlx: bool = True  # mlx-lm has this model, and so names of its own for the tensors
     never_quantized: tuple[str, ...] = ()  # modules or globs, beside those that no family quantizes
@@ -110,7 +112,8 @@ class Family:
 
         def named(prefix: str, tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
             rows, *others = self.shape(tensor.padded or tensor.shape, config)
-            return prefix + tensor.published, (rows * tensor.parts, *others), tensor.dtype
+            shape = (rows * tensor.parts, *others)
+            return prefix + tensor.published, shape[::-1] if tensor.transposed else shape, tensor.dtype
 
         yield named(prefix, self.embedding)
         for i in range(config.num_hidden_layers):
@@ -182,10 +185,18 @@ class Family:
         layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:
             return self.extra_layers
+        if self.other_experts and layer and _is_of_other_experts(name[layer.end() :], config.num_experts):
+            return self.other_experts
         unread = {tensor.published for tensor in _present(self.unread, config)}
         if layer and name[layer.end() :] in unread and not config.has_experts(int(layer[1])):
             return "tensors of dense layers that no model reads"
         return None
+
+
+def _is_of_other_experts(name: str, num_experts: int) -> bool:
+    """Whether a layer's tensor is one of as many experts after the model's own, or their router."""
+    expert = re.match(r"mlp\.experts\.(\d{1,9})\.", name)
+    return name == "mlp.gate.weight_1" or (expert is not None and num_experts <= int(expert[1]) < 2 * num_experts)
 
 
 def _present(tensors: tuple[Tensor, ...], config: Any) -> tuple[Tensor, ...]:

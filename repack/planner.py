@@ -170,7 +170,8 @@ class _Planner:
             tensor.suffix,
             math.prod(shape[:-1]),
             shape[-1],
-            shape,
+            shape[::-1] if tensor.transposed else shape,
+            transposed=tensor.transposed,
             num_experts=self.config.num_experts if tensor.dtype in INTEGERS else 0,
         )
         elsewhere = module._replace(base=at + tensor.also)

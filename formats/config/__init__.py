@@ -54,8 +54,9 @@ from formats.config.decoder import (
 from formats.config.deepseek_v3 import ABSORBED_VALUES, DeepseekV3Config, Indexer
 from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
 from formats.config.dots1 import read_dots1
-from formats.config.ernie4_5_moe import read_ernie4_5_moe
+from formats.config.ernie4_5_moe import read_ernie4_5_moe, read_ernie4_5_vl_moe
 from formats.config.exaone_moe import read_exaone_moe
+from formats.config.flex_olmo import read_flex_olmo
 from formats.config.gemma4 import Gemma4Config
 from formats.config.glm4_moe import read_glm4_moe, read_glm4v_moe
 from formats.config.glm5_next import Glm5NextConfig
@@ -180,7 +181,9 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v4": DeepseekV4Config.read,
     "dots1": read_dots1,
     "ernie4_5_moe": read_ernie4_5_moe,
+    "ernie4_5_vl_moe": read_ernie4_5_vl_moe,
     "exaone_moe": read_exaone_moe,
+    "flex_olmo": read_flex_olmo,
     "gemma4": Gemma4Config.read,
     "gemma4_text": Gemma4Config.read,  # the language model saved alone: a flat config
     "glm4_moe": read_glm4_moe,
@@ -242,7 +245,9 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "deepseek_v4": DeepseekV4Config,
     "dots1": DecoderConfig,
     "ernie4_5_moe": DecoderConfig,
+    "ernie4_5_vl_moe": DecoderConfig,
     "exaone_moe": DecoderConfig,
+    "flex_olmo": DecoderConfig,
     "gemma4": Gemma4Config,
     "glm4_moe": DecoderConfig,
     "glm4v_moe": DecoderConfig,

@@ -32,6 +32,7 @@ class Cohere2MoeConfig(DecoderConfig):
     def check(self, where: Where) -> None:
         super().check(where)
         self.require(where, self.residual_multiplier == 1, "residual_multiplier", "1")
+        self.require(where, self.input_norms, "input_norms", "true")
         self.require(where, not self.output_norms, "output_norms", "false")
 
 

@@ -80,6 +80,7 @@ class DecoderConfig(ModelConfig):
     qk_norm: str = NO_NORM  # of queries and keys: none, each head, the whole projection, turned_head, or unit
     attention_gate: str = NO_GATE  # of what heads give: none, or sigmoid or softplus of each value or _by_head
     clip_qkv: float | None = None  # queries, keys and values are cut to -clip_qkv and clip_qkv
+    input_norms: bool = True  # what attention and experts read is normalised
     output_norms: bool = False  # what attention and experts give is normalised before it is added
     # router and experts
     scoring_func: str = SOFTMAX  # or sigmoid, or sigmoid_of_chosen

@@ -14,6 +14,7 @@ from formats.fields import Fields
 UNREAD: Mapping[str, float | bool] = {
     "e_score_correction_bias": False,
     "logits_scaling": 1,
+    "input_norms": True,
     "n_group": 1,
     "norm_topk_prob": False,
     "output_norms": False,

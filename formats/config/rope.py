@@ -178,8 +178,8 @@ def _kind(parameters: Fields, config: Fields, known: tuple[str, ...]) -> str:
     key = "rope_type" if "rope_type" in parameters or parameters is config else "type"
     kind = parameters.string(key, "default")
     if kind not in known:
-        implemented = f"{', '.join(known[:-1])} and {known[-1]}"
-        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only {implemented} are implemented")
+        implemented = f"{', '.join(known[:-1])} and {known[-1]} are" if known[1:] else f"{known[0]} is"
+        raise UnsupportedError(f"{parameters.name(key)} is {shown(kind)}, only {implemented} implemented")
     return kind
 
 

@@ -197,6 +197,25 @@ ERNIE4_5_MOE = _decoder(
     ),
     skipped={"model.mtp_": "multi-token prediction"},
 )
+ERNIE4_5_VL_MOE = replace(
+    _decoder(
+        (
+            ROUTER._replace(dtype="F32", transposed=True),
+            CORRECTION_BIAS._replace(
+                shape="1 E", keep=True, source="mlp.moe_statics.e_score_correction_bias", part=0, parts=2
+            ),
+            *SHARED_EXPERTS_OR_NONE,
+        ),
+        (PER_EXPERT,),
+        skipped={
+            "vision_model.": "the vision tower",
+            "model.vision_tower.": "the vision tower",  # as transformers saves it
+            "model.resampler_model.": "the projector of the vision tower",
+        },
+    ),
+    other_experts="experts for vision",
+    mlx=False,
+)
 EXAONE_MOE = _decoder(
     (
         ROUTER,
@@ -204,6 +223,15 @@ EXAONE_MOE = _decoder(
         *SHARED_EXPERTS,
     ),
     skipped={"mtp.": "multi-token prediction"},
+)
+FLEX_OLMO = replace(
+    _decoder((ROUTER,), (PER_EXPERT, FUSED)),
+    before_mixer=(),
+    after_mixer=(
+        Tensor("attention_output_norm", "D", source="post_attention_layernorm"),
+        Tensor("post_mlp_layernorm", "D", source="post_feedforward_layernorm"),
+    ),
+    mlx=False,
 )
 GLM4_MOE = _decoder((ROUTER, CORRECTION_BIAS, *SHARED_EXPERTS), extra_layers="multi-token prediction")
 GLM4V_MOE = replace(GLM4_MOE, prefixes=WITHIN_VISION, skipped=VISION_TOWER, mlx=False)

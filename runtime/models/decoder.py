@@ -91,15 +91,22 @@ class Decoder:
     def _layer(self, layer: int, h: Array, y: Array, sequences: Items[Sequence], wanted: Wanted) -> tuple[Array, Array]:
         """Of the stream and what the layer before adds to it: the stream, and what this one adds, as far as wanted."""
         name = f"layers.{layer}"
-        h, x = self._add_norm(h, y, f"{name}.input_layernorm")
+        h, x = self._input(h, y, f"{name}.input_layernorm")
         h, y = (self.ops.rows(part, wanted) for part in (h, self._mixer(layer, x, sequences)))
         y = self._output_norm(y, f"{name}.attention_output_norm")
-        h, x = self._add_norm(h, y, f"{name}.post_attention_layernorm")
+        h, x = self._input(h, y, f"{name}.post_attention_layernorm")
         return h, self._output_norm(self._feed_forward(layer, x), f"{name}.post_mlp_layernorm")
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""
         return self.ops.linear(hidden, self.ops.weight("lm_head")) * (1 / self.config.logits_scaling)
+
+    def _input(self, h: Array, y: Array, norm: str) -> tuple[Array, Array]:
+        """The stream with what is added to it, and what attention or experts read of it."""
+        if self.config.input_norms:
+            return self._add_norm(h, y, norm)
+        h = h + y * self.config.residual_multiplier
+        return h, h
 
     def _add_norm(self, h: Array, y: Array, name: str) -> tuple[Array, Array]:
         c = self.config
@@ -148,6 +155,7 @@ class Decoder:
             and c.clip_qkv is None
             and c.attention_value_scale == 1
             and c.attention_gate == NO_GATE
+            and c.input_norms
             and not c.output_norms
         )
         if attention is not None and router is not None and plain:

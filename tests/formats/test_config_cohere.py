@@ -93,6 +93,7 @@ def test_what_is_not_implemented_is_refused(key: str, value: Any, message: str) 
     ("key", "value", "message"),
     [
         ("residual_multiplier", 0.5, "residual_multiplier is 0.5, expected 1"),
+        ("input_norms", False, "input_norms is False, expected true"),
         ("output_norms", True, "output_norms is True, expected false"),
     ],
 )

@@ -22,7 +22,7 @@ from formats.config import (
 from formats.errors import FormatError, StreamingExpertsError, UnsupportedError
 from formats.fields import Fields
 from tests.containers import HYBRID
-from tests.formats.published import DECODERS, GLM_4_5V, QWEN3_30B, QWEN3_VL_30B, read
+from tests.formats.published import DECODERS, ERNIE_4_5_VL_28B, GLM_4_5V, QWEN3_30B, QWEN3_VL_30B, read
 
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 32768}
 FORMAT = Path(formats.__file__).parent / "FORMAT.md"
@@ -39,6 +39,15 @@ GLM_4_5_FACTS: dict[str, Any] = {
     "e_score_correction_bias": True,
     "shared_expert_intermediate_size": 1408,
 }
+ERNIE_FACTS: dict[str, Any] = {
+    "rotary_dim": 128,
+    "rope_interleave": True,
+    "mlp_layer_types": ("dense",) + ("sparse",) * 27,
+    "intermediate_size": 12288,
+    "e_score_correction_bias": True,
+    "shared_expert_intermediate_size": 3072,
+    "tie_word_embeddings": True,
+}
 FACTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"rotary_dim": 128, "qk_norm": "head"},
     "qwen3_omni_moe": {"rotary_dim": 128, "qk_norm": "head"},
@@ -52,6 +61,13 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"rotary_dim": 128, "moe_intermediate_size": 14336},
     "olmoe": {"rotary_dim": 128, "norm_topk_prob": False, "qk_norm": "whole"},
+    "flex_olmo": {
+        "rotary_dim": 128,
+        "norm_topk_prob": False,
+        "qk_norm": "whole",
+        "input_norms": False,
+        "output_norms": True,
+    },
     "granitemoe": {
         "rotary_dim": 64,
         "attention_multiplier": 0.015625,
@@ -106,15 +122,8 @@ FACTS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 3072,
         "tie_word_embeddings": True,
     },
-    "ernie4_5_moe": {
-        "rotary_dim": 128,
-        "rope_interleave": True,
-        "mlp_layer_types": ("dense",) + ("sparse",) * 27,
-        "intermediate_size": 12288,
-        "e_score_correction_bias": True,
-        "shared_expert_intermediate_size": 3072,
-        "tie_word_embeddings": True,
-    },
+    "ernie4_5_moe": ERNIE_FACTS,
+    "ernie4_5_vl_moe": ERNIE_FACTS,
     "glm4_moe": GLM_4_5_FACTS,
     "glm4v_moe": GLM_4_5_FACTS,
     "minimax_m2": {
@@ -244,7 +253,7 @@ FACTS["bailing_moe"] = {
     "shared_expert_intermediate_size": 1024,
 }
 FACTS["mellum"] = {"rotary_dim": 128, "qk_norm": "head"}
-TIED = ("ernie4_5_moe", "lfm2_moe")  # if nothing is said, as in transformers
+TIED = ("ernie4_5_moe", "ernie4_5_vl_moe", "lfm2_moe")  # if nothing is said, as in transformers
 STATES = {"lfm2_moe": 18 * 2 * 2048}  # values that do not grow with a sequence
 CACHED = {
     "lfm2_moe": 6 * 2 * 512,
@@ -426,6 +435,7 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
         ("glm4_moe", "n_group", 3, "n_group is 3, expected a divisor of n_routed_experts 128"),
         ("glm4_moe", "topk_group", 2, "topk_group is 2, expected 1 to n_group 1"),
         ("glm4_moe", "first_k_dense_replace", 47, "first_k_dense_replace is 47, expected an integer from 0 to 46"),
+        ("flex_olmo", "clip_qkv", 8.0, "clip_qkv is 8.0, only nothing is implemented"),
         ("minimax_m2", "qk_norm_type", "per_head", "qk_norm_type is per_head, only 'per_layer' is implemented"),
         ("minimax_m2", "shared_intermediate_size", 1536, "shared_intermediate_size is 1536, only 0 is implemented"),
         ("minimax_m2", "attn_type_list", [0] * 62, r"attn_type_list is \[0, .*, only \[1, "),
@@ -538,6 +548,33 @@ def test_qwen3_as_transformers_5_saves_it_is_read() -> None:
     saved = {key: value for key, value in QWEN3_30B.items() if key not in ("num_experts", "rope_theta", "rope_scaling")}
     saved |= {"num_local_experts": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
     assert read(saved) == read(QWEN3_30B)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("use_bias", True, "text_config.use_bias is True, only False is implemented"),
+        ("moe_norm_min", 0.5, "text_config.moe_norm_min is 0.5, only 1e-12 is implemented"),
+        (
+            "moe_intermediate_size",
+            [1536],
+            r"moe_intermediate_size is \[1536\], expected the widths of experts for text",
+        ),
+        ("mlp_layer_types", ["sparse"], "mlp_layer_types is .*, expected 28 entries"),
+        ("rope_parameters", {"rope_type": "linear"}, "rope_type is linear, only default is implemented"),
+        ("head_dim", 64, r"mrope_section is \[22, 22, 20\], only two equal numbers and a third, together half of head"),
+    ],
+)
+def test_what_ernie_4_5_vl_does_not_implement_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(StreamingExpertsError, match=rf"^config.json: .*{message}"):
+        read({**ERNIE_4_5_VL_28B, "text_config": {**ERNIE_4_5_VL_28B["text_config"], key: value}})
+
+
+@pytest.mark.parametrize("sections", [[20, 24, 20], [32, 32, 0], [22, 22], [20, 20, 20]])
+def test_sections_of_ernie_4_5_vl_that_text_does_not_turn_alike_are_refused(sections: list[int]) -> None:
+    rope = {**ERNIE_4_5_VL_28B["text_config"]["rope_parameters"], "mrope_section": sections}
+    with pytest.raises(StreamingExpertsError, match=r"rope_parameters\.mrope_section is .*, only two equal numbers"):
+        read({**ERNIE_4_5_VL_28B, "text_config": {**ERNIE_4_5_VL_28B["text_config"], "rope_parameters": rope}})
 
 
 def test_a_router_of_ernie_with_another_least_sum_is_refused() -> None:

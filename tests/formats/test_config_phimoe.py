@@ -73,6 +73,7 @@ def test_what_is_not_implemented_is_refused(changes: dict[str, Any], message: st
         ("residual_multiplier", 0.5, "residual_multiplier is 0.5, expected 1"),
         ("logits_scaling", 2.0, "logits_scaling is 2.0, expected 1"),
         ("norm_topk_prob", True, "norm_topk_prob is True, expected false"),
+        ("input_norms", False, "input_norms is False, expected true"),
         ("output_norms", True, "output_norms is True, expected false"),
         ("scoring_func", "softmax", "scoring_func is softmax, expected only sparsemixer"),
         ("router_jitter_noise", -1.0, "router_jitter_noise is -1.0, expected a number of at least 0"),
