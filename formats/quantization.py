@@ -54,9 +54,8 @@ AUTO_ROUND_FLOATS = {  # data_type of llm_compressor
     "nv_fp": "nvfp4-pack-quantized",
     "nv_fp4_with_static_gs": "nvfp4-pack-quantized",
 }
-QUARK_WEIGHTS: Mapping[
-    str, Mapping[str, tuple[Any, ...]]
-] = {  # by dtype: what else a weight says; the first: also by default
+Implemented = Mapping[str, tuple[Any, ...]]  # values by key; the first: also by default
+QUARK_WEIGHTS: Mapping[str, Implemented] = {  # by dtype: what else is said of a weight
     "fp4": {"qscheme": ("per_group",), "group_size": (32,), "scale_format": ("e8m0",), "ch_axis": (-1, 1)},
     "fp8_e4m3": {
         "qscheme": ("per_tensor", "per_channel", "per_block"),
