@@ -102,11 +102,17 @@ def _bound(engine: Engine, disk: Measurement, memory: Measurement, hits: float) 
 def _speeds(
     engine: Engine, prompt_tokens: int, new_tokens: int, runs: int, progress: Progress
 ) -> tuple[Measurement, Measurement, float]:
-    """Prefill and decode of random token ids after a prompt for warming up, and the hit rate of the decode steps."""
+    """Prefill and decode of random token ids with warm caches, and the hit rate of the decode steps.
+
+    Warm is what a prompt has run through and no slot is free of: what fits is in memory, whether or not the prompt
+    had a use for it.
+    """
     rng = np.random.default_rng(0)
     prefill, decode, hits, misses = [], [], 0, 0
     progress("warming up")
     engine.prefill(engine.new_session(), rng.integers(0, engine.config.vocab_size, prompt_tokens).tolist())
+    every = (ExpertKey(i, n) for i, layer in engine.container.index.layout.moe_layers() for n in range(layer.num_experts))
+    engine.experts.load(key for key in every if not engine.experts.cache.holds(key))
     for _ in range(runs):
         session = engine.new_session()
         progress("prefill")
