@@ -111,7 +111,8 @@ def _speeds(
     prefill, decode, hits, misses = [], [], 0, 0
     progress("warming up")
     engine.prefill(engine.new_session(), rng.integers(0, engine.config.vocab_size, prompt_tokens).tolist())
-    every = (ExpertKey(i, n) for i, layer in engine.container.index.layout.moe_layers() for n in range(layer.num_experts))
+    layers = engine.container.index.layout.moe_layers()
+    every = (ExpertKey(i, expert) for i, layer in layers for expert in range(layer.num_experts))
     engine.experts.load(key for key in every if not engine.experts.cache.holds(key))
     for _ in range(runs):
         session = engine.new_session()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.native.build_hook import is_current
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("formats", "repack", "runtime", "tests", "docs")
 
@@ -60,6 +62,20 @@ def test_without_a_compiler_everything_runs_on_numpy_and_says_so_once(unpacked: 
     said = run("runtime.cli", out, "-p", "Once", "--raw", "-n", "2")
     assert said.stdout.strip()
     assert said.stderr.count("NumPy only") == 1
+
+
+def test_what_is_compiled_already_is_taken_while_no_source_is_newer(tmp_path: Path) -> None:
+    source, library = tmp_path / "kernels.c", tmp_path / "libse_native.so"
+    source.write_text("int answer(void) { return 42; }\n")
+    assert not is_current(library)
+    subprocess.run([shutil.which("cc") or "cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    os.utime(source, (1, 1))
+    assert is_current(library)
+    os.utime(source, (library.stat().st_mtime + 1,) * 2)
+    assert not is_current(library)
+    os.utime(source, (1, 1))
+    (other := tmp_path / "libse_native.dylib").write_bytes(b"of another machine")
+    assert not is_current(other)
 
 
 def test_a_source_distribution_holds_every_file_that_git_has(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Each instruction set is a file with flags of its own; which one runs is chosen a
 compiler the package is built all the same, and runs on NumPy only.
 """
 
+import ctypes
 import os
 import platform
 import shutil
@@ -49,7 +50,9 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic on
             self.app.display_warning("no C compiler: the package will run on NumPy only")
             return
         warnings = (*WARNINGS, "-Werror") if version == "editable" else WARNINGS  # strict where it is developed
-        library = compile_kernels(folder, compiler, warnings)
+        library = library_in(folder)
+        if not is_current(library):
+            compile_kernels(folder, compiler, warnings)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         build_data["artifacts"].append(f"/{library.relative_to(self.root)}")
@@ -64,9 +67,27 @@ def sources_of(machine: str) -> dict[str, tuple[str, ...]]:
     return {**levels.get(machine, {}), **dict.fromkeys(SOURCES, ())}
 
 
+def library_in(folder: Path) -> Path:
+    """Where the kernels of the sources in folder are, or will be."""
+    return folder / ("libse_native.dylib" if platform.system() == "Darwin" else "libse_native.so")
+
+
+def is_current(library: Path) -> bool:
+    """Whether the library is this machine's and no file beside it is newer, as make asks.
+
+    So a wheel takes what an editable install has compiled.
+    """
+    try:
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
+    sources = [path for path in library.parent.iterdir() if path.suffix in {".c", ".h", ".py"}]
+    return all(path.stat().st_mtime < library.stat().st_mtime for path in sources)
+
+
 def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNINGS) -> Path:
     """Compile the sources in folder into folder/libse_native; the name appears only when it is whole."""
-    library = folder / ("libse_native.dylib" if platform.system() == "Darwin" else "libse_native.so")
+    library = library_in(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects = compile_objects(folder, Path(scratch), compiler, platform.machine(), (*FLAGS, *warnings))
         linked = Path(scratch) / library.name

@@ -134,6 +134,14 @@ def test_bench_as_json_is_its_last_line_alone(command: Command, demo4: Path, qui
     assert json.loads(outcome.out)["settings"]["runs"] == 1
 
 
+def test_bench_decodes_with_every_slot_taken(demo4: Path, quick: None) -> None:
+    """What fits is in memory before anything is timed, though a prompt of one token asks for few of the experts."""
+    with Engine.open(demo4, ram_bytes=PLENTY) as engine:
+        *_, last = bench.run_bench(engine, prompt_tokens=1, new_tokens=2, runs=1)
+        assert engine.experts.cache.free_slots == 0
+    assert json.loads(last)["hit_rate"] == 1
+
+
 @pytest.mark.parametrize("memory_bytes", [1, 1 << 40])
 def test_bench_tells_what_begins_as_often_as_it_says(demo4: Path, quick: None, memory_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch, Engine.open(demo4, ram_bytes=PLENTY) as engine:
