@@ -12,8 +12,18 @@ INLINE float add_lanes(__m512 v) {
     return _mm512_cvtss_f32(_mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4e)));
 }
 
-/* 64 values of FP8, a 256th of each. */
-INLINE void fp8_values(__m512 *v, __m512i bytes) {
+/* Two vectors as four halves in memory: to turn f16 to floats takes one instruction that loads, and two that do not. */
+INLINE const __m256i *in_memory(__m512i (*vectors)[2]) {
+#ifndef SE_EMULATED
+    __asm__("" : "+m"(*vectors));
+#endif
+    return (const __m256i *)*vectors;
+}
+
+/* 64 values of FP8, a 256th of each; what is none may be any number, but is the largest byte of a lane of `largest`, whose
+ * signs are all set. */
+INLINE void fp8_values(__m512 *v, __m512i bytes, __m512i *largest) {
+    *largest = _mm512_max_epu8(*largest, _mm512_or_si512(bytes, _mm512_set1_epi8(INT8_MIN)));
 #if defined(SE_VBMI)
     /* Both bytes of a bf16 are looked up by the bits without the sign: subnormals, numbers, and what is none. First the
      * bytes are placed so that they meet as 32-bit lanes of two columns that are 16 apart. */
@@ -43,20 +53,16 @@ INLINE void fp8_values(__m512 *v, __m512i bytes) {
         v[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs[i], _mm512_set1_epi32((int)0xffff0000)));
     }
 #else
-    /* As f16, whose subnormals cost nothing: the sign twice, then its place is cleared. What is none is rare. */
-    const __mmask64 none = _mm512_cmpeq_epi8_mask(_mm512_or_si512(bytes, _mm512_set1_epi8(INT8_MIN)), _mm512_set1_epi8(-1));
-    __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes));
-    __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1));
-    low = _mm512_and_si512(_mm512_slli_epi16(low, 7), _mm512_set1_epi16((int16_t)0xbf80));
-    high = _mm512_and_si512(_mm512_slli_epi16(high, 7), _mm512_set1_epi16((int16_t)0xbf80));
-    if (none != 0) {
-        low = _mm512_mask_set1_epi16(low, (__mmask32)none, -1);
-        high = _mm512_mask_set1_epi16(high, (__mmask32)(none >> 32), -1);
+    /* As f16, whose subnormals cost nothing: the sign twice, then its place is cleared. */
+    __m512i halves[2] = {_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)),
+                         _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+        halves[i] = _mm512_and_si512(_mm512_slli_epi16(halves[i], 7), _mm512_set1_epi16((int16_t)0xbf80));
     }
-    v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(low));
-    v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(low, 1));
-    v[2] = _mm512_cvtph_ps(_mm512_castsi512_si256(high));
-    v[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(high, 1));
+    const __m256i *quarters = in_memory(&halves);
+    UNROLL
+    for (int i = 0; i < 4; i++) v[i] = _mm512_cvtph_ps(_mm256_load_si256(quarters + i));
 #endif
 }
 
@@ -65,10 +71,11 @@ INLINE int plain_step(int value) {
     return value == VALUE_FP8 ? 2 * PLAIN_LANES : PLAIN_LANES;
 }
 
-/* plain_step values of a row, zeros behind the `left` that it has; of FP8 a 256th of them. */
-INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int value) {
+/* plain_step values of a row, zeros behind the `left` that it has; of FP8 a 256th of them (fp8_values). */
+INLINE void plain_values(__m512 *v, const uint8_t *values, int64_t left, int value, __m512i *largest) {
     if (value == VALUE_FP8) {
-        fp8_values(v, left >= 64 ? _mm512_loadu_si512(values) : _mm512_maskz_loadu_epi8(((uint64_t)1 << left) - 1, values));
+        const __mmask64 mask = left >= 64 ? UINT64_MAX : ((uint64_t)1 << left) - 1;
+        fp8_values(v, left >= 64 ? _mm512_loadu_si512(values) : _mm512_maskz_loadu_epi8(mask, values), largest);
     } else {
         v[0] = load_values(values, present(left), value);
         v[1] = load_values(values + (value == SE_F32 ? 64 : 32), present(left - 16), value);
@@ -81,6 +88,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     const bool near = tile->weights[0]->near;
     const int size = value == SE_F32 ? 4 : value == VALUE_FP8 ? 1 : 2;
     __m512 sum[MAX_STREAMS][4][2], scale[MAX_STREAMS];
+    __m512i largest[MAX_STREAMS];
     int64_t scaled[MAX_STREAMS] = {0}; /* columns before this one have the scale */
     const uint8_t *w[MAX_STREAMS], *scales[MAX_STREAMS];
     const float *x[4];
@@ -89,6 +97,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
         w[s] = tile->weights[s]->weight + (tile->first[s] + row) * tile->weights[s]->weight_stride;
         scales[s] = tile->weights[s]->scales + (tile->first[s] + row) * tile->weights[s]->scales_stride;
         scale[s] = _mm512_setzero_ps();
+        largest[s] = _mm512_setzero_si512();
         UNROLL
         for (int t = 0; t < tokens; t++) sum[s][t][0] = sum[s][t][1] = _mm512_setzero_ps();
     }
@@ -103,7 +112,7 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
             } else {
                 _mm_prefetch(w[s] + k * size + AHEAD_BYTES, _MM_HINT_T1);
             }
-            plain_values(v, w[s] + k * size, columns - k, value);
+            plain_values(v, w[s] + k * size, columns - k, value, &largest[s]);
             UNROLL
             for (int i = 0; i < plain_step(value) / 16; i++) {
                 const int64_t at = k + 16 * i;
@@ -124,8 +133,10 @@ INLINE void plain_rows(const struct tile *tile, int64_t row, int64_t token, int 
     }
     UNROLL
     for (int s = 0; s < streams; s++) {
+        const bool number = value != VALUE_FP8 || _mm512_cmpeq_epi8_mask(largest[s], _mm512_set1_epi8(-1)) == 0;
         UNROLL
         for (int t = 0; t < tokens; t++) {
+            if (!number) sum[s][t][0] = _mm512_set1_ps(NAN);
             tile->y[s][token + t][tile->first[s] + row] = add_lanes(_mm512_add_ps(sum[s][t][0], sum[s][t][1]));
         }
     }

@@ -53,6 +53,18 @@ def contexts(precision: str, threads: Sequence[int] = (1, 2, 3)) -> Iterator[nat
                 yield context
 
 
+@pytest.mark.parametrize("none", [0x7F, 0xFF])
+@pytest.mark.parametrize("column", [0, 63, 64, 127, 167])
+def test_a_weight_of_fp8_that_is_no_number_makes_its_row_none(column: int, none: int) -> None:
+    matrix = Matrix(FP8(32, "f32"), 19, 168, None, 0)
+    matrix.part.views(matrix.record)["codes"][7, column] = none
+    x = np.random.default_rng(1).standard_normal((5, 168), np.float32)
+    for context in contexts("exact", (1,)):
+        for tokens in (1, 2, 5):
+            found = context.linear(matrix.native, matrix.record.ctypes.data, x[:tokens])
+            assert (np.isnan(found) == (np.arange(19) == 7)).all()
+
+
 @given(
     encoding=encodings,
     groups=st.integers(1, 40),
