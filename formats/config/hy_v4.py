@@ -1,6 +1,8 @@
 """Hunyuan 4, alone and as the text part of Hunyuan 4 VL.
 
 Sources: transformers' configuration_hy_v4.py and configuration_hy_v4_vl.py, and keys of the published config.json.
+Neighbouring pairs turn, and norms of latents have rms_norm_eps, in both: so the publisher's ports have it, and
+transformers' modeling_hy_v4_vl.py, but not its modeling_hy_v4.py (docs/LEARNED.md 117).
 """
 
 from dataclasses import dataclass
@@ -13,18 +15,16 @@ from formats.config.base import (
     Activation,
     Where,
     key_of,
-    language_model,
     only,
 )
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer, read_indexer_types
 from formats.config.deepseek_v4 import MAX_STREAMS
 from formats.config.rope import read_yarn_rope, source_of
-from formats.config.scaling import SCALES, Rope, is_scale
+from formats.config.scaling import SCALES, is_scale
 from formats.fields import Fields
 
 VL = "hy_v4_vl"
 INDEXER_EVERY, INDEXER_OFFSET = 4, 2  # layers 0, 1, 5, 9... choose, where nothing is said
-LATENT_NORM_EPS = 1e-6  # of Hunyuan 4, whatever rms_norm_eps is
 _NAMES = ([INDEXED_ATTENTION], ["deepseek_sparse_attention"])  # of a layer's attention, the latter as published
 
 
@@ -35,16 +35,10 @@ class HyV4Config(DeepseekV3Config):
     The indexer turns the last values of its heads. Only routed experts cut their gate and up.
     """
 
-    rope_interleave: bool  # of queries, keys and the indexer
-    latent_norm_eps: float  # of the norms of latent queries and latents
     hc_mult: int  # residual streams
     hc_magnitude: float  # of what enters them
     hc_eps: float
     swiglu_limit: float
-
-    @property
-    def rope(self) -> Rope:
-        return Rope(self.rope_theta, self.rotary_dim, interleaved=self.rope_interleave, scaling=self.rope_scaling)
 
     @property
     def expert_activation(self) -> Activation:
@@ -67,7 +61,7 @@ class HyV4Config(DeepseekV3Config):
         super().check(where)
         self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")
         self.require(where, is_scale(self.hc_magnitude), "hc_magnitude", SCALES)
-        for key in ("hc_eps", "latent_norm_eps", "swiglu_limit"):
+        for key in ("hc_eps", "swiglu_limit"):
             self.require(where, getattr(self, key) > 0, key, "a number above 0")
 
     @classmethod
@@ -87,10 +81,10 @@ class HyV4Config(DeepseekV3Config):
             "index_skip_topk_offset": INDEXER_OFFSET,  # of which transformers reads nothing: indexer_types say it
             "index_topk_freq": INDEXER_EVERY,
             "index_topk_pattern": None,
-            "indexer_rope_interleave": vision,
+            "indexer_rope_interleave": True,
             "learnable_sink": True,
             "moe_layer_freq": 1,
-            "rope_interleave": vision,
+            "rope_interleave": True,
             "scoring_func": "sigmoid",
             "sliding_window": None,
             "topk_method": "noaux_tc",
@@ -102,7 +96,6 @@ class HyV4Config(DeepseekV3Config):
             only(text, "first_k_dense_replace", 1)
         only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
         rope_theta, rope_scaling = read_yarn_rope(text)
-        rms_norm_eps = text.number("rms_norm_eps")
         nope, rope = text.integer("qk_nope_head_dim", 1, 2**16), text.integer("qk_rope_head_dim", 1, 2**16)
         inner = text.integer("moe_intermediate_size", 1, 2**24)
         return cls(
@@ -111,7 +104,7 @@ class HyV4Config(DeepseekV3Config):
             hidden_size=text.integer("hidden_size", 1, 2**24),
             num_hidden_layers=num_layers,
             max_position_embeddings=text.integer("max_position_embeddings", 1, 2**31),
-            rms_norm_eps=rms_norm_eps,
+            rms_norm_eps=text.number("rms_norm_eps"),
             tie_word_embeddings=outer.boolean("tie_word_embeddings", default=False),
             layer_types=_read_layer_types(text, num_layers),
             num_attention_heads=heads,
@@ -135,9 +128,7 @@ class HyV4Config(DeepseekV3Config):
             topk_group=text.integer("topk_group", 1, 2**20, default=1),
             norm_topk_prob=text.boolean("norm_topk_prob", default=True),
             routed_scaling_factor=text.number("routed_scaling_factor"),
-            indexer=Indexer.read(text, interleaved=vision),
-            rope_interleave=vision,
-            latent_norm_eps=rms_norm_eps if vision else LATENT_NORM_EPS,
+            indexer=Indexer.read(text, interleaved=True),
             hc_mult=text.integer("hc_mult", 1, MAX_STREAMS),
             hc_magnitude=text.number("hc_magnitude", 2.0),
             hc_eps=text.number("hc_eps"),

@@ -1,8 +1,8 @@
 """Hunyuan 4: DeepSeek-V3.2's attention to chosen tokens, with sinks and gates, on residual streams that stay apart.
 
 Layers share choices of tokens, as GLM-5's do.
-Source: transformers' modeling_hy_v4.py and modeling_hy_v4_vl.py (text part). Shapes: T tokens of one step, D
-hidden_size, H heads, N streams.
+Source: transformers' modeling_hy_v4_vl.py (text part); its modeling_hy_v4.py turns other pairs than the publisher's
+ports do (docs/LEARNED.md 117). Shapes: T tokens of one step, D hidden_size, H heads, N streams.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class HyV4(OnStreams):
 
     @property
     def _latent_norm_eps(self) -> float:
-        return self.config.latent_norm_eps
+        return self.config.rms_norm_eps
 
     @property
     def _index_norm_eps(self) -> float:
