@@ -170,6 +170,8 @@ class DeepseekV3Config(ModelConfig):
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
         self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
         self.check_groups(where, self.n_group, self.topk_group)
+        pairs = self.scoring_func != SIGMOID or self.n_group == 1 or self.num_experts >= 2 * self.n_group
+        self.require(where, pairs, "n_group", "groups of two experts or more, whose best two scores are added")
 
     def check_choices(self, where: Where) -> None:
         """Whether every layer knows which tokens it attends to. Raises FormatError."""

@@ -75,6 +75,7 @@ def test_layers_choose_as_listed() -> None:
         ({"indexer_types": ["full"] * 77}, "indexer_types is .*, expected 78 entries"),
         ({"indexer_types": ["shared"] * 78}, "layer_types is .*, expected indexed_attention first"),
         ({"index_head_dim": 32}, "index_head_dim is 32, expected qk_rope_head_dim 64 or more"),
+        ({"n_group": 256}, "n_group is 256, expected groups of two experts or more"),
         ({"hc_mult": 65}, "hc_mult is 65"),
         ({"hc_magnitude": 0.0}, "hc_magnitude is 0.0, expected a number from"),
         ({"hc_eps": 0.0}, "hc_eps is 0.0, expected a number above 0"),
