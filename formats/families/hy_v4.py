@@ -31,7 +31,7 @@ def _connection(half: str, module: str) -> tuple[Tensor, ...]:
 
 
 def _head(what: str, shape: str) -> Tensor:
-    """What weighs the streams behind the last layer; transformers saves it otherwise, Hunyuan 4 VL's by a third name."""
+    """What weighs the streams behind the last layer; transformers saves it by other names, VL's by a third."""
     source, saved = f"hc_head.hc_head_{what}", f"hc_pre.hc_head.hc_head_{what} hc_head.hc_pre.hc_head_{what}"
     return Tensor(f"hc_head.{what}", shape, keep=True, suffix="", dtype="F32", source=source, also=saved)
 

@@ -75,7 +75,7 @@ def test_layers_choose_as_listed() -> None:
         ({"indexer_types": ["full"] * 77}, "indexer_types is .*, expected 78 entries"),
         ({"indexer_types": ["shared"] * 78}, "layer_types is .*, expected indexed_attention first"),
         ({"index_head_dim": 32}, "index_head_dim is 32, expected qk_rope_head_dim 64 or more"),
-        ({"n_group": 256}, "n_group is 256, expected groups of two experts or more"),
+        ({"n_group": 256, "topk_group": 8}, "n_group is 256, expected groups of two experts or more"),
         ({"hc_mult": 65}, "hc_mult is 65"),
         ({"hc_magnitude": 0.0}, "hc_magnitude is 0.0, expected a number from"),
         ({"hc_eps": 0.0}, "hc_eps is 0.0, expected a number above 0"),
@@ -90,7 +90,7 @@ def test_what_is_not_implemented_is_refused(change: dict[str, Any], message: str
 
 def test_another_text_model_in_the_vision_model_is_refused() -> None:
     other = HY_V4_VL | {"text_config": HY_V4_VL["text_config"] | {"model_type": "hy_v4"}}
-    with pytest.raises(StreamingExpertsError, match="text_config.model_type is hy_v4, only 'hy_v4_vl_text'"):
+    with pytest.raises(StreamingExpertsError, match=r"text_config\.model_type is hy_v4, only 'hy_v4_vl_text'"):
         read(json.loads(json.dumps(other)))
 
 

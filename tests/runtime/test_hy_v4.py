@@ -29,9 +29,7 @@ def converted(folder: Path, tensors: dict[str, Stored], case: str) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize(
-    ("case", "head"), [("hy_v4", "model.hc_pre.hc_head."), ("hy_v4_vl", "model.hc_head.hc_pre.")]
-)
+@pytest.mark.parametrize(("case", "head"), [("hy_v4", "model.hc_pre.hc_head."), ("hy_v4_vl", "model.hc_head.hc_pre.")])
 def test_names_that_transformers_saves_give_the_same_bytes(tmp_path: Path, case: str, head: str) -> None:
     tensors = {name: tensor for name, tensor in CASES[case].tensors().items() if name not in BESIDE}
     renamed = {saved(name, head): tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Mistral Large 4, GLM-5.3-Flash and Hunyuan 4: sequences that share steps, what layers remember, and tensors of a checkpoint."""
+"""Mistral Large 4, GLM-5.3-Flash, Hunyuan 4: sequences that share steps, what layers remember, published tensors."""
 
 import json
 from pathlib import Path
