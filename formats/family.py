@@ -9,7 +9,7 @@ all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m
 what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
 kernel of its convolution, ngrams and ngram the rows and columns of one of its shards; of LongCat-Flash: Z experts that
 compute nothing; of Mistral Large 4: QV keys and values of all heads in layers without positions; of GLM-5.3-Flash: m
-tokens of a pool. `1` is itself.
+tokens of a pool; of Hunyuan 4: 2N what weighs streams before and after half a layer. `1` is itself.
 """
 
 import re
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
     when: Callable[[Any], bool] | None = None  # it is only there for such a config
     where: Callable[[Any, int], bool] | None = None  # and in such layers
     source: str = ""  # its name in a source, where that is another
-    also: str = ""  # its name in another carrier, MLX or GGUF
+    also: str = ""  # its names in other carriers, MLX, GGUF or as transformers saves it, a space between them
     dtype: str = "BF16"  # as published where it is not quantized; whole numbers are those of experts
     padded: str = ""  # its shape as published, where that has more at its end than is meant
     transposed: bool = False  # columns come first in a source

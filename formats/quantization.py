@@ -166,6 +166,8 @@ def _read_method(fields: Fields) -> Quantization:
     }
     if method not in readers:
         raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(readers)}")
+    if method == MODELOPT and "quantization" in fields:  # as its own file has it (Hunyuan 4)
+        fields = fields.object("quantization")
     return replace(readers[method](fields), left_out=_left_out(fields))
 
 

@@ -174,8 +174,8 @@ class _Planner:
             transposed=tensor.transposed,
             num_experts=self.config.num_experts if tensor.dtype in INTEGERS else 0,
         )
-        elsewhere = module._replace(base=at + tensor.also)
-        return elsewhere if tensor.also and is_there(elsewhere, self.left) else module
+        others = (module._replace(base=at + name) for name in tensor.also.split())
+        return next((other for other in others if is_there(other, self.left)), module)
 
     def matrix(self, module: Module, found: Found, expert: int = 0) -> SourceMatrix:
         """The matrix of a module, or of one expert of a stacked one."""

@@ -65,6 +65,8 @@ SUPPORTED: Sequence[Supported] = (
     Supported("granitemoeshared", "Granite MoE with a shared expert", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("hunyuan_v1_moe", "Hunyuan-A13B", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("hy_v3", "Hunyuan 3 (Hy3)", "bf16, GGUF", TRANSFORMERS_24, DECODERS),
+    Supported("hy_v4", "Hunyuan 4 (Hy4-preview)", "bf16, MXFP8", TRANSFORMERS_24, DECODERS),
+    Supported("hy_v4_vl", "Hunyuan 4 VL (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("kimi_k2", "Kimi-K2-Instruct, K2-Thinking", "bf16, FP8, INT4, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k25", "Kimi-K2.5, K2.6, K2.7 (text)", "INT4, NVFP4, MLX", TRANSFORMERS, DEEPSEEK),
     Supported("kimi_k3", "Kimi-K3 (text)", "MXFP4, bf16, MLX, GGUF", MLX_LM, DECODERS),

@@ -69,6 +69,7 @@ from formats.config.granitemoe import (
 )
 from formats.config.hunyuan_v1_moe import read_hunyuan_v1_moe
 from formats.config.hy_v3 import read_hy_v3
+from formats.config.hy_v4 import HyV4Config
 from formats.config.kimi_k3 import KimiK3Config
 from formats.config.kimi_linear import KimiLinearConfig
 from formats.config.kolibri1 import read_kolibri1
@@ -143,6 +144,7 @@ __all__ = [
     "Gemma4Config",
     "Glm5NextConfig",
     "GraniteMoeHybridConfig",
+    "HyV4Config",
     "Indexer",
     "KimiK3Config",
     "KimiLinearConfig",
@@ -193,6 +195,8 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "glm_moe_dsa": DeepseekV3Config.read,
     "hunyuan_v1_moe": read_hunyuan_v1_moe,
     "hy_v3": read_hy_v3,
+    "hy_v4": HyV4Config.read,
+    "hy_v4_vl": HyV4Config.read,  # Hunyuan 4 in text_config, vision beside it
     "kimi_k2": DeepseekV3Config.read,
     "kimi_k25": DeepseekV3Config.read,  # Kimi K2 in text_config, vision beside it
     "kimi_k3": KimiK3Config.read,
@@ -257,6 +261,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "granitemoehybrid": GraniteMoeHybridConfig,
     "hunyuan_v1_moe": DecoderConfig,
     "hy_v3": DecoderConfig,
+    "hy_v4": HyV4Config,
     "kimi_k3": KimiK3Config,
     "kimi_linear": KimiLinearConfig,
     "kolibri1": DecoderConfig,

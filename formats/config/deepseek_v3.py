@@ -170,6 +170,8 @@ class DeepseekV3Config(ModelConfig):
         turned = f"qk_rope_head_dim {self.qk_rope_head_dim}"
         self.require(where, self.rotary_dim == self.qk_rope_head_dim, "rotary_dim", turned)
         self.check_groups(where, self.n_group, self.topk_group)
+        pairs = self.scoring_func != SIGMOID or self.n_group == 1 or self.num_experts >= 2 * self.n_group
+        self.require(where, pairs, "n_group", "groups of two experts or more, whose best two scores are added")
 
     def check_choices(self, where: Where) -> None:
         """Whether every layer knows which tokens it attends to. Raises FormatError."""
@@ -242,9 +244,12 @@ class DeepseekV3Config(ModelConfig):
         )
 
 
-def read_indexer_types(config: Fields, num_layers: int) -> tuple[str, ...]:
-    """Which layers choose and which share the choice before theirs: listed, or by a pattern or a schedule (GLM-5.2)."""
-    every = config.integer("index_topk_freq", 1, 2**20, default=1)
+def read_indexer_types(config: Fields, num_layers: int, every: int = 1) -> tuple[str, ...]:
+    """Which layers choose and which share the choice before theirs: listed, or by a pattern or a schedule (GLM-5.2).
+
+    every: of how many layers one chooses, where nothing is said.
+    """
+    every = config.integer("index_topk_freq", 1, 2**20, default=every)
     offset = config.integer("index_skip_topk_offset", 0, 2**20, default=2)
     scheduled = ["shared" if max(i - offset + 1, 0) % every else "full" for i in range(num_layers)]
     key = key_of(config, "indexer_types", "index_topk_pattern")

@@ -47,6 +47,7 @@ from formats.families.deepseek import (
 )
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
+from formats.families.hy_v4 import HY_V4
 from formats.families.nemotron_h import NEMOTRON_H
 from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
 from formats.families.qwen4_exp import QWEN4_EXP
@@ -73,6 +74,7 @@ FAMILIES: Mapping[str, Family] = {
     "granitemoehybrid": GRANITEMOEHYBRID,
     "hunyuan_v1_moe": HUNYUAN_V1_MOE,
     "hy_v3": HY_V3,
+    "hy_v4": HY_V4,
     "kimi_k3": KIMI_K3,
     "kimi_linear": KIMI_LINEAR,
     "kolibri1": KOLIBRI1,

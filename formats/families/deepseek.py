@@ -32,7 +32,7 @@ from formats.families.shared import (
 from formats.family import EMBEDDING, FINAL_NORM, LM_HEAD, Family, Tensor
 
 
-def _deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
+def deepseek_dims(config: DeepseekV3Config) -> Mapping[str, int]:
     heads, indexer = config.num_attention_heads, config.indexer
     return {
         **expert_dims(config),
@@ -76,7 +76,7 @@ POST_MLP_NORM = Tensor("post_mlp_layernorm", "D", when=lambda config: config.pos
 
 DEEPSEEK_V3 = Family(
     prefixes=("model.", "language_model.model."),
-    dims=_deepseek_dims,
+    dims=deepseek_dims,
     before_mixer=(Tensor("input_layernorm", "D"),),
     mixers={
         FULL_ATTENTION: LATENT_ATTENTION,
@@ -105,7 +105,7 @@ DEEPSEEK_V3 = Family(
 
 
 def _longcat_dims(config: LongcatFlashConfig) -> Mapping[str, int]:
-    return {**_deepseek_dims(config), "E+Z": config.num_experts + config.zero_expert_num}
+    return {**deepseek_dims(config), "E+Z": config.num_experts + config.zero_expert_num}
 
 
 def _twice(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -140,7 +140,7 @@ LONGCAT_FLASH = Family(
 
 def _mistral_large4_dims(config: MistralLarge4Config) -> Mapping[str, int]:
     return {
-        **_deepseek_dims(config),
+        **deepseek_dims(config),
         "r/2": config.qk_rope_head_dim // 2,
         "heads": config.num_attention_heads,
         "QV": config.num_attention_heads * (config.head_dim + config.v_head_dim),
@@ -236,7 +236,7 @@ MISTRAL_LARGE4 = Family(
 
 def _kimi_linear_dims(config: KimiLinearConfig) -> Mapping[str, int]:
     return {
-        **_deepseek_dims(config),
+        **deepseek_dims(config),
         "C": config.linear_width,
         "k": config.linear_conv_kernel_dim,
         "d": config.linear_head_dim,

@@ -180,6 +180,7 @@ class Ops(Protocol):
         cache: State,
         scale: float,
         selection: Array | None = None,
+        sinks: Weight | None = None,
     ) -> tuple[Array, State]:
         """Causal multi-head latent attention, absorbed: neither keys nor values are ever made, only latents are kept.
 
@@ -187,7 +188,7 @@ class Ops(Protocol):
         kv_b is one matrix [H * (n + v), L] that holds per head W_k [n, L], then W_v [v, L], or two: that of all W_k
         turned, [H * L, n], and that of all W_v, [H * v, L]. For a head of token i, over j <= i:
         score_j = ((q W_k) . latent_j + q_rope . k_rope_j) * scale; output = W_v (sum_j softmax(score)_j latent_j).
-        A selection of `select_tokens` leaves out all other j.
+        A selection of `select_tokens` leaves out all other j. sinks [H]: as those of `attention`.
         Returns ([T, H, v], new cache). How a sequence is cut into steps changes no sum.
         Source: DeepSeek-V2 (2405.04434), 2.1; transformers' DeepseekV3Attention expands keys and values instead.
         """
@@ -240,7 +241,7 @@ class Ops(Protocol):
         """
 
     def stream_gates(self, mixes: Array, scale: Weight, base: Weight, eps: float) -> Array:
-        """sigmoid(mixes * scale + base) + eps: mixes and base [.., N], scale [1]."""
+        """sigmoid(mixes * scale + base) + eps: mixes [T, N] and base [N], scale [1], or [n] each of N / n in turn."""
 
     def stream_weights(
         self, mixes: Array, scale: Weight, base: Weight, streams: int, iterations: int, eps: float
@@ -256,8 +257,11 @@ class Ops(Protocol):
     def collapse_streams(self, h: Array, pre: Array) -> Array:
         """Sum over streams of h [T, N, D] weighed by pre [T, N]: [T, D]."""
 
-    def expand_streams(self, h: Array, y: Array, post: Array, comb: Array) -> Array:
-        """Stream j becomes post_j * y + sum over i of comb[i, j] * h_i: h [T, N, D], y [T, D] -> [T, N, D]."""
+    def expand_streams(self, h: Array, y: Array, post: Array, comb: Array | None) -> Array:
+        """Stream j becomes post_j * y + sum over i of comb[i, j] * h_i: h [T, N, D], y [T, D] -> [T, N, D].
+
+        Without comb no stream is mixed into another: post_j * y + h_j.
+        """
 
     def grouped_linear(self, x: Array, weight: Weight) -> Array:
         """Each group's rows of weight [G * r, columns] times its own x [T, G, columns]: [T, G * r]."""

@@ -9,7 +9,7 @@ from runtime.backends import native
 from runtime.backends.native import address
 from runtime.backends.native_latent import NativeLatentOps
 from runtime.backends.native_states import Entries
-from runtime.backends.native_weights import Told, with_result
+from runtime.backends.native_weights import with_result
 from runtime.backends.numpy_compressed import CompressedOps
 from runtime.backends.numpy_ops import Weight
 
@@ -18,7 +18,6 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
     """Operations of numpy_compressed.py by the functions of native/streams.c."""
 
     _context: native.Context
-    _told: Told
 
     def new_entries(self, width: int, rate: int) -> Entries:
         if width % LANES != 0:
@@ -60,7 +59,9 @@ class NativeCompressedOps(NativeLatentOps, CompressedOps):
         self._call("se_collapse_streams", address(h), address(pre), *h.shape, address(y))
         return y
 
-    def expand_streams(self, h: Float32, y: Float32, post: Float32, comb: Float32) -> Float32:
+    def expand_streams(self, h: Float32, y: Float32, post: Float32, comb: Float32 | None) -> Float32:
+        if comb is None:  # what 0 times the other streams adds changes no bit, nor much of the time
+            comb = np.tile(np.eye(h.shape[1], dtype=np.float32), (len(h), 1, 1))
         h, new = with_result(h)
         inputs = [address(np.ascontiguousarray(array)) for array in (y, post, comb)]
         self._call("se_expand_streams", address(h), *inputs, *h.shape, address(new))

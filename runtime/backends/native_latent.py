@@ -15,7 +15,7 @@ from runtime.backends import abi
 from runtime.backends.facts import State
 from runtime.backends.native import address
 from runtime.backends.native_states import NativeCache
-from runtime.backends.native_weights import native_weight, require_shapes
+from runtime.backends.native_weights import Told, native_weight, require_shapes
 from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens, seen_tokens
 from runtime.backends.numpy_ops import Weight
 
@@ -25,6 +25,7 @@ class NativeLatentOps:
 
     _call: Callable[..., None]
     _base: int  # address of resident memory
+    _told: Told
     _ctx_size: int
 
     def new_latent_cache(self, kv_lora_rank: int, rope_dim: int) -> State:
@@ -46,6 +47,7 @@ class NativeLatentOps:
         cache: State,
         scale: float,
         selection: Bool | None = None,
+        sinks: Weight | None = None,
     ) -> tuple[Float32, State]:
         """Some tokens at a time: in the space of latents queries are wide (128 heads of 576 in DeepSeek-V3)."""
         tokens, heads = q.shape[:2]
@@ -55,7 +57,8 @@ class NativeLatentOps:
             rows = slice(first, min(first + block, tokens))
             seen = selection[rows, : cache.length + rows.stop - first] if selection is not None else None
             queries = q[rows], q_rope[rows]
-            output, cache = self._latent_attention(queries, latent[rows], k_rope[rows], kv_b, cache, scale, seen)
+            block_of = queries, latent[rows], k_rope[rows]
+            output, cache = self._latent_attention(*block_of, kv_b, cache, scale, seen, sinks)
             outputs.append(output)
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs), cache
 
@@ -68,6 +71,7 @@ class NativeLatentOps:
         cache: NativeCache,
         scale: float,
         selection: Bool | None,
+        sinks: Weight | None,
     ) -> tuple[Float32, NativeCache]:
         """`latent_attention` of a block; queries: without, and with position."""
         tokens, heads, n = queries[0].shape
@@ -86,8 +90,8 @@ class NativeLatentOps:
         )
         self._call(
             "se_attention", memory, cache.length, address(wide), address(keys), None, tokens, heads,
-            scale, 0, None, address(np.ascontiguousarray(selection)) if selection is not None else None,
-            None, None, address(mixed),
+            scale, 0, self._told.place(sinks, heads) if sinks is not None else None,
+            address(np.ascontiguousarray(selection)) if selection is not None else None, None, None, address(mixed),
         )  # fmt: skip
         return self.heads_product(mixed, kv_b[-1], heads, values), cache._replace(length=cache.length + tokens)
 

@@ -111,7 +111,9 @@ class CompressedOps:
         return pooled
 
     def stream_gates(self, mixes: Float32, scale: Weight, base: Weight, eps: float) -> Float32:
-        return self.sigmoid(mixes * scale.vector() + base.vector()) + np.float32(eps)
+        scales = scale.vector()
+        scaled = mixes * np.repeat(scales, mixes.shape[1] // len(scales)) + base.vector()
+        return self.sigmoid(scaled) + np.float32(eps)
 
     def stream_weights(
         self, mixes: Float32, scale: Weight, base: Weight, streams: int, iterations: int, eps: float
@@ -128,8 +130,11 @@ class CompressedOps:
             y += h[:, i] * pre[:, i, None]
         return y
 
-    def expand_streams(self, h: Float32, y: Float32, post: Float32, comb: Float32) -> Float32:
+    def expand_streams(self, h: Float32, y: Float32, post: Float32, comb: Float32 | None) -> Float32:
         new = post[:, :, None] * y[:, None]
+        if comb is None:
+            new += h
+            return new
         for i in range(h.shape[1]):
             new += comb[:, i, :, None] * h[:, i, None]
         return new

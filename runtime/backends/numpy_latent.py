@@ -53,6 +53,7 @@ def latent_attention(
     cache: LatentCache,
     scale: float,
     selection: Bool | None,
+    sinks: Float32 | None = None,
 ) -> Float32:
     """As Ops.latent_attention, over a cache that holds the new tokens; matrices: W_k and W_v of head after head."""
     tokens = len(q)
@@ -68,7 +69,8 @@ def latent_attention(
             scores = (q[rows, h] @ w_k @ latents.T + q_rope[rows, h] @ keys.T) * np.float32(scale)
             hidden = later(rows, start, seen)
             scores[hidden if selection is None else hidden | ~selection[rows, :seen]] = -np.inf
-            output[rows] = softmax(scores) @ latents @ w_v.T
+            sink = None if sinks is None else sinks[h : h + 1]
+            output[rows] = softmax(scores, sink) @ latents @ w_v.T
         outputs.append(output)
     return np.stack(outputs, axis=1)
 

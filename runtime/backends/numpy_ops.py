@@ -321,11 +321,13 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         cache: State,
         scale: float,
         selection: Bool | None = None,
+        sinks: Weight | None = None,
     ) -> tuple[Float32, State]:
         extended = cache.extended(latent, k_rope)
         _, heads, n = q.shape
         matrices = ((keys_matrix(kv_b, h, heads, n), values_matrix(kv_b, h, heads, n)) for h in range(heads))
-        return latent_attention(q, q_rope, matrices, extended, scale, selection), extended
+        drains = None if sinks is None else sinks.vector()
+        return latent_attention(q, q_rope, matrices, extended, scale, selection, drains), extended
 
     def new_index_cache(self, head_dim: int, rate: int = 1) -> IndexCache:
         return IndexCache(np.empty((in_lanes(-(-self._ctx_size // rate)), head_dim), np.float32), 0)

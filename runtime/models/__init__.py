@@ -12,6 +12,7 @@ from formats.config import (
     Gemma4Config,
     Glm5NextConfig,
     GraniteMoeHybridConfig,
+    HyV4Config,
     KimiK3Config,
     KimiLinearConfig,
     LongcatFlashConfig,
@@ -34,6 +35,7 @@ from runtime.models.deepseek_v4 import DeepseekV4
 from runtime.models.gemma4 import Gemma4
 from runtime.models.glm5_next import Glm5Next
 from runtime.models.granitemoehybrid import GraniteMoeHybrid
+from runtime.models.hy_v4 import HyV4
 from runtime.models.kimi_k3 import KimiK3
 from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
@@ -79,6 +81,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Gemma4Config: Gemma4,
     Glm5NextConfig: Glm5Next,
     GraniteMoeHybridConfig: GraniteMoeHybrid,
+    HyV4Config: HyV4,
     KimiK3Config: KimiK3,
     KimiLinearConfig: KimiLinear,
     LongcatFlashConfig: LongcatFlash,

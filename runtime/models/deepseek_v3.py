@@ -97,6 +97,7 @@ class DeepseekV3:
                     latents,
                     scale=scale,
                     selection=selection,
+                    sinks=self._sinks(layer),
                 )
                 s.states[layer] = (latents, index)
                 outputs.append(output)  # [tokens, H, v_head_dim]
@@ -124,6 +125,10 @@ class DeepseekV3:
         """Of q_a_layernorm and kv_a_layernorm."""
         return LATENT_NORM_EPS
 
+    def _sinks(self, layer: int) -> Weight | None:
+        """A score per head that takes part in the softmax and brings no value."""
+        return None
+
     def _gated(self, layer: int, x: Array, o: Array) -> Array:
         """What attention gives [T, H * v_head_dim], as it is."""
         return o
@@ -138,7 +143,7 @@ class DeepseekV3:
         heads, d = indexer.index_n_heads, indexer.index_head_dim
         q = ops.linear(latent_q, ops.weight(f"{name}.wq_b")).reshape(-1, heads, d)  # per head: with position first
         k = ops.linear(x, ops.weight(f"{name}.wk"))  # [T, d]
-        k = ops.layer_norm(k, ops.weight(f"{name}.k_norm"), ops.weight(f"{name}.k_norm.bias"), INDEX_NORM_EPS)
+        k = ops.layer_norm(k, ops.weight(f"{name}.k_norm"), ops.weight(f"{name}.k_norm.bias"), self._index_norm_eps)
         weights = ops.linear(x, ops.weight(f"{name}.weights_proj")) * (heads * d) ** -0.5  # [T, heads]
         selections = []
         for s in sequences:
@@ -149,6 +154,11 @@ class DeepseekV3:
             s.states[layer] = (latents, index)
             selections.append(selection)
         return selections
+
+    @property
+    def _index_norm_eps(self) -> float:
+        """Of the norm of the indexer's keys."""
+        return INDEX_NORM_EPS
 
     def _index_queries(self, layer: int, q: Array, position: int) -> Array:
         """As they meet keys."""

@@ -12,7 +12,7 @@ from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, Beside, Routing, State, Wanted, Weight
 from runtime.models.norms import unit_norm
-from runtime.models.streams import collapse, mixes, spread
+from runtime.models.streams import collapse, gathered, spread
 from runtime.session import Sequence
 
 
@@ -64,13 +64,7 @@ class DeepseekV4:
             x, post, comb = collapse(ops, self.config, h, f"layers.{layer}.ffn_hc")
             y = self._moe(layer, self._norm(x, f"layers.{layer}.post_attention_layernorm"), token_ids)
             h = ops.expand_streams(h, y, post, comb)
-        gates = ops.stream_gates(
-            mixes(ops, self.config, h, "hc_head"),
-            ops.weight("hc_head.scale"),
-            ops.weight("hc_head.base"),
-            self.config.hc_eps,
-        )
-        return self._norm(ops.collapse_streams(h, gates), "norm")
+        return self._norm(gathered(ops, self.config, h), "norm")
 
     def logits(self, hidden: Array) -> Array:
         """[T, D] -> [T, vocab_size]."""

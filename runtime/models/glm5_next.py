@@ -9,15 +9,15 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from formats.config import INDEXED_ATTENTION, Glm5NextConfig
-from runtime.backends.facts import Array, State, Wanted
+from runtime.backends.facts import Array, State
 from runtime.models.deepseek_v3 import INDEX_NORM_EPS
 from runtime.models.kimi_linear import KimiLinear, Weights
-from runtime.models.streams import collapse, spread
+from runtime.models.streams import OnStreams, collapse
 from runtime.session import Sequence
 
 
 @dataclass(frozen=True)
-class Glm5Next(KimiLinear):
+class Glm5Next(OnStreams, KimiLinear):
     config: Glm5NextConfig
 
     def _new_index_cache(self, layer_type: str) -> State:
@@ -27,25 +27,15 @@ class Glm5Next(KimiLinear):
         d, pool = self.config.index_head_dim, self.config.index_kpool
         return self.ops.new_index_cache(d, pool), self.ops.new_open_window(pool, d, False)
 
-    def forward(self, token_ids: Items[int], sequences: Items[Sequence], wanted: Wanted = None) -> Array:
-        """Tokens of one step, sequence after sequence -> last hidden states [T, D]; replaces the states."""
-        c, ops = self.config, self.ops
-        h = spread(ops, token_ids, c.hc_mult)  # [T, N, D]
-        selections: list[Array | None] = [None for _ in sequences]  # of the last indexer, which layers may share
-        for layer in range(c.num_hidden_layers):
-            x, post, comb = collapse(ops, c, h, f"layers.{layer}.attn_hc")
-            y = self._attention(layer, self._norm(x, f"layers.{layer}.input_layernorm"), sequences, selections)
-            h = ops.expand_streams(h, y, post, comb)
-            if layer + 1 == c.num_hidden_layers:
-                h = ops.rows(h, wanted)
-            x, post, comb = collapse(ops, c, h, f"layers.{layer}.ffn_hc")
-            x = self._norm(x, f"layers.{layer}.post_attention_layernorm")
-            y = self._moe(layer, x) if c.has_experts(layer) else self._mlp(f"layers.{layer}.mlp", x)
-            h = ops.expand_streams(h, y, post, comb)
+    def _collapsed(self, h: Array, name: str) -> tuple[Array, Array, Array]:
+        return collapse(self.ops, self.config, h, name)
+
+    def _gathered(self, h: Array) -> Array:
+        """Their mean."""
         total = h[:, 0]
-        for stream in range(1, c.hc_mult):
+        for stream in range(1, self.config.hc_mult):
             total = total + h[:, stream]
-        return self._norm(total * (1 / c.hc_mult), "norm")
+        return total * (1 / self.config.hc_mult)
 
     @property
     def _latent_norm_eps(self) -> float:

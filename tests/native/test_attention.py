@@ -146,10 +146,11 @@ def test_a_step_behind_a_long_cache_is_its_definition_for_any_threads(group: int
     rank=st.sampled_from((16, 48)),
     selects=st.booleans(),
     splits=st.booleans(),
+    drains=st.booleans(),
     seed=seeds,
 )
 def test_latent_attention_is_that_of_the_reference_however_it_is_cut(
-    tokens: int, heads: int, rank: int, selects: bool, splits: bool, seed: int
+    tokens: int, heads: int, rank: int, selects: bool, splits: bool, drains: bool, seed: int
 ) -> None:
     n, rope, v = 8, 4, 6
     q, q_rope = normal(seed, tokens, heads, n), normal(seed + 1, tokens, heads, rope)
@@ -160,12 +161,14 @@ def test_latent_attention_is_that_of_the_reference_however_it_is_cut(
     kv_b = [weight(np.ascontiguousarray(half)) for half in halves] if splits else [weight(whole)]
     selection = normal(seed + 5, tokens, tokens) > 1  # of a whole block sometimes none
     np.fill_diagonal(selection, True)
+    sinks = weight(normal(seed + 6, heads, scale=3)) if drains else None
 
     def compute(ops: NumpyOps, seed: int) -> Sequence[Float32]:
         cache, outputs = ops.new_latent_cache(rank, rope), []
         for at in cuts(seed, tokens):
             chosen = selection[at, : at.stop] if selects else None
-            output, cache = ops.latent_attention(q[at], q_rope[at], latent[at], k_rope[at], kv_b, cache, 0.3, chosen)
+            new = q[at], q_rope[at], latent[at], k_rope[at]
+            output, cache = ops.latent_attention(*new, kv_b, cache, 0.3, chosen, sinks)
             outputs.append(output)
         return (np.concatenate(outputs),)
 

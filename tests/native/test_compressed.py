@@ -155,6 +155,24 @@ def test_streams_are_weighed_collapsed_and_expanded_as_their_definition_says(
         assert near(found, reference)
 
 
+@given(tokens=st.integers(1, 9), streams=st.integers(1, 5), columns=st.sampled_from((1, 40, 2500)), seed=seeds)
+def test_streams_that_stay_apart_have_gates_of_two_kinds_and_keep_what_they_hold(
+    tokens: int, streams: int, columns: int, seed: int
+) -> None:
+    mixes, scale, base = normal(seed, tokens, 2 * streams), normal(seed + 1, 2), normal(seed + 2, 2 * streams)
+    h, y = normal(seed + 3, tokens, streams, columns), normal(seed + 4, tokens, columns)
+
+    def compute(ops: NumpyOps) -> Sequence[Any]:
+        gates = ops.stream_gates(mixes, weight(scale), weight(base), 0.0)
+        return gates, ops.expand_streams(h, y, gates[:, streams:], None)
+
+    gates, new = the_same(compute)
+    assert near(gates, 1 / (1 + np.exp(-(mixes.astype(np.float64) * scale.repeat(streams) + base))))
+    assert near(new, gates[:, streams:, None].astype(np.float64) * y[:, None] + h)
+    for found, reference in zip((gates, new), compute(REFERENCE), strict=True):
+        assert near(found, reference)
+
+
 def _parts(mixes: Float32) -> list[Float32]:
     """pre, post and comb of mixes [T, (2 + N) N]."""
     streams = int(np.sqrt(1 + mixes.shape[1])) - 1

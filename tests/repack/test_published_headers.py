@@ -2,10 +2,12 @@
 
 Kimi K3: headers of layers 0, 11 and 12, by two readers of the checkpoint, which agree. DeepSeek-V4-Flash: of layer 2,
 by two others. Qwen3.8-Flash-Next: an inventory of the checkpoint. Kolibri-1: numbers of tensors in its index, and the
-names of a layer, by readers of it.
+names of a layer, by readers of it. Hy4-preview: numbers of tensors in its index and shapes of a layer, by readers of
+it, and its numbers of weights, by its publisher.
 """
 
 import json
+import math
 
 import pytest
 
@@ -165,3 +167,26 @@ def test_kolibri_has_as_many_tensors_as_its_index_lists() -> None:
         "model.layers.49.post_ffn_norm.weight",
         "model.layers.49.self_attn.k_norm.weight",
     } <= set(names)
+
+
+def test_hunyuan_4_has_the_published_streams_indexers_and_weights() -> None:
+    """770 billion weights, 49 of them per token: all but the experts, of which 8 of 256."""
+    config = config_of("tencent/Hy4-preview")
+    shapes = {name: list(shape) for name, shape, _ in FAMILIES[config.model_type].checkpoint(config)}
+    assert sum(".hc_" in name for name in shapes) == 471
+    assert sum(name.endswith("indexer.wk.weight") for name in shapes) == 21
+    weights = {name: math.prod(shape) for name, shape in shapes.items()}
+    routed = sum(number for name, number in weights.items() if ".mlp.experts." in name)
+    total = sum(weights.values())
+    assert (round(total / 1e9), round((total - routed + routed * 8 / 256) / 1e9)) == (770, 49)
+    assert {
+        "model.hc_head.hc_head_fn": [4, 24576],
+        "model.layers.1.hc_attn_layer.hc_pre.hc_fn": [8, 24576],
+        "model.layers.1.hc_mlp_layer.hc_pre.hc_scale": [2],
+        "model.layers.1.mlp.experts.gate_up_proj": [256, 4096, 6144],
+        "model.layers.1.mlp.gate.weight": [256, 6144],
+        "model.layers.1.self_attn.learnable_sink_param": [64],
+        "model.layers.1.self_attn.linear_gate.weight": [16384, 6144],
+        "model.layers.1.self_attn.kv_b_proj.weight": [28672, 512],
+        "model.layers.1.self_attn.o_proj.weight": [6144, 16384],
+    }.items() <= shapes.items()

@@ -1,4 +1,4 @@
-"""Mistral Large 4 and GLM-5.3-Flash: sequences that share steps, what layers remember, and tensors of a checkpoint."""
+"""Mistral Large 4, GLM-5.3-Flash, Hunyuan 4: sequences that share steps, what layers remember, published tensors."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,19 @@ import pytest
 
 from formats.config import read_config
 from formats.errors import FormatError
+from formats.quantization import read_quantization
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.published import published_tensors
 from repack.sources import open_local
 from runtime import Engine
-from tests.fixtures import glm5_next_tiny, mistral_large4_tiny
+from tests.fixtures import glm5_next_tiny, hy_v4_tiny, mistral_large4_tiny
 from tests.fixtures.recipe import write_checkpoint
 from tests.fixtures.stored import as_bf16
 from tests.runtime.helpers import PLENTY
 
-CASES: dict[str, Any] = {**mistral_large4_tiny.CASES, **glm5_next_tiny.CASES}
-STRANGERS = ("vision_encoder.", "pre_mm_projector_norm.", "mtp_dspark.")
+CASES: dict[str, Any] = {**mistral_large4_tiny.CASES, **glm5_next_tiny.CASES, **hy_v4_tiny.CASES}
+STRANGERS = ("vision_encoder.", "pre_mm_projector_norm.", "mtp_dspark.", *hy_v4_tiny.BESIDE)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -56,8 +57,8 @@ def test_layers_that_share_latents_remember_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_config_alone_tells_the_tensors_of_the_checkpoint(name: str) -> None:
     case = CASES[name]
-    config = read_config(json.dumps(case.config).encode())
-    told = {tensor.name: tensor.shape for tensor in published_tensors(config, None)}
+    raw = json.dumps(case.config).encode()
+    told = {tensor.name: tensor.shape for tensor in published_tensors(read_config(raw), read_quantization(raw))}
     stored = {name: tensor.shape for name, tensor in case.tensors().items()}
     assert told == {name: shape for name, shape in stored.items() if not name.startswith(STRANGERS)}
 
