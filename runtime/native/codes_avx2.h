@@ -4,36 +4,30 @@
 
 #include "groups_avx2.h"
 
-/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. */
+/* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. Two codes
+ * of 3 bits are unpacked as one of 6. */
 INLINE int parts_of(struct kind kind) {
-    return is_wide(kind.code) ? 1 : codes_of_byte(kind.code);
+    return is_wide(kind.code) ? 1 : code_width(kind.code) == 3 ? 2 : codes_of_byte(kind.code);
 }
 
 INLINE __m256i load(const void *bytes) {
     return _mm256_loadu_si256(bytes);
 }
 
-/* 32 codes of 3, 5 or 6 bits in order. Two codes go to each 16-bit lane, from a product that shifts them: narrow ones
- * right to its end, where others would lose bits, those left to its top. */
+/* 32 codes of 5 or 6 bits in order. Two go to each 16-bit lane, and a product shifts them to its top. */
 INLINE __m256i unpack_stream(const uint8_t *packed, int width) {
-    const int narrow = width <= 3, one = (1 << width) - 1;
-#define SHIFT(j) (2 * width * (j) % 8)
+    const int one = (1 << width) - 1;
 #define BYTE(j) 2 * width * (j) / 8
-#define LANE(j) narrow && SHIFT(j) == 0 ? -1 : BYTE(j), narrow && SHIFT(j) == 0 ? BYTE(j) : BYTE(j) + 1
-#define FACTOR(j) (int16_t)(1 << (narrow ? (SHIFT(j) == 0 ? 8 : 16 - SHIFT(j)) : 16 - 2 * width - SHIFT(j)))
+#define LANE(j) BYTE(j), BYTE(j) + 1
+#define FACTOR(j) (int16_t)(1 << (16 - 2 * width - 2 * width * (j) % 8))
     const __m128i bytes = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3), LANE(4), LANE(5), LANE(6), LANE(7));
     const __m256i factors = _mm256_broadcastsi128_si256(_mm_setr_epi16(
         FACTOR(0), FACTOR(1), FACTOR(2), FACTOR(3), FACTOR(4), FACTOR(5), FACTOR(6), FACTOR(7)));
 #undef FACTOR
 #undef LANE
 #undef BYTE
-#undef SHIFT
     const __m128i low = _mm_loadu_si128((const void *)packed), high = _mm_loadu_si128((const void *)(packed + 2 * width));
     __m256i x = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), _mm256_broadcastsi128_si256(bytes));
-    if (narrow) {
-        x = _mm256_and_si256(_mm256_mulhi_epu16(x, factors), _mm256_set1_epi16((1 << 2 * width) - 1));
-        return _mm256_and_si256(_mm256_or_si256(x, _mm256_slli_epi16(x, 8 - width)), _mm256_set1_epi16(one | one << 8));
-    }
     x = _mm256_mullo_epi16(x, factors);
     return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, 16 - 2 * width), _mm256_set1_epi16((int16_t)one)),
                            _mm256_and_si256(_mm256_srli_epi16(x, 8 - width), _mm256_set1_epi16((int16_t)(one << 8))));
@@ -56,19 +50,19 @@ INLINE void take_apart(__m256i *codes, __m256i packed, struct kind kind) {
     }
 }
 
+/* Vector v of packed codes with each part in bytes. */
+INLINE __m256i packed_bytes(const uint8_t *packed, int v, struct kind kind) {
+    const int width = code_width(kind.code) * parts_of(kind);
+    return width == 8 ? load(packed + 32 * v) : unpack_stream(packed + 4 * width * v, width);
+}
+
 /* Vector v of packed codes as bytes: codes [parts]. */
 INLINE void unpack(__m256i *codes, const uint8_t *packed, int v, struct kind kind) {
-    const int width = code_width(kind.code);
-    const __m256i one = _mm256_set1_epi8((1 << width) - 1);
-    if (width == 8) {
-        codes[0] = load(packed + 32 * v);
-    } else if (kind.code == CODE_IQ4) {
+    if (kind.code == CODE_IQ4) {
         const __m256i p = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(packed + 16 * v)));
-        codes[0] = integers(_mm256_and_si256(_mm256_or_si256(p, _mm256_slli_epi16(p, 4)), one), kind.code);
-    } else if (parts_of(kind) == 1) {
-        codes[0] = integers(unpack_stream(packed + 4 * width * v, width), kind.code);
+        codes[0] = integers(_mm256_and_si256(_mm256_or_si256(p, _mm256_slli_epi16(p, 4)), _mm256_set1_epi8(15)), kind.code);
     } else {
-        take_apart(codes, load(packed + 32 * v), kind);
+        take_apart(codes, packed_bytes(packed, v, kind), kind);
     }
 }
 

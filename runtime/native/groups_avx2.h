@@ -50,32 +50,31 @@ INLINE __m256 e8m0_vector(const uint8_t *exponents) {
     return _mm256_castsi256_ps(_mm256_or_si256(bits, none));
 }
 
-/* Where scales and biases of a row come from: as they are stored, or as floats that load_groups has made. */
+/* What a row stores for its groups. */
 struct groups {
-    const struct weights *stored; /* or NULL */
+    const struct weights *w;
     const uint8_t *scales, *biases;
+    const uint8_t *mins; /* of Q2_K, Q4_K and Q5_K, their dmin */
 };
 
+INLINE struct groups groups_of(const struct weights *w, int64_t row) {
+    const uint8_t *biases = w->biases + row * w->biases_stride;
+    return (struct groups){w, w->scales + row * w->scales_stride, biases,
+                           biases + round_up(w->rows * w->biases_stride, ALIGNMENT)};
+}
+
 /* Whether every half of every row can be taken as it is stored. */
-INLINE int taken_as_stored(const struct tile *tile, struct kind kind) {
-    int stored = tile->weights[0]->shape.columns / kind.group_size % HALF_GROUPS == 0;
+INLINE bool taken_as_stored(const struct tile *tile, struct kind kind) {
+    bool stored = tile->weights[0]->shape.columns / kind.group_size % HALF_GROUPS == 0;
     for (int64_t s = 0; s < tile->streams; s++) stored &= tile->weights[s]->per_scale == 1;
     return stored;
 }
 
-INLINE struct groups stored_groups(const struct weights *w, int64_t row) {
-    return (struct groups){w, w->scales + row * w->scales_stride, w->biases + row * w->biases_stride};
-}
-
-INLINE struct groups float_groups(const float *scales, const float *biases) {
-    return (struct groups){NULL, (const uint8_t *)scales, (const uint8_t *)biases};
-}
-
 /* One f16 in every lane. */
 INLINE __m256 f16_vector(const uint8_t *half) {
-    uint16_t bits;
+    int16_t bits;
     memcpy(&bits, half, sizeof bits);
-    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+    return _mm256_cvtph_ps(_mm_set1_epi16(bits));
 }
 
 /* The first eight bytes, without a sign, as floats. */
@@ -104,9 +103,9 @@ INLINE int in_superblocks(const struct weights *w, struct kind kind) {
 /* Eight groups of ggml's superblocks, of 256 columns each, which have numbers in f16 that scales and biases are
  * multiples of. */
 INLINE void superblock_groups(__m256 *scale, __m256 *bias, const struct groups *from, int64_t at, struct kind kind) {
-    const struct weights *w = from->stored;
-    const uint8_t *d = from->biases + 2 * (at * kind.group_size / 256);
-    const uint8_t *dmin = d + round_up(w->rows * w->biases_stride, ALIGNMENT);
+    const struct weights *w = from->w;
+    const uint64_t superblock = (uint64_t)at * (uint64_t)kind.group_size / 256;
+    const uint8_t *d = from->biases + 2 * superblock, *dmin = from->mins + 2 * superblock;
     const __m256 minus = _mm256_set1_ps(-0.0f);
     if (kind.group_size == 32 && (kind.code == CODE_4 || kind.code == CODE_5) && w->encoding == SE_Q4_K) {
         const uint8_t *words = from->scales + 12 * (at / 8);
@@ -132,11 +131,8 @@ INLINE void superblock_groups(__m256 *scale, __m256 *bias, const struct groups *
 
 /* Eight groups from `at` on: the floats of load_groups (groups.h), by the same operations. */
 INLINE void eight_groups(__m256 *scale, __m256 *bias, const struct groups *from, int64_t at, struct kind kind) {
-    const struct weights *w = from->stored;
-    if (w == NULL) {
-        *scale = load_values(from->scales + 4 * at, SE_F32);
-        *bias = load_values(from->biases + 4 * at, SE_F32);
-    } else if (in_superblocks(w, kind)) {
+    const struct weights *w = from->w;
+    if (in_superblocks(w, kind)) {
         superblock_groups(scale, bias, from, at, kind);
     } else if (kind.code == CODE_FP4) {
         if (kind.group_size == 32) {

@@ -118,9 +118,9 @@ INLINE void dot_planes(__m256i *sums, const uint8_t *packed, const int8_t *digit
     }
 }
 
-/* lanes += half a block of a row times the same half of an operand. */
-INLINE __m256 multiply(__m256 lanes, const uint8_t *packed, const struct groups *groups, int64_t at,
-                       const float *x_scales, const float *x_sums, const int8_t *digits, struct kind kind) {
+/* lanes += half a block of a row times the same half of an operand, from group `at` of it on. */
+INLINE __m256 multiply(__m256 lanes, const uint8_t *packed, __m256 scale, __m256 bias, const struct operand *x, int64_t at,
+                       const int8_t *digits, struct kind kind) {
     __m256i sums[3];
     dot_planes(sums, packed, opaque(digits), kind);
     __m256 v;
@@ -132,13 +132,31 @@ INLINE __m256 multiply(__m256 lanes, const uint8_t *packed, const struct groups 
         for (int p = 1; p < kind.planes; p++) D = _mm256_add_epi32(_mm256_slli_epi32(D, 8), sums[p]);
         v = _mm256_cvtepi32_ps(D);
     }
-    __m256 scale, bias;
-    eight_groups(&scale, &bias, groups, at, kind);
-    lanes = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_loadu_ps(x_scales)), v, lanes);
-    return _mm256_fmadd_ps(bias, _mm256_loadu_ps(x_sums), lanes);
+    lanes = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_loadu_ps(x->scale + at)), v, lanes);
+    return _mm256_fmadd_ps(bias, _mm256_loadu_ps(x->sum + at), lanes);
 }
 
 /* ---- tiles */
+
+/* Bytes of half a block, and of its digits in a plane. */
+INLINE int half_bytes(struct kind kind) {
+    return HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
+}
+
+INLINE int half_digits(struct kind kind) {
+    return HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts_of(kind);
+}
+
+/* Asks for what comes behind the codes of a block. */
+INLINE void ask_codes(const uint8_t *packed, bool near, struct kind kind) {
+    if (near) {
+        UNROLL
+        for (int i = 0; i < 2 * half_bytes(kind); i += 64) _mm_prefetch(packed + i + NEAR_BYTES, _MM_HINT_T0);
+    } else {
+        UNROLL
+        for (int i = 0; i < 2 * half_bytes(kind); i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
+    }
+}
 
 /* Asks the scales and biases of the rows that come next into the second-level cache. */
 INLINE void ask_scales(const struct weights *w, int64_t row, int64_t rows) {
@@ -147,15 +165,54 @@ INLINE void ask_scales(const struct weights *w, int64_t row, int64_t rows) {
     for (int64_t i = 0; i < rows * w->biases_stride; i += 64) _mm_prefetch(biases + i, _MM_HINT_T1);
 }
 
-/* One operand: each stream from its first byte to its last, which is how DRAM is fastest. Several rows, whose scales are
- * converted together, only if their groups are whole blocks and fit one chunk. */
+/* One operand, rows of whole halves: each stream from its first byte to its last, which is how DRAM is fastest. Nothing is
+ * called, so that sums and addresses stay in registers. */
+INLINE void rows_as_stored(const struct tile *tile, int streams, struct kind kind) {
+    const struct shape *shape = &tile->weights[0]->shape;
+    const struct operand x = operand_at(shape, tile->operands[0]);
+    const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
+    const bool near = tile->weights[0]->near;
+    for (int64_t row = 0; row < tile->rows; row++) {
+        const uint8_t *codes[MAX_STREAMS];
+        struct groups from[MAX_STREAMS];
+        __m256 lanes[MAX_STREAMS][2];
+        UNROLL
+        for (int s = 0; s < streams; s++) {
+            const struct weights *w = tile->weights[s];
+            codes[s] = w->weight + (tile->first[s] + row) * w->weight_stride;
+            from[s] = groups_of(w, tile->first[s] + row);
+            lanes[s][0] = lanes[s][1] = _mm256_setzero_ps();
+            ask_scales(w, tile->first[s] + row + 1, 1);
+        }
+        const int8_t *digits = x.digits;
+        for (int64_t at = 0; at < groups; at += BLOCK_GROUPS) {
+            UNROLL
+            for (int s = 0; s < streams; s++) {
+                const uint8_t *packed = opaque(codes[s]);
+                ask_codes(packed, near, kind);
+                UNROLL
+                for (int h = 0; h < 2; h++) {
+                    __m256 scale, bias;
+                    if (h > 0 && groups - at == HALF_GROUPS) break;
+                    eight_groups(&scale, &bias, &from[s], at + h * HALF_GROUPS, kind);
+                    lanes[s][h] = multiply(lanes[s][h], packed + h * half_bytes(kind), scale, bias, &x, at + h * HALF_GROUPS,
+                                           digits + h * half_digits(kind), kind);
+                }
+                codes[s] += 2 * half_bytes(kind);
+            }
+            digits += block_digits;
+        }
+        UNROLL
+        for (int s = 0; s < streams; s++) tile->y[s][0][tile->first[s] + row] = add_lanes(lanes[s][0], lanes[s][1]);
+    }
+}
+
+/* The same for any rows, of which several have their scales converted together if their groups are whole blocks and fit one
+ * chunk. */
 INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, struct kind kind) {
     const struct shape *shape = &tile->weights[0]->shape;
     const struct operand x = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size, block_digits = kind.planes * plane_bytes(shape);
-    const int half_bytes = HALF_GROUPS * kind.group_size * code_width(kind.code) / 8;
-    const int half_digits = HALF_GROUPS * kind.group_size * (is_wide(kind.code) ? 2 : 1) / parts_of(kind);
-    const int stored = taken_as_stored(tile, kind);
     const bool near = tile->weights[0]->near;
     float scales[MAX_STREAMS][CHUNK_GROUPS], biases[MAX_STREAMS][CHUNK_GROUPS];
     uint8_t copy[MAX_BLOCK_BYTES + OVERREAD];
@@ -163,28 +220,19 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
     for (int64_t chunk = 0; chunk < rows * groups; chunk += CHUNK_GROUPS) {
         const int64_t n = rows * groups - chunk < CHUNK_GROUPS ? rows * groups - chunk : CHUNK_GROUPS;
         for (int s = 0; s < tile->streams; s++) {
-            if (!stored) load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
+            load_groups(tile->weights[s], tile->first[s] + row, chunk, n, scales[s], biases[s]);
             if (chunk == 0) ask_scales(tile->weights[s], tile->first[s] + row + rows, rows);
         }
         int64_t r = row, block = chunk / BLOCK_GROUPS;
         for (int64_t g = 0; g < n; g += BLOCK_GROUPS) {
-            const float *x_scale = x.scale + BLOCK_GROUPS * block, *x_sum = x.sum + BLOCK_GROUPS * block;
             for (int s = 0; s < tile->streams; s++) {
-                const struct weights *w = tile->weights[s];
-                const struct groups from =
-                    stored ? stored_groups(w, tile->first[s] + r) : float_groups(scales[s] + g, biases[s] + g);
-                const uint8_t *packed = block_codes(w, tile->first[s] + r, block, n - g, copy, kind);
-                if (near) {
-                    UNROLL
-                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + NEAR_BYTES, _MM_HINT_T0);
-                } else {
-                    UNROLL
-                    for (int i = 0; i < 2 * half_bytes; i += 64) _mm_prefetch(packed + i + AHEAD_BYTES, _MM_HINT_NTA);
-                }
+                const uint8_t *packed = block_codes(tile->weights[s], tile->first[s] + r, block, n - g, copy, kind);
+                ask_codes(packed, near, kind);
                 for (int h = 0; h < 2 && h * HALF_GROUPS < n - g; h++) {
-                    const int64_t at = h * HALF_GROUPS, place = stored ? BLOCK_GROUPS * block + at : at;
-                    lanes[s][h] = multiply(lanes[s][h], packed + h * half_bytes, &from, place, x_scale + at, x_sum + at,
-                                           x.digits + block * block_digits + h * half_digits, kind);
+                    const int64_t at = g + h * HALF_GROUPS;
+                    lanes[s][h] = multiply(lanes[s][h], packed + h * half_bytes(kind), _mm256_loadu_ps(scales[s] + at),
+                                           _mm256_loadu_ps(biases[s] + at), &x, BLOCK_GROUPS * block + h * HALF_GROUPS,
+                                           x.digits + block * block_digits + h * half_digits(kind), kind);
                 }
             }
             if (++block * BLOCK_GROUPS < groups) continue;
@@ -200,6 +248,14 @@ INLINE void rows_by_one(const struct tile *tile, int64_t row, int64_t rows, stru
 
 INLINE void tile_by_one(const struct tile *tile, struct kind kind) {
     const int64_t groups = tile->weights[0]->shape.columns / kind.group_size;
+    if (taken_as_stored(tile, kind)) {
+        if (tile->streams == 2) {
+            rows_as_stored(tile, 2, kind);
+        } else {
+            rows_as_stored(tile, 1, kind);
+        }
+        return;
+    }
     const int64_t step = groups % BLOCK_GROUPS == 0 && groups <= CHUNK_GROUPS ? CHUNK_GROUPS / groups : 1;
     for (int64_t row = 0; row < tile->rows; row += step) {
         rows_by_one(tile, row, tile->rows - row < step ? tile->rows - row : step, kind);
@@ -227,7 +283,7 @@ KERNELS(IQ3, 32) KERNELS(IQ2, 16) KERNELS(IQ2, 32) KERNELS(IQ1, 16)
     {                                                                                                                 \
         .name = "avx2", .near = asks_near,                                                                            \
         .prepare = prepare,                                                                                           \
-        .order = ORDERS_OF(ORDER_PLAIN, ORDER_WIDE, ORDER_WIDE),                                                      \
+        .order = ORDERS_OF(ORDER_PAIRS, ORDER_WIDE, ORDER_WIDE),                                                      \
         .runs = ONE_RUN,                                                                                              \
         .coded[CODE_2] = {BY_PRECISION(2, 16), FROM_32(2)},                                                           \
         .coded[CODE_3] = {BY_PRECISION(3, 16), FROM_32(3)},                                                           \

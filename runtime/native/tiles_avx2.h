@@ -55,10 +55,14 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         const int64_t r = first + (i < rows ? i : rows - 1);
         row[i] = block_codes(w, r, block, left, copies[i], kind) + slice * slice_bytes;
         for (int j = slice_bytes; j < 2 * slice_bytes; j += 64) _mm_prefetch(row[i] + j, _MM_HINT_T1);
-        if (parts > 1 || kind.code == CODE_8) continue;
+        if (kind.code != CODE_IQ4 && parts * code_width(kind.code) == 8) continue;
         for (int v = 0; v < vectors; v++) {
             __m256i codes;
-            unpack(&codes, row[i], v, kind);
+            if (parts > 1) {
+                codes = packed_bytes(row[i], v, kind);
+            } else {
+                unpack(&codes, row[i], v, kind);
+            }
             _mm256_storeu_si256((void *)(bytes[i] + 32 * v), codes);
         }
         row[i] = bytes[i];
