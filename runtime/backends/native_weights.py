@@ -77,7 +77,7 @@ class Told:
         self.routing: Callable[[int, Routing, bool], abi.Routing] = cache(_routing)
         self.vector = vector = cache(_vector)
         self.place = cache(lambda *which: _place(vector(*which)))  # `vector` keeps what lies there
-        self.expert_norm = cache(lambda norm, columns: self._expert_norm(norm, columns))
+        self.expert_norm = cache(self._expert_norm)
         self.repeated = cache(_repeated)
         self.taps = cache(_taps)
         self.exponents = cache(_exponents)

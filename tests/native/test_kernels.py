@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.dtypes import AnyArray, Float32, to_float32
@@ -213,10 +213,11 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
     assert relative_error(results[0], expected) < EXPERTS_TOLERANCE[precision]
 
 
+@settings(max_examples=20)
 @given(
     encoding=encodings,
-    groups=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    tokens=st.integers(1, 300),
+    groups=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    tokens=st.sampled_from((1, 2, 9, 140)),
     eps=st.sampled_from((1e-8, 1e-5, 0.1)),
     scale_input=st.booleans(),
     precision=st.sampled_from(tuple(PRECISIONS)),
