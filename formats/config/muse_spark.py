@@ -9,7 +9,7 @@ from typing import Any
 
 from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, Where, only
 from formats.config.decoder import SIGMOID, UNIT_NORM, DecoderConfig, decoder_facts
-from formats.config.rope import read_rope
+from formats.config.rope import read_rope, source_of
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
 
@@ -75,8 +75,18 @@ class MuseSparkConfig(DecoderConfig):
 def read_muse_spark(outer: Fields) -> MuseSparkConfig:
     """From text_config, beside what sees and hears. Raises FormatError or UnsupportedError naming the key."""
     text = outer.object("text_config")
-    for key, value in {"hidden_act": "silu", "model_type": "muse_spark_text", "num_shared_experts": 0}.items():
+    for key, value in {
+        "hidden_act": "silu",
+        "model_type": "muse_spark_text",
+        "n_group": 1,  # and others that mean something in other models, and nothing to transformers here
+        "norm_topk_prob": True,
+        "num_shared_experts": 0,
+        "rope_scaling": None,
+        "rope_theta": None,
+        "topk_group": 1,
+    }.items():
         only(text, key, value)
+    only(source_of(text, "partial_rotary_factor"), "partial_rotary_factor", 1.0)
     for source in (outer, text):  # transformers has the head by itself, whatever is said
         only(source, "tie_word_embeddings", False)
     num_layers, heads = text.integer("num_hidden_layers", 1, 10_000), text.integer("num_attention_heads", 1, 2**16)
