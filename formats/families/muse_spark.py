@@ -47,4 +47,5 @@ MUSE_SPARK = replace(
         "model.vision_projection.": "the projector of the vision tower",
         "model.audio_tower.": "the audio tower",
     },
+    mlx=False,  # mlx-lm turns neighbouring rows, and keeps gates of the stream as what they come to
 )

@@ -72,7 +72,7 @@ def test_what_is_not_implemented_is_refused(change: dict[str, Any], message: str
 
 
 def test_a_tied_head_is_refused() -> None:
-    with pytest.raises(StreamingExpertsError, match="config.json: tie_word_embeddings is True, only False"):
+    with pytest.raises(StreamingExpertsError, match=r"config\.json: tie_word_embeddings is True, only False"):
         read(MUSE_SPARK | {"tie_word_embeddings": True})
 
 
