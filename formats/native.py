@@ -16,7 +16,7 @@ from formats.dtypes import AnyArray, storage_dtype
 from formats.encodings import Affine
 from formats.errors import UnsupportedError
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 LIBRARY_NAMES = ("libse_native.so", "libse_native.dylib")
 ENCODED_BITS = (4, 8)  # that the encoder has
 DTYPES = {"bf16": 0, "f16": 1, "f32": 2}

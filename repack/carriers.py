@@ -4,10 +4,18 @@ No byte moves: a tensor of several, one after another, becomes a view of each, a
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from formats.config import DeepseekV3Config, GraniteMoeHybridConfig, KimiK3Config, ModelConfig, NemotronHConfig
+from formats.config import (
+    DeepseekV3Config,
+    GraniteMoeHybridConfig,
+    KimiK3Config,
+    ModelConfig,
+    MuseSparkConfig,
+    NemotronHConfig,
+)
 from formats.encodings.sources.plain import MINUS_ONE
 from formats.errors import FormatError
 from formats.families import FAMILIES
@@ -22,6 +30,8 @@ CORRECTION_BIAS = ".mlp.gate.e_score_correction_bias"
 FACTS_OF_TENSORS = ("kv_b_split", "attn_res_fused", "without_correction_bias")
 NORMS_AROUND_ZERO = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
 VECTORS_OF_MAMBA2 = tuple(f".{at}.{name}" for at in ("mamba", "mixer") for name in ("A_log", "D", "norm.weight"))
+STACK_OF_EXPERTS = re.compile(r"(.+\.mlp\.experts\.)(gate_up|down)_proj(?:_(weight_scale|weight_scale_2))?")
+FACTORS_OF_STACKS = ".mlp.experts.gate_up_proj_weight_scale_2"
 STACKED_QKV = (".self_attn.qkv_proj", ".self_attn.qkv_conv")
 
 
@@ -39,6 +49,8 @@ def in_one_form(tensors: Tensors, config: ModelConfig) -> tuple[dict[str, Source
         config = replace(config, without_correction_bias=not any(name.endswith(CORRECTION_BIAS) for name in tensors))
     if isinstance(config, GraniteMoeHybridConfig | NemotronHConfig):
         tensors = with_vectors_of_mamba2(tensors)
+    if isinstance(config, MuseSparkConfig) and any(name.endswith(FACTORS_OF_STACKS) for name in tensors):
+        tensors = with_experts_apart(tensors, config.num_experts)
     if isinstance(config, KimiK3Config):
         config = replace(config, attn_res_fused=any(name.endswith(FUSED_RESIDUAL) for name in tensors))
         tensors = as_published_k3(tensors, config.linear_num_heads)
@@ -84,6 +96,28 @@ def with_vectors_of_mamba2(tensors: Tensors) -> dict[str, SourceTensor]:
         name: tensor._replace(shape=(math.prod(tensor.shape),)) if name.endswith(VECTORS_OF_MAMBA2) else tensor
         for name, tensor in tensors.items()
     }
+
+
+def with_experts_apart(tensors: Tensors, num_experts: int) -> dict[str, SourceTensor]:
+    """Stacks of ModelOpt, whose gate and up have a factor each, as matrices by themselves; those in bf16, too.
+
+    A stack of other than num_experts, or of an odd number of rows, stays what it is.
+    """
+    result: dict[str, SourceTensor] = {}
+    for name, tensor in tensors.items():
+        stack = STACK_OF_EXPERTS.fullmatch(name)
+        parts = ("down",) if stack is None or stack[2] == "down" else ("gate", "up")
+        experts, rows, rest = (tensor.shape[:1], tensor.shape[1:2] or (1,), tensor.shape[2:])
+        if stack is None or experts != (num_experts,) or rows[0] % len(parts):
+            result[name] = tensor
+            continue
+        shape = () if stack[3] == "weight_scale_2" else (rows[0] // len(parts), *rest)
+        each = tensor.nbytes // (num_experts * len(parts))
+        for place in range(num_experts * len(parts)):
+            expert, part = divmod(place, len(parts))
+            own = f"{stack[1]}{expert}.{parts[part]}_proj.{stack[3] or 'weight'}"
+            result[own] = tensor._replace(name=own, shape=shape, offset=tensor.offset + place * each, nbytes=each)
+    return result
 
 
 def said_of_parts(said: Quantization) -> Quantization:

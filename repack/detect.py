@@ -35,7 +35,7 @@ from repack.sources.base import SourceTensor
 
 # Tensors beside a quantized weight that say how activations were quantized, which is nothing to a runtime of its own.
 ACTIVATION_SCALES = ("input_scale", "input_global_scale", "k_scale", "v_scale", "output_scale", "activation_scale")
-OF_STACKED_EXPERTS = "_proj_activation_scale"  # ends the names of theirs
+OF_STACKED_EXPERTS = ("_proj_activation_scale", "_proj_input_scale")  # ends the names of theirs
 
 
 class Module(NamedTuple):

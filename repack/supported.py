@@ -85,6 +85,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral_large4", "Mistral-Large-4-1T-A52B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
+    Supported("muse_spark", "Muse-Spark-Open-816B-A42B (text)", "bf16, NVFP4", TRANSFORMERS_24, DECODERS),
     Supported(
         "nemotron_h",
         "Nemotron-3-Nano-30B-A3B, Super-120B-A12B",

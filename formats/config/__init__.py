@@ -85,6 +85,7 @@ from formats.config.minimax_m3 import MiniMaxM3Config, read_minimax_m3
 from formats.config.mistral4 import read_mistral4
 from formats.config.mistral_large4 import MistralLarge4Config
 from formats.config.mixtral import read_mixtral
+from formats.config.muse_spark import MuseSparkConfig, read_muse_spark
 from formats.config.nemotron_h import NemotronHConfig
 from formats.config.olmoe import read_olmoe
 from formats.config.phimoe import PhimoeConfig, read_phimoe
@@ -156,6 +157,7 @@ __all__ = [
     "MiniMaxM3Config",
     "MistralLarge4Config",
     "ModelConfig",
+    "MuseSparkConfig",
     "NGrams",
     "NemotronHConfig",
     "PhimoeConfig",
@@ -220,6 +222,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "mistral4": read_mistral4,  # the language model saved alone
     "mistral_large4": MistralLarge4Config.read,
     "mixtral": read_mixtral,
+    "muse_spark": read_muse_spark,
     "nemotron_h": NemotronHConfig.read,
     "olmoe": read_olmoe,
     "phimoe": read_phimoe,
@@ -275,6 +278,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "minimax_m3_vl": MiniMaxM3Config,
     "mistral_large4": MistralLarge4Config,
     "mixtral": DecoderConfig,
+    "muse_spark": MuseSparkConfig,
     "nemotron_h": NemotronHConfig,
     "olmoe": DecoderConfig,
     "phimoe": PhimoeConfig,

@@ -48,6 +48,7 @@ from formats.families.deepseek import (
 from formats.families.deepseek_v4 import DEEPSEEK_V4
 from formats.families.gemma4 import GEMMA4
 from formats.families.hy_v4 import HY_V4
+from formats.families.muse_spark import MUSE_SPARK
 from formats.families.nemotron_h import NEMOTRON_H
 from formats.families.qwen3_5 import QWEN3_5_MOE, QWEN3_NEXT
 from formats.families.qwen4_exp import QWEN4_EXP
@@ -88,6 +89,7 @@ FAMILIES: Mapping[str, Family] = {
     "minimax_m3_vl": MINIMAX_M3,
     "mistral_large4": MISTRAL_LARGE4,
     "mixtral": MIXTRAL,
+    "muse_spark": MUSE_SPARK,
     "nemotron_h": NEMOTRON_H,
     "olmoe": OLMOE,
     "phimoe": PHIMOE,

@@ -29,6 +29,12 @@ class ExpertLayout(ctypes.Structure):
     _fields_ = (("gate", Matrix), ("up", Matrix), ("down", Matrix), ("activation", Activation))
 
 
+class ExpertNorm(ctypes.Structure):
+    """se_expert_norm: what an expert gives goes through this before it is weighed."""
+
+    _fields_ = (("weight", c_void_p), ("eps", c_float), ("reserved", c_int32))
+
+
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED, SITU, RELU2, CLAMPED_SILU = range(7)
 
 
@@ -145,14 +151,14 @@ def declare(library: ctypes.CDLL) -> None:
             c_int32,
             (
                 context, c_int32, POINTER(ExpertLayout), POINTER(Expert), c_int64, floats, floats,
-                c_int64, c_int64, floats,
+                c_int64, c_int64, POINTER(ExpertNorm), floats,
             ),
         ),
         "se_experts_streamed": (
             c_int32,
             (
                 context, c_void_p, c_int32, POINTER(ExpertLayout), c_void_p, c_void_p, c_int64,
-                floats, floats, c_int64, c_int64, floats, floats,
+                floats, floats, c_int64, c_int64, POINTER(ExpertNorm), floats, floats,
             ),
         ),
         "se_weighted_sum": (c_int32, (context, floats, floats, c_int64, c_int64, c_int64, floats)),

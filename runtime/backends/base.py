@@ -19,6 +19,7 @@ from runtime.backends.facts import (
     Routed,
     Router,
     Routing,
+    ScaledNorm,
     Shared,
     Stack,
     State,
@@ -63,6 +64,9 @@ class Ops(Protocol):
     def rms_norm(self, x: Array, weight: Weight, eps: float, offset: float = 0.0) -> Array:
         """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis; weight [last axis]."""
 
+    def scaled_norm(self, x: Array, norm: ScaledNorm) -> Array:
+        """s / sqrt(mean(s^2) + eps) of s = x * (offset + weight), over the last axis."""
+
     def add_norm(
         self, h: Array, y: Array, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
     ) -> tuple[Array, Array]:
@@ -100,6 +104,13 @@ class Ops(Protocol):
 
     def softmax(self, x: Array) -> Array:
         """Over the last axis, which is short."""
+
+    def residual_gate(self, gate: Weight, temperature: float) -> tuple[Array, Array]:
+        """What a stream and what is added to it are multiplied by: gate [D] -> [D] each.
+
+        b = sigmoid(gate / temperature) is of what is added, sqrt(max((1 - b) * (1 + b), 0.001)) of the stream.
+        Source: transformers' MuseSparkResidualGate.
+        """
 
     def root_gate(self, x: Array, y: Array) -> Array:
         """[..., D] twice -> [..., 1]: sigmoid(sign(d) * sqrt(max(|d|, 1e-6))), d = x . y / sqrt(D).
@@ -356,9 +367,12 @@ class Ops(Protocol):
     def fetch_routed(self, layer: int, routed: Routed, following: Router | None) -> None:
         """`fetch` what was chosen, and `look_ahead` by the router of the layer after it, given the same input."""
 
-    def experts(self, layer: int, x: Array, expert_ids: Array, routing_weights: Array) -> Array:
+    def experts(
+        self, layer: int, x: Array, expert_ids: Array, routing_weights: Array, norm: ScaledNorm | None = None
+    ) -> Array:
         """Sum over k, in that order, of routing_weights * expert(x): x [T, D] -> [T, D]. Reads the experts.
 
-        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config, which may take no gate;
+        expert(x) = down(activation(gate(x), up(x))), the activation that of the model's config, which may take no gate,
+        and then `scaled_norm`, if a norm is given;
         or x itself, for ids that are no expert's of the layer but lie behind them (LongCat-Flash).
         """

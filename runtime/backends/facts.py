@@ -41,6 +41,14 @@ class Turn(NamedTuple):
     offset: float = 0.0
 
 
+class ScaledNorm(NamedTuple):
+    """`scaled_norm`: what comes in is weighed, and what it gives is not."""
+
+    weight: Weight
+    eps: float
+    offset: float = 0.0
+
+
 class Beside(NamedTuple):
     """Entries that queries see beside the tokens of a cache: of each query the first `seen`, of them those selected."""
 

@@ -15,7 +15,16 @@ from formats.dtypes import AnyArray, Float32
 from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS, Matrix, matrix
 from formats.record import Part, RecordLayout
-from runtime.backends.abi import MISSED, READ_FAILED, STOPPED, Activation, Expert, ExpertLayout, load_library
+from runtime.backends.abi import (
+    MISSED,
+    READ_FAILED,
+    STOPPED,
+    Activation,
+    Expert,
+    ExpertLayout,
+    ExpertNorm,
+    load_library,
+)
 
 SPIN_US = 50  # an idle thread stays awake this long: the next call of a step often follows sooner
 
@@ -140,9 +149,15 @@ class Context:
         return results
 
     def experts(
-        self, layout: ExpertLayout, chosen: Sequence[Chosen], x: Float32, weights: Float32, outputs: Float32
+        self,
+        layout: ExpertLayout,
+        chosen: Sequence[Chosen],
+        x: Float32,
+        weights: Float32,
+        outputs: Float32,
+        norm: ExpertNorm | None = None,
     ) -> None:
-        """For every pair of the chosen experts: outputs[pair] = expert(x[pair // k]).
+        """For every pair of the chosen experts: outputs[pair] = norm(expert(x[pair // k])).
 
         x [T, D], weights [T, k] and outputs [T * k, D] are contiguous float32.
         """
@@ -155,14 +170,14 @@ class Context:
         )
         self.call(
             "se_experts", self.precision, layout, experts, len(chosen),
-            address(x), address(weights), tokens, k, address(outputs),
+            address(x), address(weights), tokens, k, norm, address(outputs),
         )  # fmt: skip
 
     def feed_forward(self, layout: ExpertLayout, everyone: Expert, x: Float32, y: Float32) -> None:
         """As `experts`, of one that every token chose and whose inputs nothing scales: y = expert(x), both [T, D]."""
         assert x.shape == (everyone.num_pairs, layout.up.columns)
         assert y.shape == (everyone.num_pairs, layout.down.rows)
-        self.call("se_experts", self.precision, layout, everyone, 1, address(x), None, len(x), 1, address(y))
+        self.call("se_experts", self.precision, layout, everyone, 1, address(x), None, len(x), 1, None, address(y))
 
     def experts_streamed(
         self,
@@ -174,6 +189,7 @@ class Context:
         weights: Float32,
         outputs: Float32,
         y: Float32 | None,
+        norm: ExpertNorm | None = None,
     ) -> None:
         """As `experts`, on slots of a reader (native_reader.py) whose reads may be under way, each as it arrives.
 
@@ -188,7 +204,8 @@ class Context:
         told = array.array("q", chain.from_iterable(arriving))
         status = self._library.se_experts_streamed(
             self._handle, reader, self.precision, layout, address(told), address(pairs), len(arriving),
-            address(x), address(weights), tokens, k, address(outputs), address(y) if y is not None else None,
+            address(x), address(weights), tokens, k, norm, address(outputs),
+            address(y) if y is not None else None,
         )  # fmt: skip
         _check(status)
 

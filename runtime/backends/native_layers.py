@@ -195,13 +195,13 @@ def add_experts(tools: Tools, run: Run, records: Records, routed: Routed, shared
     if shared is not None:
         everyone = abi.Expert(tools.base, place_of(run.keep(np.zeros(1, np.int64))), 1)
         dense = tools.told.feed_forward(*shared)
-        run.add("se_experts", tools.precision, dense, everyone, 1, routed.x, None, 1, 1, z)
+        run.add("se_experts", tools.precision, dense, everyone, 1, routed.x, None, 1, 1, None, z)
         if routed.further:
             run.add("se_map", MAPS[SIGMOID], routed.further[0], 1, share)
     outputs = tools.between("outputs", k * columns)
     run.add(
         "se_experts_streamed", reader, tools.precision, layout, arriving, pairs, k, routed.x, routed.routing_weights,
-        1, k, outputs, y,
+        1, k, None, outputs, y,
     )  # fmt: skip
     if shared is not None:
         run.add("add_scaled", z, share, columns, y)

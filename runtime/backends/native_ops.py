@@ -13,7 +13,7 @@ from formats.kernels import matrix as matrix_of
 from formats.layout import Layout
 from formats.window import LANES, forgets, in_lanes, room
 from runtime.backends import abi, native
-from runtime.backends.facts import Beside, State, Turn
+from runtime.backends.facts import Beside, ScaledNorm, State, Turn
 from runtime.backends.native import address
 from runtime.backends.native_layers import NativeLayerOps, Tools, shared_memory
 from runtime.backends.native_pairs import ByExpert, by_expert, pairs_of_one
@@ -136,13 +136,16 @@ class NativeOps(NativeLayerOps):
         if lookahead.guesses(tokens, len(distinct) / layout.num_experts):
             self._experts.look_ahead(layer, distinct, most=k if tokens == 1 else layout.num_experts)
 
-    def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
+    def experts(
+        self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32, norm: ScaledNorm | None = None
+    ) -> Float32:
         layout, reader = self._record_layouts[layer], self._experts.native
         assert reader is not None
         x = np.ascontiguousarray(x, np.float32)
         weights = np.ascontiguousarray(routing_weights, np.float32)
         outputs = self._outputs_of(expert_ids.size, x.shape[1])
         y = np.empty_like(x)
+        told = None if norm is None else self._told.expert_norm(norm, x.shape[1])
         places, pairs, idle = self._chosen(layer, expert_ids)
         if idle:
             unread = np.greater_equal(expert_ids, self._num_experts(layer))
@@ -154,7 +157,9 @@ class NativeOps(NativeLayerOps):
                 arriving = [(slot, *places[key.expert]) for key, slot in wave]
                 last = y if left == 0 else None
                 try:
-                    self._context.experts_streamed(layout, reader.handle, arriving, pairs, x, weights, outputs, last)
+                    self._context.experts_streamed(
+                        layout, reader.handle, arriving, pairs, x, weights, outputs, last, told
+                    )
                 except native.ReadFailedError:
                     for key, slot in wave:
                         reader.check(key, slot)

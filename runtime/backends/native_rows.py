@@ -9,7 +9,7 @@ from formats.budget import ROPE_TABLES
 from formats.config import SIGMOID, SILU, SPARSEMIXER, Rope
 from formats.dtypes import AnyArray, Float32
 from runtime.backends import abi
-from runtime.backends.facts import Routing
+from runtime.backends.facts import Routing, ScaledNorm
 from runtime.backends.native import address
 from runtime.backends.native_weights import Told, require_shapes, with_result
 from runtime.backends.numpy_compressed import CompressedOps
@@ -31,6 +31,10 @@ class NativeRowOps(CompressedOps):
         scale = self._told.place(weight, columns, offset)
         self._call("se_rms_norm", address(x), x.size // columns, columns, scale, eps, address(y))
         return y
+
+    def scaled_norm(self, x: Float32, norm: ScaledNorm) -> Float32:
+        columns = x.shape[-1]
+        return self.l2_norm(x * self._told.vector(norm.weight, columns, norm.offset), columns * norm.eps, columns**0.5)
 
     def add_norm(
         self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0

@@ -28,7 +28,7 @@ from formats.errors import FormatError, UnsupportedError
 from formats.kernels import Matrix
 from formats.kernels import matrix as matrix_of
 from runtime.backends import abi
-from runtime.backends.facts import Routing
+from runtime.backends.facts import Routing, ScaledNorm
 from runtime.backends.native import Factors, address
 from runtime.backends.numpy_ops import Weight
 
@@ -77,10 +77,15 @@ class Told:
         self.routing: Callable[[int, Routing, bool], abi.Routing] = cache(_routing)
         self.vector = vector = cache(_vector)
         self.place = cache(lambda *which: _place(vector(*which)))  # `vector` keeps what lies there
+        self.expert_norm = cache(self._expert_norm)
         self.repeated = cache(_repeated)
         self.taps = cache(_taps)
         self.exponents = cache(_exponents)
         self.row_groups = cache(_row_groups)
+
+    def _expert_norm(self, norm: ScaledNorm, columns: int) -> abi.ExpertNorm:
+        """Of what experts give, `columns` values."""
+        return abi.ExpertNorm(self.place(norm.weight, columns, norm.offset), norm.eps, 0)
 
 
 def _factors(weights: tuple[Weight, ...], biases: tuple[Weight, ...] | None = None) -> Factors:

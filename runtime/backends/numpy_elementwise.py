@@ -7,7 +7,7 @@ import numpy as np
 
 from formats.config import CLAMPED_SILU, GELU_TANH, RELU2, SILU, SILU_CLAMPED, SITU, SWIGLU_CLAMPED, Activation
 from formats.dtypes import Float32
-from runtime.backends.facts import Weight
+from runtime.backends.facts import ScaledNorm, Weight
 from runtime.backends.numpy_latent import softmax
 from runtime.backends.numpy_route import sigmoid
 
@@ -18,6 +18,10 @@ class ElementwiseOps:
     def rms_norm(self, x: Float32, weight: Weight, eps: float, offset: float = 0.0) -> Float32:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + np.float32(eps)) * (np.float32(offset) + weight.vector())
+
+    def scaled_norm(self, x: Float32, norm: ScaledNorm) -> Float32:
+        x = x * (np.float32(norm.offset) + norm.weight.vector())
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(norm.eps))
 
     def add_norm(
         self, h: Float32, y: Float32, weight: Weight, eps: float, *, offset: float = 0.0, multiplier: float = 1.0
@@ -59,6 +63,11 @@ class ElementwiseOps:
 
     def softmax(self, x: Float32) -> Float32:
         return softmax(x)
+
+    def residual_gate(self, gate: Weight, temperature: float) -> tuple[Float32, Float32]:
+        x = gate.vector() / np.float32(temperature)
+        added = self.sigmoid(x)
+        return np.sqrt(np.maximum(self.sigmoid(-x) * (1 + added), np.float32(1e-3))), added
 
     def scale(self, x: Float32, weight: Weight) -> Float32:
         return x * weight.vector()

@@ -21,7 +21,7 @@ from formats.layout import Layout, matrix_shape
 from formats.record import LINEAR_BIAS, Part
 from formats.window import first_kept, forgets, in_lanes, room
 from runtime.backends.composed import ComposedOps
-from runtime.backends.facts import Beside, Routing, State, Turn
+from runtime.backends.facts import Beside, Routing, ScaledNorm, State, Turn
 from runtime.backends.numpy_compressed import CompressedOps, visible
 from runtime.backends.numpy_elementwise import ElementwiseOps
 from runtime.backends.numpy_latent import (
@@ -176,7 +176,9 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         gates = None if gate is None else self.linear(x, gate)
         return self.linear(self._activate(activation, gates, self.linear(x, up)), down)
 
-    def experts(self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32) -> Float32:
+    def experts(
+        self, layer: int, x: Float32, expert_ids: AnyArray, routing_weights: Float32, norm: ScaledNorm | None = None
+    ) -> Float32:
         layout = self._layout.layers[layer]
         assert layout is not None
         activation = self._layout.model.routed_activation(layer)
@@ -191,7 +193,8 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
                 if activation.scale_input:
                     x_e = x_e * routing_weights[token, place, None]
                 gates = gate[0](x_e) if gate else None
-                outputs[token, place] = down(self._activate(activation, gates, up(x_e)))
+                given = down(self._activate(activation, gates, up(x_e)))
+                outputs[token, place] = given if norm is None else self.scaled_norm(given, norm)
         y = np.zeros_like(x)
         for i in range(expert_ids.shape[1]):  # in the router's order, whatever order they arrived in
             y += outputs[:, i] if activation.scale_input else routing_weights[:, i, None] * outputs[:, i]

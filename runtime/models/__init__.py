@@ -19,6 +19,7 @@ from formats.config import (
     MiniMaxM3Config,
     MistralLarge4Config,
     ModelConfig,
+    MuseSparkConfig,
     NemotronHConfig,
     PhimoeConfig,
     Qwen3_5MoeConfig,
@@ -41,6 +42,7 @@ from runtime.models.kimi_linear import KimiLinear
 from runtime.models.longcat_flash import LongcatFlash
 from runtime.models.minimax_m3 import MiniMaxM3
 from runtime.models.mistral_large4 import MistralLarge4
+from runtime.models.muse_spark import MuseSpark
 from runtime.models.nemotron_h import NemotronH
 from runtime.models.phimoe import Phimoe
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
@@ -87,6 +89,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     LongcatFlashConfig: LongcatFlash,
     MiniMaxM3Config: MiniMaxM3,
     MistralLarge4Config: MistralLarge4,
+    MuseSparkConfig: MuseSpark,
     NemotronHConfig: NemotronH,
     PhimoeConfig: Phimoe,
     Qwen3_5MoeConfig: Qwen3_5Moe,

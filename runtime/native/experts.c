@@ -1,6 +1,7 @@
 /* The chosen experts of a step, computed from their records in place.
  *
- * Phases with a barrier between: inputs to operands, gate and up rows and their activation, h to operands, down rows.
+ * Phases with a barrier between: inputs to operands, gate and up rows and their activation, h to operands, down rows,
+ * norms of what came of them, where there are any.
  * Within a phase threads take tasks of rows. Experts with few pairs go together in a batch, so that a decode step walks
  * once through the phases; BATCH_PAIRS bounds the scratch of a batch. Without a gate the up matrix stands for it, too, and
  * its rows are multiplied once. */
@@ -16,8 +17,10 @@ struct expert {
 
 struct job {
     const struct kernels *kernels;
+    const struct loops *loops;
     struct pool *pool;
     const se_expert_layout *layout;
+    const se_expert_norm *norm; /* or NULL */
     const float *x;       /* [T, D] */
     const float *weights; /* [T * k] */
     int64_t k;
@@ -36,7 +39,7 @@ struct job {
     uint8_t *h_operands;  /* [pairs] */
     const uint8_t **x_at[2], **h_at; /* [pairs] operands */
     float **h_y[2], **y;             /* [pairs] results */
-    struct tasks prepare_inputs, gate_up, prepare_h, down;
+    struct tasks prepare_inputs, gate_up, prepare_h, down, norms;
 };
 
 static void prepare_input(const struct job *job, const struct expert *any, int64_t input) {
@@ -104,6 +107,10 @@ static void down(const struct job *job, int64_t task) {
     multiply_halves(&e->down, task % per_expert, job->h_at + e->first, job->y + e->first, e->count);
 }
 
+static void normalise(const struct job *job, int64_t row) {
+    job->loops->scaled_norm(job->y[row], job->norm->weight, job->norm->eps, job->layout->down.rows);
+}
+
 static void work(void *argument) {
     struct job *job = argument;
     const struct shape *h = &job->experts[0].down.weights.shape;
@@ -115,6 +122,9 @@ static void work(void *argument) {
     while (take(&job->prepare_h, &i)) job->kernels->prepare(h, job->h_y[0][i], job->h_operands + i * operand_bytes(h));
     pool_barrier(job->pool);
     while (take(&job->down, &i)) down(job, i);
+    if (job->norm == NULL) return;
+    pool_barrier(job->pool);
+    while (take(&job->norms, &i)) normalise(job, i);
 }
 
 /* The experts of one batch and their pairs, then all phases. */
@@ -139,6 +149,7 @@ static void run_batch(struct job *job, const se_expert *experts, float *outputs)
     job->gate_up = (struct tasks){0, job->num_experts * chunks(F)};
     job->prepare_h = (struct tasks){0, p};
     job->down = (struct tasks){0, job->num_experts * num_halves_tasks(D)};
+    job->norms = (struct tasks){0, p};
     pool_run(job->pool, work, job);
     job->prepare_inputs.count = 0; /* they serve the next batches too */
 }
@@ -197,8 +208,11 @@ static int32_t products_of(struct expert *e, const struct job *job, int32_t prec
 
 static int32_t experts_call(se_context *context, int32_t precision, const se_expert_layout *layout,
                             const se_expert *experts, int64_t num_experts, const float *x, const float *weights,
-                            int64_t tokens, int64_t k, float *outputs) {
-    struct job job = {.kernels = context->kernels, .pool = context->pool, .layout = layout, .x = x, .weights = weights};
+                            int64_t tokens, int64_t k, const se_expert_norm *norm, float *outputs) {
+    struct job job = {.kernels = context->kernels, .loops = context->loops, .pool = context->pool, .layout = layout};
+    job.norm = norm;
+    job.x = x;
+    job.weights = weights;
     job.k = k;
     const int64_t D = layout->up.columns, F = layout->up.rows;
     struct expert any;
@@ -252,10 +266,10 @@ static int32_t experts_call(se_context *context, int32_t precision, const se_exp
 
 int32_t se_experts(se_context *context, int32_t precision, const se_expert_layout *layout, const se_expert *experts,
                    int64_t num_experts, const float *x, const float *weights, int64_t tokens, int64_t k,
-                   float *outputs) {
+                   const se_expert_norm *norm, float *outputs) {
     if (context_enter(context) != SE_OK) return SE_BUSY;
     return context_leave(context, experts_call(context, precision, layout, experts, num_experts, x, weights, tokens, k,
-                                               outputs));
+                                               norm, outputs));
 }
 
 struct sum_job {

@@ -58,6 +58,8 @@ struct delta_panel {
 struct loops {
     /* y [n] = x / sqrt(mean of squares + eps) * weight. */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
+    /* x [n] becomes s / sqrt(mean of squares of s + eps), s = x * weight. */
+    void (*scaled_norm)(float *x, const float *weight, float eps, int64_t n);
     /* y [n] = x / sqrt(sum of squares + eps) * scale. */
     void (*l2_norm)(const float *x, float eps, float scale, int64_t n, float *y);
     void (*map)(int32_t map, const float *x, int64_t n, float *y);

@@ -5,6 +5,7 @@
 
 const struct loops LOOPS = {
     .rms_norm = rms_norm,
+    .scaled_norm = scaled_norm,
     .l2_norm = l2_norm,
     .map = map,
     .rotate = rotate,

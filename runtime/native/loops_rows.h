@@ -22,6 +22,12 @@ static void rms_norm(const float *x, const float *weight, float eps, int64_t n, 
     for (int64_t i = 0; i < n; i++) y[i] = x[i] / root * weight[i];
 }
 
+static void scaled_norm(float *x, const float *weight, float eps, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] * weight[i];
+    float root = sqrtf(sum_of_squares(x, n) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] / root;
+}
+
 static void l2_norm(const float *x, float eps, float scale, int64_t n, float *y) {
     float root = sqrtf(sum_of_squares(x, n) + eps);
     for (int64_t i = 0; i < n; i++) y[i] = x[i] / root * scale;

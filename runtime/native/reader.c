@@ -311,7 +311,8 @@ static int64_t arrived(se_reader *reader, const se_arriving *arriving, int64_t *
 
 int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t precision, const se_expert_layout *layout,
                             const se_arriving *arriving, const int64_t *pairs, int64_t num_experts, const float *x,
-                            const float *weights, int64_t tokens, int64_t k, float *outputs, float *y) {
+                            const float *weights, int64_t tokens, int64_t k, const se_expert_norm *norm, float *outputs,
+                            float *y) {
     for (int64_t i = 0; i < num_experts; i++) {
         if (arriving[i].slot < 0 || arriving[i].slot >= reader->num_slots) return SE_UNSUPPORTED;
     }
@@ -330,7 +331,7 @@ int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t prec
             const se_arriving *a = &arriving[left[begin + i]];
             experts[i] = (se_expert){reader->slots + a->slot * reader->slot_bytes, pairs + a->first, a->count};
         }
-        status = se_experts(context, precision, layout, experts, ready, x, weights, tokens, k, outputs);
+        status = se_experts(context, precision, layout, experts, ready, x, weights, tokens, k, norm, outputs);
     }
     free(left);
     if (status != SE_OK || y == NULL) return status;

@@ -87,7 +87,7 @@ static_assert(sizeof(se_arriving) == 24, "mirrored in runtime/backends/abi.py");
 SE_API int32_t se_experts_streamed(se_context *context, se_reader *reader, int32_t precision,
                                    const se_expert_layout *layout, const se_arriving *arriving, const int64_t *pairs,
                                    int64_t num_experts, const float *x, const float *weights, int64_t tokens, int64_t k,
-                                   float *outputs, float *y);
+                                   const se_expert_norm *norm, float *outputs, float *y);
 
 /* XXH3-64, seed 0, of more than 240 bytes; 0 for fewer. */
 SE_API uint64_t se_xxh3(const uint8_t *bytes, int64_t n);

@@ -31,7 +31,7 @@ static int32_t call(se_context *context, const se_call *call) {
 #define I(i) (int32_t)a[i]
     switch (call->function) {
     case SE_RUN_LINEAR: return se_linear(context, I(0), P(1), a[2], P(3), P(4), a[5], P(6));
-    case SE_RUN_EXPERTS: return se_experts(context, I(0), P(1), P(2), a[3], P(4), P(5), a[6], a[7], P(8));
+    case SE_RUN_EXPERTS: return se_experts(context, I(0), P(1), P(2), a[3], P(4), P(5), a[6], a[7], P(8), P(9));
     case SE_RUN_RMS_NORM: return se_rms_norm(context, P(0), a[1], a[2], P(3), F(4), P(5));
     case SE_RUN_ADD_NORM: return se_add_norm(context, P(0), P(1), F(2), a[3], a[4], P(5), F(6), P(7), P(8));
     case SE_RUN_L2_NORM: return se_l2_norm(context, P(0), a[1], a[2], F(3), F(4), P(5));
@@ -46,7 +46,8 @@ static int32_t call(se_context *context, const se_call *call) {
     case SE_RUN_DELTA_RULE:
         return se_delta_rule(context, P(0), P(1), P(2), P(3), P(4), P(5), a[6], P(7), P(8), P(9));
     case SE_RUN_EXPERTS_STREAMED:
-        return se_experts_streamed(context, P(0), I(1), P(2), P(3), P(4), a[5], P(6), P(7), a[8], a[9], P(10), P(11));
+        return se_experts_streamed(context, P(0), I(1), P(2), P(3), P(4), a[5], P(6), P(7), a[8], a[9], P(10), P(11),
+                                   P(12));
     case SE_RUN_COPY: return copy(P(0), a[1], a[2], a[3], P(4)), SE_OK;
     case SE_RUN_ADD_SCALED: return context->kernels->add_scaled(P(3), P(0), *(const float *)P(1), a[2]), SE_OK;
     case SE_RUN_FIND: return find(P(0), a[1], P(2), a[3], P(4));

@@ -20,7 +20,7 @@
 #define SE_API
 #endif
 
-#define SE_ABI_VERSION 10
+#define SE_ABI_VERSION 11
 
 enum se_status {
     SE_OK = 0,
@@ -123,6 +123,15 @@ typedef struct {
 } se_expert_layout;
 static_assert(sizeof(se_expert_layout) == 3 * 72 + 16, "mirrored in runtime/backends/abi.py");
 
+/* What an expert gives goes through this before it is weighed (Muse Spark): s = down(h) * weight, then
+ * s / sqrt(mean of squares of s + eps). */
+typedef struct {
+    const float *weight; /* [D] */
+    float eps;
+    int32_t reserved; /* zero */
+} se_expert_norm;
+static_assert(sizeof(se_expert_norm) == 16, "mirrored in runtime/backends/abi.py");
+
 /* ---- context: an instruction set, a pool of threads, scratch memory. One call at a time. */
 
 typedef struct se_context se_context;
@@ -154,10 +163,10 @@ SE_API int32_t se_linear(se_context *context, int32_t precision, const se_matrix
                          const uint8_t *base, const float *x, int64_t tokens, float *y);
 
 /* outputs [T * k, D]: row `pair` becomes expert(x[pair / k]) for every pair of the experts given; other rows stay.
- * weights [T, k]: routing weights, read here only where they scale the input. */
+ * weights [T, k]: routing weights, read here only where they scale the input. norm or NULL: of every such row. */
 SE_API int32_t se_experts(se_context *context, int32_t precision, const se_expert_layout *layout,
                           const se_expert *experts, int64_t num_experts, const float *x, const float *weights,
-                          int64_t tokens, int64_t k, float *outputs);
+                          int64_t tokens, int64_t k, const se_expert_norm *norm, float *outputs);
 
 /* y [T, D] = sum over k, in that order, of weights[t, i] * outputs[t * k + i]. weights NULL: all one. */
 SE_API int32_t se_weighted_sum(se_context *context, const float *outputs, const float *weights, int64_t tokens,

@@ -597,6 +597,46 @@ MISTRAL_LARGE_4: dict[str, Any] = {
     "tie_word_embeddings": False,
     "vision_config": {"model_type": "pixtral"},
 }
+# The defaults of transformers' MuseSparkTextConfig, which name the published model.
+MUSE_SPARK: dict[str, Any] = {
+    "model_type": "muse_spark",
+    "audio_config": {"model_type": "muse_spark_audio"},
+    "text_config": {
+        "model_type": "muse_spark_text",
+        "attention_bias": False,
+        "final_logit_softcapping": 20.0,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 8192,
+        "intermediate_size": 16384,
+        "layer_rope_theta": [500000.0, *[0, *[500000.0] * 3] * 15, 0],
+        "layer_types": [
+            "sliding_attention",
+            *["full_attention", *["sliding_attention"] * 3] * 15,
+            "full_attention",
+        ],
+        "max_position_embeddings": 1048576,
+        "mlp_layer_types": ["sparse"] * 62,
+        "moe_hidden_size": 4096,
+        "moe_intermediate_size": 4096,
+        "num_attention_heads": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "num_local_experts": 256,
+        "output_multiplier": 0.1767766952966369,
+        "post_norm_eps": 1e-08,
+        "qk_scale_factor": 5.4730064863875,
+        "residual_gate_temperature": 0.3,
+        "rms_norm_eps": 1e-05,
+        "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
+        "routed_scaling_factor": 1.0,
+        "sliding_window": 2048,
+        "tie_word_embeddings": False,
+        "vocab_size": 202048,
+    },
+    "vision_config": {"model_type": "muse_spark_vision"},
+}
 GLM_5_3_FLASH: dict[str, Any] = {  # the defaults of transformers' Glm5NextTextConfig
     "model_type": "glm5_next",
     "text_config": {

@@ -105,6 +105,7 @@ struct experts {
     const uint8_t *records;
     const int64_t *ids; /* [tokens, k] */
     const float *x, *weights;
+    const se_expert_norm *norm; /* or NULL */
 };
 
 static int32_t run_experts(se_context *context, int32_t precision, const struct case_header *c, const struct experts *e,
@@ -121,11 +122,13 @@ static int32_t run_experts(se_context *context, int32_t precision, const struct 
             entry->num_pairs++;
         }
         if (one_by_one && status == SE_OK && entry->num_pairs > 0) {
-            status = se_experts(context, precision, e->layout, entry, 1, e->x, e->weights, c->tokens, c->k, y);
+            status = se_experts(context, precision, e->layout, entry, 1, e->x, e->weights, c->tokens, c->k, e->norm,
+                                y);
         }
     }
     if (!one_by_one) {
-        status = se_experts(context, precision, e->layout, chosen, c->num_experts, e->x, e->weights, c->tokens, c->k, y);
+        status = se_experts(context, precision, e->layout, chosen, c->num_experts, e->x, e->weights, c->tokens, c->k,
+                            e->norm, y);
     }
     free(chosen);
     free(pairs);
@@ -188,6 +191,23 @@ static void compare_encoding(const struct case_header *c, int64_t number) {
     for (int i = 0; i < 3; i++) free(found[i]);
 }
 
+/* Rows that are expected, each times `weight`, then divided by the root of its mean square. */
+static float *normalised(const float *rows, int64_t n, int64_t columns, const se_expert_norm *norm) {
+    float *y = malloc((size_t)n * sizeof *y);
+    for (int64_t begin = 0; begin < n; begin += columns) {
+        double squares = 0;
+        for (int64_t i = 0; i < columns; i++) {
+            const double scaled = (double)rows[begin + i] * (double)norm->weight[i];
+            squares += scaled * scaled;
+        }
+        const double root = sqrt(squares / (double)columns + (double)norm->eps);
+        for (int64_t i = 0; i < columns; i++) {
+            y[begin + i] = (float)((double)rows[begin + i] * (double)norm->weight[i] / root);
+        }
+    }
+    return y;
+}
+
 static uint64_t run_case(int64_t number, uint64_t sum, double *worst) {
     const struct case_header *c = take(sizeof *c);
     if (c->kind == ENCODE) {
@@ -209,7 +229,16 @@ static uint64_t run_case(int64_t number, uint64_t sum, double *worst) {
     e.weights = take(c->tokens * c->k * (int64_t)sizeof(float));
     float *x = activations(c->tokens * e.layout->gate.columns);
     e.x = x;
-    sum = compare(c, &e, take(c->outputs * (int64_t)sizeof(float)), number, sum, worst);
+    const float *expected = take(c->outputs * (int64_t)sizeof(float));
+    sum = compare(c, &e, expected, number, sum, worst);
+    const int64_t columns = e.layout->down.rows;
+    float *weight = activations(columns);
+    for (int64_t i = 0; i < columns; i++) weight[i] += 1.0f;
+    e.norm = &(se_expert_norm){weight, 1e-3f, 0};
+    float *after = normalised(expected, c->outputs, columns, e.norm);
+    sum = compare(c, &e, after, number, sum, worst);
+    free(after);
+    free(weight);
     free(x);
     return sum;
 }

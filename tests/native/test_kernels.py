@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.dtypes import AnyArray, Float32, to_float32
@@ -119,9 +119,15 @@ class Experts:
                 fill(part, record, rng)
 
     def expected(
-        self, x: Float32, ids: AnyArray, weights: Float32, activation: abi.Activation, precision: str
+        self,
+        x: Float32,
+        ids: AnyArray,
+        weights: Float32,
+        activation: abi.Activation,
+        precision: str,
+        norm: tuple[Float32, float] | None = None,
     ) -> Float64:
-        """In float64, token by token."""
+        """In float64, token by token; norm: its weight and eps."""
 
         def seen(v: Float32) -> Float32:
             return rounded(self.layout.parts[0].encoding, v.astype(np.float32), precision)
@@ -136,7 +142,11 @@ class Experts:
                 gate, gate_bias = first[0] if first else (up, up_bias)
                 v = seen(x[t] * weight if activation.scale_input else x[t])
                 h = seen(activated(activation, gate @ v + gate_bias, up @ v + up_bias))
-                y[t] += (1 if activation.scale_input else weight) * (down @ h + down_bias)
+                given = down @ h + down_bias
+                if norm is not None:
+                    given = given * norm[0]
+                    given = given / np.sqrt(np.mean(np.square(given)) + norm[1])
+                y[t] += (1 if activation.scale_input else weight) * given
         return y
 
 
@@ -167,12 +177,13 @@ def run(
     ids: AnyArray,
     weights: Float32,
     activation: abi.Activation,
+    norm: abi.ExpertNorm | None = None,
 ) -> Float32:
     """All chosen experts in one call, then the sum."""
     outputs = np.full((ids.size, x.shape[1]), np.nan, np.float32)
     pairs = {expert: np.flatnonzero(ids.reshape(-1) == expert) for expert in np.unique(ids).tolist()}
     chosen = [native.Chosen(experts.records[expert], pairs[expert]) for expert in pairs]
-    context.experts(native.expert_layout(experts.layout, activation), chosen, x, weights, outputs)
+    context.experts(native.expert_layout(experts.layout, activation), chosen, x, weights, outputs, norm)
     return context.weighted_sum(outputs, np.ones_like(weights) if activation.scale_input else weights)
 
 
@@ -212,6 +223,46 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
     assert all((result == results[0]).all() for result in results)
     expected = experts.expected(x, ids, weights, activation, precision)
     assert relative_error(results[0], expected) < EXPERTS_TOLERANCE[precision]
+
+
+@settings(max_examples=20)
+@given(
+    encoding=encodings,
+    groups=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    tokens=st.sampled_from((1, 2, 9, 140)),
+    eps=st.sampled_from((1e-8, 1e-5, 0.1)),
+    scale_input=st.booleans(),
+    precision=st.sampled_from(tuple(PRECISIONS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_what_experts_give_is_normalised_before_it_is_weighed(
+    encoding: Encoding,
+    groups: tuple[int, int],
+    tokens: int,
+    eps: float,
+    scale_input: bool,
+    precision: str,
+    seed: int,
+) -> None:
+    """A token alone or among so many that they take several batches; every instruction set and number of threads."""
+    experts = Experts(encoding, columns_of(encoding, groups[0]), columns_of(encoding, groups[1]), None, seed)
+    hidden = experts.layout.parts[0].columns
+    activation = abi.Activation(abi.SILU, 0.0, 0.0, scale_input)
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, hidden), np.float32)
+    ids = np.stack([rng.permutation(NUM_EXPERTS)[:2] for _ in range(tokens)])
+    weights = rng.random((tokens, 2), np.float32) + np.float32(0.1)
+    weight = rng.random(hidden, np.float32) + np.float32(0.5)
+    norm = abi.ExpertNorm(weight.ctypes.data, eps, 0)
+    results = []
+    for context in contexts(precision):
+        results.append(run(context, experts, x, ids, weights, activation, norm))
+        last = run(context, experts, x[-1:].copy(), ids[-1:], weights[-1:].copy(), activation, norm)
+        assert (last == results[-1][-1:]).all()
+    assert all((result == results[0]).all() for result in results)
+    few = slice(0, 9)  # for what Python computes slowly
+    expected = experts.expected(x[few], ids[few], weights[few], activation, precision, (weight, eps))
+    assert relative_error(results[0][few], expected) < EXPERTS_TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from formats.errors import FormatError
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
 from repack.verify import verify_container
-from tests.fixtures import decoders_tiny, plain_tiny, vision_tiny
+from tests.fixtures import decoders_tiny, muse_spark_tiny, plain_tiny, vision_tiny
 from tests.fixtures.recipe import Stored, write_checkpoint
 
 Tensors = dict[str, Stored]
@@ -98,3 +99,37 @@ def test_experts_of_qwen3_vl_are_the_same_columns_first_and_rows_first(name: str
     case = vision_tiny.CASES[name]
     published = records(tmp_path / "published", case.tensors(), case.config)
     assert records(tmp_path / "saved", each_layer(case.tensors(), turned), case.config) == published
+
+
+def apart(at: str, experts: Tensors) -> Tensors:
+    """Stacks of ModelOpt, expert by expert."""
+    result = {}
+    for name, (dtype, shape, data) in experts.items():
+        stack, found, kind = name.partition("_proj")
+        if stack not in ("gate_up", "down") or kind == "_input_scale":
+            result[f"{at}{name}"] = Stored(dtype, shape, data)
+            continue
+        parts = ("gate", "up") if stack == "gate_up" else ("down",)
+        for expert, own in enumerate(data):
+            for part, values in zip(parts, np.split(np.atleast_1d(own), len(parts)), strict=True):
+                values = values.reshape(()) if kind.endswith("scale_2") else np.ascontiguousarray(values)
+                result[f"{at}{expert}.{part}{found}.{kind.removeprefix('_') or 'weight'}"] = Stored(
+                    dtype, values.shape, values
+                )
+    return result
+
+
+def test_stacks_in_which_gate_and_up_have_a_factor_each_are_the_experts_one_by_one(tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_modelopt"]
+    stacked = records(tmp_path / "stacked", case.tensors(), case.config)
+    assert records(tmp_path / "apart", each_layer(case.tensors(), apart), case.config) == stacked
+
+
+def test_a_stack_of_other_than_all_experts_is_refused(tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_modelopt"]
+    name = "model.language_model.layers.1.mlp.experts.down_proj_weight_scale_2"
+    tensors = case.tensors()
+    dtype, shape, data = tensors[name]
+    write_checkpoint(tmp_path, tensors | {name: Stored(dtype, (shape[0] - 1,), data[:-1])}, case.config)
+    with pytest.raises(FormatError, match=r"experts\.0\.down_proj\.weight is U8, but .*weight_scale_2 is missing"):
+        prepare(open_local(str(tmp_path)), Options(16, 64, 16))
