@@ -152,10 +152,10 @@ def _keeper(said: Quantization) -> Keeper:
     """How a method keeps matrices. Raises UnsupportedError."""
     if said.method == FP8 and said.expert_dtype:
         names = {"weight": "{weight}", "scale": "{base}.scale"}
-        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "e8m0"), names, -1)
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "e8m0", block=said.block), names, -1)
     if said.method == FP8:
         scale = {"weight": "{weight}", "scale": "{weight}_scale_inv"}
-        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32"), scale)
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32", block=said.block), scale)
     if said.method == MXFP4:
         return lambda rows, columns: Kept(MXFP4Source(BLOCKS), {"codes": "{base}_blocks", "scales": "{base}_scales"})
     if said.method == COMPRESSED:

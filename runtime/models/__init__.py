@@ -9,6 +9,7 @@ from formats.config import (
     DecoderConfig,
     DeepseekV3Config,
     DeepseekV4Config,
+    DeepseekV41Config,
     Gemma4Config,
     Glm5NextConfig,
     GraniteMoeHybridConfig,
@@ -31,6 +32,7 @@ from runtime.models.cohere2_moe import Cohere2Moe
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
+from runtime.models.deepseek_v41 import DeepseekV41
 from runtime.models.gemma4 import Gemma4
 from runtime.models.glm5_next import Glm5Next
 from runtime.models.granitemoehybrid import GraniteMoeHybrid
@@ -76,6 +78,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
+    DeepseekV41Config: DeepseekV41,
     Gemma4Config: Gemma4,
     Glm5NextConfig: Glm5Next,
     GraniteMoeHybridConfig: GraniteMoeHybrid,

@@ -6,12 +6,12 @@ step, D hidden_size, N streams.
 
 from collections.abc import Sequence
 
-from formats.config import DeepseekV4Config, Glm5NextConfig
+from formats.config import CompressedConfig, Glm5NextConfig
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array
 from runtime.models.norms import unit_norm
 
-Config = DeepseekV4Config | Glm5NextConfig
+Config = CompressedConfig | Glm5NextConfig
 
 
 def spread(ops: Ops, token_ids: Sequence[int], streams: int) -> Array:
@@ -21,7 +21,13 @@ def spread(ops: Ops, token_ids: Sequence[int], streams: int) -> Array:
 
 def collapse(ops: Ops, config: Config, h: Array, name: str) -> tuple[Array, Array, Array]:
     """(what half a layer reads [T, D], how its output enters the streams [T, N], how they mix [T, N, N])."""
-    pre, post, comb = ops.stream_weights(
+    pre, post, comb = weights(ops, config, h, name)
+    return ops.collapse_streams(h, pre), post, comb
+
+
+def weights(ops: Ops, config: Config, h: Array, name: str) -> tuple[Array, Array, Array]:
+    """As `collapse`, but what weighs the streams that are read [T, N] instead of what is read."""
+    return ops.stream_weights(
         mixes(ops, config, h, name),
         ops.weight(f"{name}.scale"),
         ops.weight(f"{name}.base"),
@@ -29,7 +35,6 @@ def collapse(ops: Ops, config: Config, h: Array, name: str) -> tuple[Array, Arra
         config.hc_sinkhorn_iters,
         config.hc_eps,
     )
-    return ops.collapse_streams(h, pre), post, comb
 
 
 def mixes(ops: Ops, config: Config, h: Array, name: str) -> Array:
