@@ -65,7 +65,7 @@ DEEPSEEK_V41 = Family(
         Tensor("mlp.gate.e_score_correction_bias", "E", suffix="", dtype="F32", source="ffn.gate.bias"),
     ),
     expert_layouts=DEEPSEEK_V4.expert_layouts[:1],
-    never_quantized=("embed", "head", "*.compressor.*"),
+    never_quantized=("embed", "head", "*.compressor.*", "*.indexer.wk", "*.engram.?_weight"),
     last=(FINAL_NORM,),
     embedding=DEEPSEEK_V4.embedding,
     head=DEEPSEEK_V4.head,
