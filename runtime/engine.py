@@ -365,7 +365,8 @@ class Engine:
 
     def _new_model(self, made_up: bool) -> Model:
         """The model; a rehearsal may have the tokenizer of another, so that classes of tokens are made up, too."""
-        model, classes = MODELS[type(self.config)](self.config.within(self.ctx_size), self.ops), self.config.token_classes
+        model = MODELS[type(self.config)](self.config.within(self.ctx_size), self.ops)
+        classes = self.config.token_classes
         if not isinstance(model, DeepseekV41) or not classes:
             return model
         if made_up:

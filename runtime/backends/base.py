@@ -258,8 +258,9 @@ class Ops(Protocol):
         """One entry for each window of `rate` tokens that these complete: ([any, d], what remains open).
 
         kv, gate [T, width], position_bias [rate, width], or none where windows do not overlap. An entry is, channel by
-        channel, the mean of the kv of its tokens, weighed by the softmax of their gate + position_bias. Where windows overlap width is 2 d, and an entry
-        takes the first half of each token of the window before and the second half of each of its own.
+        channel, the mean of the kv of its tokens, weighed by the softmax of their gate + position_bias. Where windows
+        overlap width is 2 d, and an entry takes the first half of each token of the window before and the second half
+        of each of its own.
         Source: DeepSeek-V4; transformers' DeepseekV4CSACompressor and DeepseekV4HCACompressor.
         """
 

@@ -24,7 +24,7 @@ KEYS, ENTRIES, INDEX = Rounding(8, 32), Rounding(4, 16, e4m3_scales=True), Round
 
 
 class LayerState(NamedTuple):
-    """What a layer remembers: tokens of the window; where it makes entries these, open tokens, and the indexer's keys."""
+    """What a layer remembers: tokens of the window; where it makes entries these, open tokens, and index keys."""
 
     cache: State
     entries: State = None
