@@ -123,11 +123,11 @@ SUPPORTED: Sequence[Supported] = (
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
     SourceEncoding(
-        "FP8 E4M3, 128 × 128 blocks, per channel or per matrix",
+        "FP8 E4M3, blocks of 128 × 128 or 32 × 32, per channel or per matrix",
         "DeepSeek, Qwen, Mistral, compressed-tensors, Quark",
         "affine, 4 bits",
     ),
-    SourceEncoding("MXFP8", "MLX, compressed-tensors, ModelOpt", "affine, 4 bits"),
+    SourceEncoding("MXFP8", "MLX, compressed-tensors, ModelOpt, DeepSeek", "affine, 4 bits"),
     SourceEncoding(
         "INT4 and INT8 pack-quantized, INT8 int-quantized (W8A8), with or without zero points",
         "compressed-tensors (Kimi, RedHatAI)",

@@ -16,7 +16,7 @@ from formats.budget import LOGITS_ROWS, MemoryTerms, human
 from formats.config import LongRope
 from formats.container import Container, open_container
 from formats.dtypes import Float32
-from formats.errors import RequestError
+from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
 from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
@@ -36,7 +36,7 @@ from runtime.stats import Stats
 from runtime.steps import Steps, ignore_nan
 from runtime.store import EmbeddingRows, ExpertStore, load_resident
 from runtime.streaming import StopStrings
-from runtime.text import Text
+from runtime.text import TOKENIZER, Text
 from runtime.token_classes import token_classes
 from runtime.trace import TraceWriter
 
@@ -371,6 +371,8 @@ class Engine:
             return model
         if made_up:
             return replace(model, classes=[token_id % classes for token_id in range(self.config.vocab_size)])
+        if TOKENIZER not in self._files and classes != self.config.vocab_size:
+            raise FormatError(f"{TOKENIZER}: is missing from the container, and hashes of n-grams follow from it")
         return replace(model, classes=token_classes(self.config, lambda: self.text.tokenizer))
 
     def _load_hot(self) -> int:
