@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from formats.budget import LOGITS_ROWS, MemoryTerms, human
 from formats.config import LongRope
@@ -26,8 +27,7 @@ from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
 from runtime.experts import Experts
 from runtime.hot import hot_path, load_hot, save_hot
-from runtime.models import MODELS, Model
-from runtime.models.deepseek_v41 import DeepseekV41
+from runtime.models import new_model
 from runtime.needs import memory_needs
 from runtime.plan import position_factors
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
@@ -37,7 +37,6 @@ from runtime.steps import Steps, ignore_nan
 from runtime.store import EmbeddingRows, ExpertStore, load_resident
 from runtime.streaming import StopStrings
 from runtime.text import TOKENIZER, Text
-from runtime.token_classes import token_classes
 from runtime.trace import TraceWriter
 
 BACKENDS = ("native", "numpy")  # the first that is there is `auto`
@@ -115,7 +114,7 @@ class Engine:
                         )
                     )
                 )
-            model = self._new_model(made_up=rehearsal is not None)
+            model = new_model(self.config.within(ctx_size), self.ops, self._tokenizer, made_up=rehearsal is not None)
             self.steps = resources.enter_context(closing(Steps(model, self.experts, ctx_size, container.folder)))
             self._resources = resources.pop_all()
         self._hot = hot_path(container.folder) if hot else None
@@ -363,17 +362,10 @@ class Engine:
     def _chunks(self, token_ids: Sequence[int]) -> Iterator[Sequence[int]]:
         return (token_ids[i : i + self.chunk_size] for i in range(0, len(token_ids), self.chunk_size))
 
-    def _new_model(self, made_up: bool) -> Model:
-        """The model; a rehearsal may have the tokenizer of another, so that classes of tokens are made up, too."""
-        model = MODELS[type(self.config)](self.config.within(self.ctx_size), self.ops)
-        classes = self.config.token_classes
-        if not isinstance(model, DeepseekV41) or not classes:
-            return model
-        if made_up:
-            return replace(model, classes=[token_id % classes for token_id in range(self.config.vocab_size)])
-        if TOKENIZER not in self._files and classes != self.config.vocab_size:
+    def _tokenizer(self) -> Tokenizer:
+        if TOKENIZER not in self._files:
             raise FormatError(f"{TOKENIZER}: is missing from the container, and hashes of n-grams follow from it")
-        return replace(model, classes=token_classes(self.config, lambda: self.text.tokenizer))
+        return self.text.tokenizer
 
     def _load_hot(self) -> int:
         """Fill free slots with what earlier runs used most; how many experts."""

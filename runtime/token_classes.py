@@ -15,14 +15,17 @@ BLANK = "\ue000"  # stands for a token that is nothing but blanks while those ar
 REPLACEMENT = "\ufffd"  # in the text of a part of a character
 
 
-def token_classes(config: ModelConfig, tokenizer: Callable[[], Tokenizer]) -> Sequence[int]:
-    """The class of every token of a tokenizer, which is not asked for where each token is its own.
+def token_classes(config: ModelConfig, tokenizer: Callable[[], Tokenizer], made_up: bool = False) -> Sequence[int]:
+    """The class of every token of a tokenizer, which is not asked for where each token is its own, or all is made up.
 
-    Raises FormatError where there are other numbers of classes than config.json says: hashes follow from it.
+    None for a model without classes. Raises FormatError where there are other numbers of classes than config.json says:
+    hashes follow from it.
     """
     number = config.token_classes
-    if number == config.vocab_size:
+    if number in (0, config.vocab_size):
         return range(number)
+    if made_up:  # a rehearsal, which may have the tokenizer of another model
+        return [token_id % number for token_id in range(config.vocab_size)]
     classes = _classes(tokenizer())
     found = max(classes, default=-1) + 1
     if found != number:

@@ -1,7 +1,10 @@
 """One file per kind of model, each read from top to bottom as the model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
+
+from tokenizers import Tokenizer
 
 from formats.config import (
     BailingHybridConfig,
@@ -46,6 +49,7 @@ from runtime.models.phimoe import Phimoe
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
+from runtime.token_classes import token_classes
 
 
 class Model(Protocol):
@@ -93,3 +97,11 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Qwen4ExpConfig: Qwen4Exp,
     Step3p5Config: Decoder,
 }
+
+
+def new_model(config: ModelConfig, ops: Ops, tokenizer: Callable[[], Tokenizer], made_up: bool) -> Model:
+    """The model of a config; tokenizer and made_up as of `token_classes`."""
+    model = MODELS[type(config)](config, ops)
+    if isinstance(model, DeepseekV41):
+        return replace(model, classes=token_classes(config, tokenizer, made_up))
+    return model

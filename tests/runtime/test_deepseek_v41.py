@@ -37,7 +37,7 @@ from tests.fixtures.stored import E2M1, E4M3
 from tests.runtime.helpers import PLENTY, reference
 
 NAME = "deepseek_v41"
-LONG = 3000  # tokens: windows forget, and there are many blocks of entries
+LONG = 1500  # tokens: windows forget, and there are many blocks of entries
 PROMPT = reference(f"decoders/{NAME}.npz")["prompt_ids"].tolist()
 AS_IT_ARRIVES = Options(16, 64, 16)
 FLASH = read_config(json.dumps(KNOWN_MODELS["deepseek-ai/DeepSeek-V4.1-Flash"]).encode())
