@@ -7,13 +7,14 @@ convolution channels, k convolution kernel, v values, H value heads, d value hea
 ranks of queries and of keys with values, r rotary part of a head; of its indexer: i heads, x the width of one, X of
 all; of DeepSeek-V4: N residual streams, G the outputs of all groups of heads, m and M tokens of an entry; of Kimi K3: l
 what experts read; of Qwen3.8-Flash-Next: s streams, R the rank of their mixture, n an embedding of n-grams and nk the
-kernel of its convolution, ngrams and ngram the rows and columns of one of its shards; of LongCat-Flash: Z experts that
+kernel of its convolution, ngrams and ngram the rows and columns of one of its shards, which DeepSeek-V4.1 has by layer
+(ngrams1...), and (N+1)D a key for each stream and a value; of LongCat-Flash: Z experts that
 compute nothing; of Mistral Large 4: QV keys and values of all heads in layers without positions; of GLM-5.3-Flash: m
 tokens of a pool; of Hunyuan 4: 2N what weighs streams before and after half a layer. `1` is itself.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,9 +88,11 @@ class Family:
     moe: tuple[Tensor, ...]  # of a layer with experts, beside them
     expert_layouts: tuple[tuple[Experts, ...], ...]  # alternatives, decided by the names found
     skipped: Mapping[str, str]  # prefix of names that a text model does not need -> what they are
+    skipped_ends: Mapping[str, str] = field(default_factory=dict)  # and by ends of names
     dense: tuple[Tensor, ...] = ()  # of a layer without experts
     unread: tuple[Tensor, ...] = ()  # that some checkpoints have in such a layer, too, and no model reads
-    ngrams: tuple[Tensor, ...] = ()  # of the layer that an embedding of n-grams is added to, its table not counted
+    ngrams: tuple[Tensor, ...] = ()  # of layers that an embedding of n-grams is added to, its table not counted
+    ngram_shards: Callable[[Any], Iterable[tuple[int, Tensor]]] = lambda config: ()  # its parts by layer, rows in order
     last: tuple[Tensor, ...] = (FINAL_NORM,)  # between the last layer and the head
     norms_around_zero: bool = False  # RMSNorm multiplies by 1 + weight; MLX's files have the 1 in the weight
     extra_layers: str = ""  # what layers beyond num_hidden_layers are, where they are known
@@ -122,8 +125,8 @@ class Family:
                     yield named(f"{prefix}layers.{i}.", tensor)
             for rule in self.expert_layouts[0] if config.has_experts(i) else ():
                 yield from self._experts(rule, f"{prefix}layers.{i}.", config)
-        for shard in self.ngram_shards(config):
-            yield named(f"{prefix}layers.{config.ngram_layer}.", shard)
+        for layer, shard in self.ngram_shards(config):
+            yield named(f"{prefix}layers.{layer}.", shard)
         for tensor in _present(self.last, config):
             yield named(prefix, tensor)
         if not config.tie_word_embeddings:
@@ -161,26 +164,24 @@ class Family:
     def layer_tensors(self, config: Any, layer: int) -> tuple[Tensor, ...]:
         """Resident tensors of a layer, in model order."""
         feed_forward = self.moe if config.has_experts(layer) else self.dense
-        added = self.ngrams if layer == config.ngram_layer else ()
+        added = self.ngrams if layer in config.ngram_layers else ()
         tensors = added + self.before_mixer + self.mixers[config.layer_types[layer]] + self.after_mixer + feed_forward
         if self.routers:
             tensors += self.routers[config.mlp_layer_types[layer]]
         return tuple(t for t in _present(tensors, config) if t.where is None or t.where(config, layer))
-
-    def ngram_shards(self, config: ModelConfig) -> Iterator[Tensor]:
-        """The parts that the embedding of n-grams is published in, in the order of their rows."""
-        for shard in range(config.ngram_shards):
-            yield Tensor(NGRAM_SHARD.format(shard), "ngrams ngram")
 
     def skip_reason(self, name: str, prefix: str, config: ModelConfig) -> str | None:
         """What a tensor is that a text model does not need, or None."""
         for start, what in self.skipped.items():
             if name.startswith(start):
                 return what
+        for end, what in self.skipped_ends.items():
+            if name.endswith(end):
+                return what
         if name.endswith(ROTARY_FREQUENCIES):
             return "rotary frequencies, which config.json states too"
-        hashes = f"{prefix}layers.{config.ngram_layer}.ple.ple_embedding."
-        if config.ngram_layer is not None and name in {f"{hashes}{what}" for what in NGRAM_HASHES}:
+        tables = [f"{prefix}layers.{layer}.ple.ple_embedding." for layer in config.ngram_layers]
+        if name in {f"{table}{what}" for table in tables for what in NGRAM_HASHES}:
             return "hashes of n-grams, which follow from config.json"
         layer = re.match(rf"{re.escape(prefix)}layers\.(\d{{1,9}})\.", name)
         if self.extra_layers and layer and int(layer[1]) >= config.num_hidden_layers:

@@ -81,6 +81,7 @@ class Quantization:
     default: "MLXLayer | None" = None  # MLX
     form: str = ""  # `format` of compressed-tensors, quant_algo of ModelOpt, dtype and qscheme of Quark if they are one
     left_out: tuple[str, ...] = ()  # patterns of modules that are not quantized
+    block: int = 128  # FP8: rows, and columns, that share a scale
     expert_dtype: str = ""  # DeepSeek-V4: experts in fp4 or fp8
     written_as: str = ""  # quant_method, where that is another's
     modules: "Modules | None" = None  # AutoRound
@@ -182,9 +183,10 @@ def _left_out(fields: Fields) -> tuple[str, ...]:
 def _read_fp8(fields: Fields) -> Quantization:
     _only(fields, "fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
     block = fields.raw("weight_block_size", [128, 128])
-    if block != [128, 128]:
-        raise UnsupportedError(f"{fields.name('weight_block_size')} is {shown(block)}, only [128, 128] is implemented")
-    return Quantization(FP8, fields.where)
+    if block not in ([128, 128], [32, 32]):
+        expected = "only [128, 128] and [32, 32] are implemented"
+        raise UnsupportedError(f"{fields.name('weight_block_size')} is {shown(block)}, {expected}")
+    return Quantization(FP8, fields.where, block=block[0])
 
 
 def _read_compressed(fields: Fields) -> Quantization:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Set
 from typing import NamedTuple
 
 from formats.encodings.fp4 import MX_GROUP_SIZE, NV_GROUP_SIZE
-from formats.encodings.fp8 import MX_BLOCK
+from formats.encodings.fp8 import BLOCK, MX_BLOCK
 from formats.encodings.sources import (
     AWQSource,
     ExpertIdsSource,
@@ -293,22 +293,23 @@ def _fp8(look: _Look) -> Looked:
     scale = look.first(f"{module.weight}_scale_inv", f"{module.weight}_scale", f"{module.base}.scale")
     shape = scale.shape[1:] if module.stacked else scale.shape
     if scale.dtype in E8M0_DTYPES and shape == (module.rows, module.columns // MX_BLOCK):
-        return MXFP8Source(BYTES), {"weight": module.weight, "scale": scale.name}, (COMPRESSED, MODELOPT)
+        return MXFP8Source(BYTES), {"weight": module.weight, "scale": scale.name}, (COMPRESSED, MODELOPT, FP8)
     dtype = look.float_dtype(scale, "F8_E8M0")
-    blocks = (-(-module.rows // 128), -(-module.columns // 128))
+    block = look.quantization.block if look.quantization is not None else BLOCK
+    blocks = (-(-module.rows // block), -(-module.columns // block))
     transposed = module.transposed and look.tensor.shape[-2:] == (module.columns, module.rows)
     if transposed and module.rows != module.columns and shape == blocks[::-1]:
-        encoding = FP8Source(PER_BLOCK, dtype, transposed=True)
+        encoding = FP8Source(PER_BLOCK, dtype, transposed=True, block=block)
     elif shape in ((), (1,), (1, 1)) and blocks != shape:
         encoding = FP8Source(PER_TENSOR, dtype, shape)
     elif shape in ((module.rows,), (module.rows, 1)) and blocks != shape:
         encoding = FP8Source(PER_CHANNEL, dtype, shape)
     elif shape == blocks:
-        encoding = FP8Source(PER_BLOCK, dtype)
+        encoding = FP8Source(PER_BLOCK, dtype, block=block)
     else:
         raise FormatError(
-            f"{scale.file}: {scale.name} has shape {list(scale.shape)}, expected {list(blocks)} for blocks of 128 × "
-            f"128, {[module.rows, 1]} or []"
+            f"{scale.file}: {scale.name} has shape {list(scale.shape)}, expected {list(blocks)} for blocks of "
+            f"{block} × {block}, {[module.rows, 1]} or []"
         )
     return encoding, {"weight": module.weight, "scale": scale.name}, (FP8, COMPRESSED, MODELOPT, QUARK)
 

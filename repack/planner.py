@@ -123,12 +123,14 @@ class _Planner:
         """The parts that an embedding of n-grams comes in; of a model without one, none."""
         if self.config.ngram_table is None:
             return ()
-        at = f"{self.prefix}layers.{self.config.ngram_layer}."
-        if (scale := self.left.pop(at + NGRAM_SCALE, None)) is not None:
-            for part in self.family.ngram_shards(self.config):
-                name = f"{at}{part.published}_scale"
-                self.left[name] = scale._replace(name=name)
-        shards = tuple(self.take(at, shard) for shard in self.family.ngram_shards(self.config))
+        parts = [(f"{self.prefix}layers.{i}.", part) for i, part in self.family.ngram_shards(self.config)]
+        for i in self.config.ngram_layers:
+            at = f"{self.prefix}layers.{i}."
+            if (scale := self.left.pop(at + NGRAM_SCALE, None)) is not None:
+                for part in (part for place, part in parts if place == at):
+                    name = f"{at}{part.published}_scale"
+                    self.left[name] = scale._replace(name=name)
+        shards = tuple(self.take(at, part) for at, part in parts)
         for shard in shards:
             if shard.encoding != shards[0].encoding:
                 raise UnsupportedError(

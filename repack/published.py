@@ -64,16 +64,20 @@ def published_tensors(config: ModelConfig, said: Quantization | None) -> Iterato
     named = frozenset(said.modules.names) if said is not None and said.modules is not None else frozenset()
     only_experts = said is not None and said.method == MXFP4
     transposed = any(rule.transposed for rule in family.expert_layouts[0])
+    of_rows = {f"layers.{i}.{part.published}" for i, part in family.ngram_shards(config)}  # whose rows are read alone
     for name, shape, dtype in family.checkpoint(config):
         base, suffix = (name.removesuffix(".weight"), ".weight") if name.endswith(".weight") else (name, "")
         experts = ".experts." in name
         may_be = dtype == "BF16" and (experts or not only_experts)
-        keep = keeper_of(base) if may_be and _is_chosen(name, base, shape, left_out, named) else None
+        chosen = name in of_rows or _is_chosen(name, base, shape, left_out, named)
+        keep = keeper_of(base) if may_be and chosen else None
         if keep is None:
             yield _tensor(name, dtype, shape)
             continue
         rows, columns = reversed(shape[-2:]) if transposed and experts else shape[-2:]
         kept = _fp4_of_deepseek(rows, columns) if experts and fp4_experts else keep(rows, columns)
+        if name in of_rows and said is not None and said.expert_dtype:
+            kept = kept._replace(encoding=MXFP8Source(BYTES))
         for plane in kept.encoding.planes(rows, columns):
             stack = shape[:-2]
             yield _tensor(
@@ -152,10 +156,10 @@ def _keeper(said: Quantization) -> Keeper:
     """How a method keeps matrices. Raises UnsupportedError."""
     if said.method == FP8 and said.expert_dtype:
         names = {"weight": "{weight}", "scale": "{base}.scale"}
-        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "e8m0"), names, -1)
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "e8m0", block=said.block), names, -1)
     if said.method == FP8:
         scale = {"weight": "{weight}", "scale": "{weight}_scale_inv"}
-        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32"), scale)
+        return lambda rows, columns: Kept(FP8Source(PER_BLOCK, "f32", block=said.block), scale)
     if said.method == MXFP4:
         return lambda rows, columns: Kept(MXFP4Source(BLOCKS), {"codes": "{base}_blocks", "scales": "{base}_scales"})
     if said.method == COMPRESSED:

@@ -40,6 +40,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16, GGUF", TRANSFORMERS, DECODERS),
+    Supported("deepseek_v41", "DeepSeek-V4.1-Flash (text)", "FP8 with FP4 experts, bf16", MLX_LM, DECODERS),
     Supported("dots1", "dots.llm1", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16, GGUF", TRANSFORMERS, DECODERS),
     Supported(
@@ -125,11 +126,11 @@ SUPPORTED: Sequence[Supported] = (
 SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
     SourceEncoding("bf16, f16, f32", "safetensors", "affine, 4 bits"),
     SourceEncoding(
-        "FP8 E4M3, 128 × 128 blocks, per channel or per matrix",
+        "FP8 E4M3, blocks of 128 × 128 or 32 × 32, per channel or per matrix",
         "DeepSeek, Qwen, Mistral, compressed-tensors, Quark",
         "affine, 4 bits",
     ),
-    SourceEncoding("MXFP8", "MLX, compressed-tensors, ModelOpt", "affine, 4 bits"),
+    SourceEncoding("MXFP8", "MLX, compressed-tensors, ModelOpt, DeepSeek", "affine, 4 bits"),
     SourceEncoding(
         "INT4 and INT8 pack-quantized, INT8 int-quantized (W8A8), with or without zero points",
         "compressed-tensors (Kimi, RedHatAI)",

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from formats.budget import LOGITS_ROWS, MemoryTerms, human
 from formats.config import LongRope
 from formats.container import Container, open_container
 from formats.dtypes import Float32
-from formats.errors import RequestError
+from formats.errors import FormatError, RequestError
 from formats.index import REHEARSAL
 from formats.kernels import DEFAULT_PRECISION, PRECISIONS
 from formats.memory import default_ram_bytes, peak_memory_bytes
@@ -26,7 +27,7 @@ from runtime.backends.numpy_ops import NumpyOps
 from runtime.cache import default_policy
 from runtime.experts import Experts
 from runtime.hot import hot_path, load_hot, save_hot
-from runtime.models import MODELS
+from runtime.models import new_model
 from runtime.needs import memory_needs
 from runtime.plan import position_factors
 from runtime.sampling import GenerationConfig, Sampler, SamplingOptions, read_generation_config
@@ -35,7 +36,7 @@ from runtime.stats import Stats
 from runtime.steps import Steps, ignore_nan
 from runtime.store import EmbeddingRows, ExpertStore, load_resident
 from runtime.streaming import StopStrings
-from runtime.text import Text
+from runtime.text import TOKENIZER, Text
 from runtime.trace import TraceWriter
 
 BACKENDS = ("native", "numpy")  # the first that is there is `auto`
@@ -113,7 +114,7 @@ class Engine:
                         )
                     )
                 )
-            model = MODELS[type(self.config)](self.config.within(ctx_size), self.ops)
+            model = new_model(self.config.within(ctx_size), self.ops, self._tokenizer, made_up=rehearsal is not None)
             self.steps = resources.enter_context(closing(Steps(model, self.experts, ctx_size, container.folder)))
             self._resources = resources.pop_all()
         self._hot = hot_path(container.folder) if hot else None
@@ -360,6 +361,11 @@ class Engine:
 
     def _chunks(self, token_ids: Sequence[int]) -> Iterator[Sequence[int]]:
         return (token_ids[i : i + self.chunk_size] for i in range(0, len(token_ids), self.chunk_size))
+
+    def _tokenizer(self) -> Tokenizer:
+        if TOKENIZER not in self._files:
+            raise FormatError(f"{TOKENIZER}: is missing from the container, and hashes of n-grams follow from it")
+        return self.text.tokenizer
 
     def _load_hot(self) -> int:
         """Fill free slots with what earlier runs used most; how many experts."""

@@ -72,6 +72,11 @@ class Text:
         return list(_encoding(self._tokenizer, text, add_special_tokens=True).ids)
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the tokenizers library."""
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
 

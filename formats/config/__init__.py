@@ -52,7 +52,8 @@ from formats.config.decoder import (
     Temperature,
 )
 from formats.config.deepseek_v3 import ABSORBED_VALUES, DeepseekV3Config, Indexer
-from formats.config.deepseek_v4 import HASH_MOE, MOE, DeepseekV4Config
+from formats.config.deepseek_v4 import HASH_MOE, MOE, CompressedConfig, DeepseekV4Config
+from formats.config.deepseek_v41 import DeepseekV41Config, Engrams
 from formats.config.dots1 import read_dots1
 from formats.config.ernie4_5_moe import read_ernie4_5_moe, read_ernie4_5_vl_moe
 from formats.config.exaone_moe import read_exaone_moe
@@ -138,9 +139,12 @@ __all__ = [
     "Activation",
     "BailingHybridConfig",
     "Cohere2MoeConfig",
+    "CompressedConfig",
     "DecoderConfig",
     "DeepseekV3Config",
     "DeepseekV4Config",
+    "DeepseekV41Config",
+    "Engrams",
     "Factors",
     "Gemma4Config",
     "Glm5NextConfig",
@@ -183,6 +187,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "deepseek_v3": DeepseekV3Config.read,
     "deepseek_v32": DeepseekV3Config.read,
     "deepseek_v4": DeepseekV4Config.read,
+    "deepseek_v41": DeepseekV41Config.read,
     "dots1": read_dots1,
     "ernie4_5_moe": read_ernie4_5_moe,
     "ernie4_5_vl_moe": read_ernie4_5_vl_moe,
@@ -242,7 +247,7 @@ _READERS: Mapping[str, Callable[[Fields], ModelConfig]] = {
     "step3p7": read_step3p5,  # Step 3.5 in text_config, vision beside it
 }
 MODEL_TYPES = tuple(_READERS)  # of config.json
-MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim")  # where nothing turns; `check` refuses it of other models
+MAY_BE_ZERO = ("qk_rope_head_dim", "rotary_dim", "layer_id", "pad_token_id")  # `check` refuses it where it has no sense
 CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "afmoe": DecoderConfig,
     "bailing_hybrid": BailingHybridConfig,
@@ -250,6 +255,7 @@ CONFIG_CLASSES: Mapping[str, type[ModelConfig]] = {
     "cohere2_moe": Cohere2MoeConfig,
     "deepseek_v3": DeepseekV3Config,
     "deepseek_v4": DeepseekV4Config,
+    "deepseek_v41": DeepseekV41Config,
     "dots1": DecoderConfig,
     "ernie4_5_moe": DecoderConfig,
     "ernie4_5_vl_moe": DecoderConfig,

@@ -67,6 +67,14 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "ngrams.vocab_size_base": ("ngram_vocab_size_base",),
     "ngrams.eos_token_id": ("eos_token_id",),
     "ngrams.shards": ("split_ngram_parts",),
+    "candidates.layer_id": ("candidate_source_layer_id",),
+    "candidates.topk_blocks": ("candidate_topk_blocks",),
+    "engrams.layer_ids": ("engram_layer_ids",),
+    "engrams.max_ngram_size": ("engram_max_ngram_size",),
+    "engrams.n_heads": ("engram_n_heads",),
+    "engrams.vocab_size": ("engram_vocab_size",),
+    "engrams.compressed_vocab_size": ("engram_compressed_vocab_size",),
+    "engrams.pad_token_id": ("engram_pad_token_id",),
     "global_head_dim": ("per_layer_config.*.head_dim", "global_head_dim"),
     "num_global_key_value_heads": ("per_layer_config.*.num_key_value_heads", "num_global_key_value_heads"),
 }
@@ -155,9 +163,9 @@ class ModelConfig(ABC):
         return replace(self, rope_scaling=scaling.within(ctx_size)) if isinstance(scaling, LongRope) else self
 
     @property
-    def ngram_layer(self) -> int | None:
-        """The layer that an embedding of n-grams is added to."""
-        return None
+    def ngram_layers(self) -> tuple[int, ...]:
+        """The layers that an embedding of n-grams is added to, in the order of its rows."""
+        return ()
 
     @property
     def ngram_table(self) -> tuple[int, int] | None:
@@ -165,13 +173,13 @@ class ModelConfig(ABC):
         return None
 
     @property
-    def ngram_shards(self) -> int:
-        """Parts of equal length in which checkpoints hold it."""
+    def ngrams_per_token(self) -> int:
+        """Rows of it that a token reads."""
         return 0
 
     @property
-    def ngrams_per_token(self) -> int:
-        """Rows of it that a token reads."""
+    def token_classes(self) -> int:
+        """Of how many classes tokens are for it, by their texts; 0 where each is its own."""
         return 0
 
     @property

@@ -1,8 +1,10 @@
 """DeepSeek-V4-Flash and Pro (source: transformers' configuration_deepseek_v4.py and the published config.json)."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from formats.config.base import (
     COMPRESSED_SPARSE_ATTENTION,
@@ -25,27 +27,23 @@ MAX_STREAMS, MAX_ITERATIONS = 64, 1000  # of hyper-connections
 _BY_RATIO = {0: SLIDING_ATTENTION, 4: COMPRESSED_SPARSE_ATTENTION, 128: HEAVILY_COMPRESSED_ATTENTION}
 
 
-@dataclass(frozen=True)
-class DeepseekV4Config(ModelConfig):
+@dataclass(frozen=True, kw_only=True)
+class CompressedConfig(ModelConfig):
     """Several residual streams; one key head, which is the value too, over a window and over compressed entries.
 
     The last rotary_dim of head_dim values are turned: by rope_theta in layers of sliding_attention, by
-    compress_rope_theta and rope_scaling in the others. An entry stands for sparse_compress_rate tokens and as many
-    before them, or for heavy_compress_rate tokens.
+    compress_rope_theta and rope_scaling in the others.
     """
 
     rope_scaling: Yarn | None
     compress_rope_theta: float
-    sparse_compress_rate: int
-    heavy_compress_rate: int
     sliding_window: int  # tokens that a token of any layer sees as they are, itself included
-    mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
     q_lora_rank: int
     o_groups: int  # of heads, each with an output projection of its own
     o_lora_rank: int  # of the output of each
     index_n_heads: int
     index_head_dim: int
-    index_topk: int  # entries that a token of a layer of compressed_sparse_attention sees
+    index_topk: int  # entries that a token sees in layers that choose among them
     hc_mult: int  # residual streams
     hc_sinkhorn_iters: int
     hc_eps: float
@@ -61,27 +59,6 @@ class DeepseekV4Config(ModelConfig):
         """How positions turn queries and keys of layers that compress, and their entries."""
         return Rope(self.compress_rope_theta, self.rotary_dim, interleaved=True, scaling=self.rope_scaling)
 
-    def compress_rate(self, layer: int) -> int | None:
-        """Tokens from one entry to the next; None for a layer without entries."""
-        rates = {
-            COMPRESSED_SPARSE_ATTENTION: self.sparse_compress_rate,
-            HEAVILY_COMPRESSED_ATTENTION: self.heavy_compress_rate,
-        }
-        return rates.get(self.layer_types[layer])
-
-    def has_indexer(self, layer: int) -> bool:
-        """Whether the layer chooses among its entries; each then takes two windows of tokens."""
-        return self.layer_types[layer] == COMPRESSED_SPARSE_ATTENTION
-
-    def compressors(self) -> Iterator[tuple[int, int, bool]]:
-        """(tokens per entry, width of an entry, whether windows overlap) of every compressor."""
-        for layer in range(self.num_hidden_layers):
-            rate, overlap = self.compress_rate(layer), self.has_indexer(layer)
-            if rate is not None:
-                yield rate, self.head_dim, overlap
-            if rate is not None and overlap:
-                yield rate, self.index_head_dim, overlap
-
     @property
     def streams_width(self) -> int:
         """Values of all residual streams of a token."""
@@ -96,9 +73,59 @@ class DeepseekV4Config(ModelConfig):
     def expert_activation(self) -> Activation:
         return Activation(SILU_CLAMPED, limit=self.swiglu_limit)
 
+    @abstractmethod
+    def compressors(self) -> Iterator[tuple[int, int, bool]]:
+        """(tokens per entry, width of an entry, whether windows overlap) of every compressor."""
+
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         windows = self.num_hidden_layers * held_tokens(self.sliding_window, ctx_size, chunk_size) * 2 * self.head_dim
         return windows + sum(in_lanes(-(-ctx_size // rate)) * width for rate, width, _ in self.compressors())
+
+    def mixer_values(self, tokens: int) -> int:
+        compressed = 8 * self.head_dim + 3 * self.index_n_heads * self.index_head_dim
+        return tokens * (2 * self.streams_width + 6 * self.queries_width + compressed)
+
+    def check(self, where: Where) -> None:
+        super().check(where)
+        self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
+        self.require_divides(where, "o_groups", "num_attention_heads")
+        self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")
+        few = self.hc_sinkhorn_iters <= MAX_ITERATIONS
+        self.require(where, few, "hc_sinkhorn_iters", f"at most {MAX_ITERATIONS}")
+        turned = self.index_head_dim >= self.rotary_dim
+        self.require(where, turned, "index_head_dim", f"{where.key('rotary_dim')} {self.rotary_dim} or more")
+        for key in ("hc_eps", "swiglu_limit"):
+            self.require(where, getattr(self, key) > 0, key, "a number above 0")
+        self.check_scaling(where, "compress_rope_theta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepseekV4Config(CompressedConfig):
+    """An entry stands for sparse_compress_rate tokens and as many before them, or for heavy_compress_rate tokens."""
+
+    sparse_compress_rate: int
+    heavy_compress_rate: int
+    mlp_layer_types: tuple[str, ...]  # [num_hidden_layers]
+
+    def compress_rate(self, layer: int) -> int | None:
+        """Tokens from one entry to the next; None for a layer without entries."""
+        rates = {
+            COMPRESSED_SPARSE_ATTENTION: self.sparse_compress_rate,
+            HEAVILY_COMPRESSED_ATTENTION: self.heavy_compress_rate,
+        }
+        return rates.get(self.layer_types[layer])
+
+    def has_indexer(self, layer: int) -> bool:
+        """Whether the layer chooses among its entries; each then takes two windows of tokens."""
+        return self.layer_types[layer] == COMPRESSED_SPARSE_ATTENTION
+
+    def compressors(self) -> Iterator[tuple[int, int, bool]]:
+        for layer in range(self.num_hidden_layers):
+            rate, overlap = self.compress_rate(layer), self.has_indexer(layer)
+            if rate is not None:
+                yield rate, self.head_dim, overlap
+            if rate is not None and overlap:
+                yield rate, self.index_head_dim, overlap
 
     @property
     def state_values(self) -> int:
@@ -107,10 +134,6 @@ class DeepseekV4Config(ModelConfig):
             rate * 2 * width * (4 if overlap else 1)  # keys and gates; twice as wide and as many where they overlap
             for rate, width, overlap in self.compressors()
         )
-
-    def mixer_values(self, tokens: int) -> int:
-        compressed = 8 * self.head_dim + 3 * self.index_n_heads * self.index_head_dim
-        return tokens * (2 * self.streams_width + 6 * self.queries_width + compressed)
 
     def scores_per_token(self, ctx_size: int) -> int:
         return max(self.num_attention_heads, self.index_n_heads) * -(-ctx_size // self.sparse_compress_rate)
@@ -123,72 +146,69 @@ class DeepseekV4Config(ModelConfig):
         super().check(where)
         self.require_known(where, "layer_types", tuple(_BY_RATIO.values()))
         self.check_mlp_layer_types(where, (HASH_MOE, MOE))
-        self.require(where, self.num_key_value_heads == 1, "num_key_value_heads", "1")
-        self.require_divides(where, "o_groups", "num_attention_heads")
-        self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")
-        few = self.hc_sinkhorn_iters <= MAX_ITERATIONS
-        self.require(where, few, "hc_sinkhorn_iters", f"at most {MAX_ITERATIONS}")
-        turned = self.index_head_dim >= self.rotary_dim
-        self.require(where, turned, "index_head_dim", f"{where.key('rotary_dim')} {self.rotary_dim} or more")
-        for key in ("hc_eps", "swiglu_limit"):
-            self.require(where, getattr(self, key) > 0, key, "a number above 0")
-        self.check_scaling(where, "compress_rope_theta")
 
     @classmethod
     def read(cls, config: Fields) -> "DeepseekV4Config":
         """From config.json. Raises FormatError or UnsupportedError naming the key."""
-        for key, implemented in {
-            "attention_bias": False,
-            "hidden_act": "silu",
-            "mlp_bias": False,
-            "n_shared_experts": 1,
-            "norm_topk_prob": True,
-            "num_key_value_heads": 1,
-            "scoring_func": "sqrtsoftplus",
-            "topk_method": "noaux_tc",
-        }.items():
-            only(config, key, implemented)
         num_layers = config.integer("num_hidden_layers", 1, 10_000)
-        head_dim, rotary_dim = (config.integer(key, 1, 2**16) for key in ("head_dim", "qk_rope_head_dim"))
-        rope_theta, compress_rope_theta, rope_scaling = _read_rope(config, rotary_dim / head_dim)
         sparse, heavy = _read_compress_rates(config)
         hashed = config.integer("num_hash_layers", 0, 10_000, default=3)
         by_position = [HASH_MOE if layer < hashed else MOE for layer in range(num_layers)]
+        sizes = read_sizes(config)
+        rope_theta, compress_rope_theta, rope_scaling = _read_rope(config, sizes["rotary_dim"] / sizes["head_dim"])
         return cls(
             model_type="deepseek_v4",
-            vocab_size=config.integer("vocab_size", 1, 2**31),
-            hidden_size=config.integer("hidden_size", 1, 2**24),
-            num_hidden_layers=num_layers,
-            max_position_embeddings=config.integer("max_position_embeddings", 1, 2**31),
-            rms_norm_eps=config.number("rms_norm_eps"),
-            tie_word_embeddings=config.boolean("tie_word_embeddings", default=False),
-            layer_types=_read_layer_types(config, num_layers),
-            num_attention_heads=config.integer("num_attention_heads", 1, 2**16),
-            num_key_value_heads=1,
-            head_dim=head_dim,
-            rotary_dim=rotary_dim,
+            **sizes,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            num_experts=config.integer("n_routed_experts", 1, 2**20),
-            top_k=config.integer("num_experts_per_tok", 1, 2**20),
-            moe_intermediate_size=config.integer("moe_intermediate_size", 1, 2**24),
             compress_rope_theta=compress_rope_theta,
+            layer_types=_read_layer_types(config, num_layers),
             sparse_compress_rate=sparse,
             heavy_compress_rate=heavy,
-            sliding_window=config.integer("sliding_window", 1, 2**31),
             mlp_layer_types=tuple(config.strings("mlp_layer_types", by_position)),
-            q_lora_rank=config.integer("q_lora_rank", 1, 2**24),
-            o_groups=config.integer("o_groups", 1, 2**16),
-            o_lora_rank=config.integer("o_lora_rank", 1, 2**24),
-            index_n_heads=config.integer("index_n_heads", 1, 2**16),
-            index_head_dim=config.integer("index_head_dim", 1, 2**16),
-            index_topk=config.integer("index_topk", 1, 2**31),
-            hc_mult=config.integer("hc_mult", 1, MAX_STREAMS),
-            hc_sinkhorn_iters=config.integer("hc_sinkhorn_iters", 1, MAX_ITERATIONS),
-            hc_eps=config.number("hc_eps"),
-            routed_scaling_factor=config.number("routed_scaling_factor"),
-            swiglu_limit=config.number("swiglu_limit"),
         )
+
+
+def read_sizes(config: Fields) -> dict[str, Any]:
+    """The facts that V4 and V4.1 state alike. Raises FormatError or UnsupportedError naming the key."""
+    for key, implemented in {
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_key_value_heads": 1,
+        "scoring_func": "sqrtsoftplus",
+        "topk_method": "noaux_tc",
+    }.items():
+        only(config, key, implemented)
+    return {
+        "vocab_size": config.integer("vocab_size", 1, 2**31),
+        "hidden_size": config.integer("hidden_size", 1, 2**24),
+        "num_hidden_layers": config.integer("num_hidden_layers", 1, 10_000),
+        "max_position_embeddings": config.integer("max_position_embeddings", 1, 2**31),
+        "rms_norm_eps": config.number("rms_norm_eps"),
+        "tie_word_embeddings": config.boolean("tie_word_embeddings", default=False),
+        "num_attention_heads": config.integer("num_attention_heads", 1, 2**16),
+        "num_key_value_heads": 1,
+        "head_dim": config.integer("head_dim", 1, 2**16),
+        "rotary_dim": config.integer("qk_rope_head_dim", 1, 2**16),
+        "num_experts": config.integer("n_routed_experts", 1, 2**20),
+        "top_k": config.integer("num_experts_per_tok", 1, 2**20),
+        "moe_intermediate_size": config.integer("moe_intermediate_size", 1, 2**24),
+        "sliding_window": config.integer("sliding_window", 1, 2**31),
+        "q_lora_rank": config.integer("q_lora_rank", 1, 2**24),
+        "o_groups": config.integer("o_groups", 1, 2**16),
+        "o_lora_rank": config.integer("o_lora_rank", 1, 2**24),
+        "index_n_heads": config.integer("index_n_heads", 1, 2**16),
+        "index_head_dim": config.integer("index_head_dim", 1, 2**16),
+        "index_topk": config.integer("index_topk", 1, 2**31),
+        "hc_mult": config.integer("hc_mult", 1, MAX_STREAMS),
+        "hc_sinkhorn_iters": config.integer("hc_sinkhorn_iters", 1, MAX_ITERATIONS),
+        "hc_eps": config.number("hc_eps"),
+        "routed_scaling_factor": config.number("routed_scaling_factor"),
+        "swiglu_limit": config.number("swiglu_limit"),
+    }
 
 
 def _read_rope(config: Fields, share: float) -> tuple[float, float, Yarn | None]:

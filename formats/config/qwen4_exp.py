@@ -97,16 +97,12 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
         return LINEAR_ATTENTION, INDEXED_ATTENTION
 
     @property
-    def ngram_layer(self) -> int | None:
-        return None if self.ngrams is None else self.ngrams.layer_id - 1
+    def ngram_layers(self) -> tuple[int, ...]:
+        return () if self.ngrams is None else (self.ngrams.layer_id - 1,)
 
     @property
     def ngram_table(self) -> tuple[int, int] | None:
         return None if self.ngrams is None else (self.ngrams.rows, self.ngrams.columns)
-
-    @property
-    def ngram_shards(self) -> int:
-        return 0 if self.ngrams is None else self.ngrams.shards
 
     @property
     def ngrams_per_token(self) -> int:

@@ -46,6 +46,7 @@ from formats.families.deepseek import (
     MISTRAL_LARGE4,
 )
 from formats.families.deepseek_v4 import DEEPSEEK_V4
+from formats.families.deepseek_v41 import DEEPSEEK_V41
 from formats.families.gemma4 import GEMMA4
 from formats.families.hy_v4 import HY_V4
 from formats.families.muse_spark import MUSE_SPARK
@@ -61,6 +62,7 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2_moe": COHERE2_MOE,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
+    "deepseek_v41": DEEPSEEK_V41,
     "dots1": DOTS1,
     "ernie4_5_moe": ERNIE4_5_MOE,
     "ernie4_5_vl_moe": ERNIE4_5_VL_MOE,

@@ -8,29 +8,37 @@ from formats.config import (
     HEAVILY_COMPRESSED_ATTENTION,
     MOE,
     SLIDING_ATTENTION,
+    CompressedConfig,
     DeepseekV4Config,
 )
 from formats.families.shared import expert_dims, hyper_connection, stream_dims
 from formats.family import FINAL_NORM, Experts, Family, Tensor
 
 
-def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
+def attention_dims(config: CompressedConfig) -> Mapping[str, int]:
+    """Sizes of V4 and V4.1."""
     groups = config.o_groups
     return {
         **expert_dims(config),
         **stream_dims(config),
-        "K": config.top_k,
         "H": config.num_attention_heads,
         "h": config.head_dim,
-        "2h": 2 * config.head_dim,
         "q": config.q_lora_rank,
         "Q": config.queries_width,
         "O": config.queries_width // groups,
         "G": groups * config.o_lora_rank,
         "i": config.index_n_heads,
         "x": config.index_head_dim,
-        "2x": 2 * config.index_head_dim,
         "X": config.index_n_heads * config.index_head_dim,
+    }
+
+
+def _dims(config: DeepseekV4Config) -> Mapping[str, int]:
+    return {
+        **attention_dims(config),
+        "K": config.top_k,
+        "2h": 2 * config.head_dim,
+        "2x": 2 * config.index_head_dim,
         "m": config.sparse_compress_rate,
         "M": config.heavy_compress_rate,
     }
@@ -47,7 +55,7 @@ def _compressor(name: str, source: str, rate: str, projected: str, width: str) -
     )
 
 
-_ATTENTION = (
+ATTENTION = (
     Tensor("self_attn.q_a_proj", "q D", source="attn.wq_a"),
     Tensor("self_attn.q_a_norm", "q", source="attn.q_norm"),
     Tensor("self_attn.q_b_proj", "Q q", source="attn.wq_b"),
@@ -57,10 +65,13 @@ _ATTENTION = (
     Tensor("self_attn.o_a_proj", "G O", source="attn.wo_a"),
     Tensor("self_attn.o_b_proj", "D G", source="attn.wo_b"),
 )
-_INDEXER = (
-    *_compressor("self_attn.indexer.compressor", "attn.indexer.compressor", "m", "2x", "x"),
+INDEX_QUERIES = (
     Tensor("self_attn.indexer.q_b_proj", "X q", source="attn.indexer.wq_b"),
     Tensor("self_attn.indexer.weights_proj", "i D", keep=True, source="attn.indexer.weights_proj"),
+)
+_INDEXER = (
+    *_compressor("self_attn.indexer.compressor", "attn.indexer.compressor", "m", "2x", "x"),
+    *INDEX_QUERIES,
 )
 
 DEEPSEEK_V4 = Family(
@@ -69,12 +80,11 @@ DEEPSEEK_V4 = Family(
     dims=_dims,
     before_mixer=(*hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
     mixers={
-        SLIDING_ATTENTION: _ATTENTION,
-        COMPRESSED_SPARSE_ATTENTION: _ATTENTION
+        SLIDING_ATTENTION: ATTENTION,
+        COMPRESSED_SPARSE_ATTENTION: ATTENTION
         + _compressor("self_attn.compressor", "attn.compressor", "m", "2h", "h")
         + _INDEXER,
-        HEAVILY_COMPRESSED_ATTENTION: _ATTENTION
-        + _compressor("self_attn.compressor", "attn.compressor", "M", "h", "h"),
+        HEAVILY_COMPRESSED_ATTENTION: ATTENTION + _compressor("self_attn.compressor", "attn.compressor", "M", "h", "h"),
     },
     after_mixer=(*hyper_connection("ffn"), Tensor("post_attention_layernorm", "D", source="ffn_norm")),
     moe=(

@@ -1,10 +1,10 @@
 """Qwen3.8-Flash-Next: the layers of Qwen3.5 MoE between streams that are mixed, an indexer, an embedding of n-grams."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from formats.config import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENTION, Qwen4ExpConfig
 from formats.families.qwen3_5 import QWEN3_5_MOE
-from formats.family import Family, Tensor
+from formats.family import NGRAM_SHARD, Family, Tensor
 
 
 def _qwen4_dims(config: Qwen4ExpConfig) -> Mapping[str, int]:
@@ -38,6 +38,13 @@ def _hyper_connection(name: str) -> tuple[Tensor, ...]:
     return (*_mixture(name), Tensor(f"{name}.block_inject_weight", "s sD", keep=True))
 
 
+def _shards(config: Qwen4ExpConfig) -> Iterator[tuple[int, Tensor]]:
+    """Parts of equal length that the embedding of n-grams is published in."""
+    for layer in config.ngram_layers:
+        for shard in range(config.ngrams.shards if config.ngrams else 0):
+            yield layer, Tensor(NGRAM_SHARD.format(shard), "ngrams ngram")
+
+
 QWEN4_EXP = Family(
     prefixes=("model.language_model.", "model."),
     dims=_qwen4_dims,
@@ -51,6 +58,7 @@ QWEN4_EXP = Family(
         Tensor("ple.norm_conv", "sD"),
         Tensor("ple.conv1d", "sD 1 nk", keep=True),
     ),
+    ngram_shards=_shards,
     before_mixer=_hyper_connection("attn_hyper_connection"),
     mixers={
         LINEAR_ATTENTION: QWEN3_5_MOE.mixers[LINEAR_ATTENTION],

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from formats.config.base import ModelConfig
-from formats.config.deepseek_v4 import DeepseekV4Config
+from formats.config.deepseek_v4 import CompressedConfig
 from formats.config.glm5_next import Glm5NextConfig
 from formats.config.hy_v4 import HyV4Config
 from formats.config.mamba2 import Mamba2
@@ -21,7 +21,7 @@ def expert_dims(config: ModelConfig) -> Mapping[str, int]:
     }
 
 
-def stream_dims(config: DeepseekV4Config | Glm5NextConfig | HyV4Config) -> Mapping[str, int]:
+def stream_dims(config: CompressedConfig | Glm5NextConfig | HyV4Config) -> Mapping[str, int]:
     """Sizes of what weighs residual streams."""
     streams = config.hc_mult
     return {"3": 3, "N": streams, "ND": config.streams_width, "W": (2 + streams) * streams}

@@ -16,6 +16,7 @@ from runtime.backends.facts import (
     Block,
     DeltaNet,
     Part,
+    Rounding,
     Routed,
     Router,
     Routing,
@@ -121,6 +122,9 @@ class Ops(Protocol):
     def scale(self, x: Array, weight: Weight) -> Array:
         """x * weight over the last axis; weight [1] or [last axis]."""
 
+    def scale_streams(self, x: Array, weight: Weight) -> Array:
+        """x [T, N, D] * weight [N, D]."""
+
     def scale_heads(self, x: Array, weight: Weight) -> Array:
         """x [T, H, d] times a number of each head, weight [H]."""
 
@@ -217,6 +221,26 @@ class Ops(Protocol):
         Source: DeepSeek-V3.2; transformers' DeepseekV32Indexer.
         """
 
+    def select_among(
+        self,
+        q: Array,
+        weights: Array,
+        cache: State,
+        top_k: int,
+        seen: Sequence[int],
+        candidates: Array | None = None,
+    ) -> Array:
+        """As `select_tokens`, of keys that a cache holds; only among the candidates [T, keys], if any are given."""
+
+    def select_candidates(
+        self, q: Array, weights: Array, cache: State, top_k: int, seen: Sequence[int], block: int, blocks: int
+    ) -> tuple[Array, Array]:
+        """As `select_among`, and the keys of the best `blocks` blocks of each query, of equals the first: [T, keys].
+
+        The last block that a query sees is one of them; of the others those with the highest sum of any key.
+        Source: DeepSeek-V4.1; mlx-lm's deepseek_v41.
+        """
+
     def select_blocks(
         self, q: Array, k: Array, cache: State, block: int, top_k: int, local: int
     ) -> tuple[Array, State]:
@@ -237,19 +261,23 @@ class Ops(Protocol):
         """An empty cache of keys that are their own values, one for each `rate` tokens."""
 
     def add_entries(self, entries: State, keys: Array) -> State:
-        """With the next keys [any, width]."""
+        """With the next keys [any, width]; of an indexer's cache, too."""
 
     def new_open_window(self, rate: int, width: int, overlap: bool) -> State:
         """What `compress` remembers, before the first token; width is that of its projections."""
 
-    def compress(self, kv: Array, gate: Array, position_bias: Weight, window: State) -> tuple[Array, State]:
+    def compress(self, kv: Array, gate: Array, position_bias: Weight | None, window: State) -> tuple[Array, State]:
         """One entry for each window of `rate` tokens that these complete: ([any, d], what remains open).
 
-        kv, gate [T, width], position_bias [rate, width]. An entry is, channel by channel, the mean of the kv of its
-        tokens, weighed by the softmax of their gate + position_bias. Where windows overlap width is 2 d, and an entry
-        takes the first half of each token of the window before and the second half of each of its own.
+        kv, gate [T, width], position_bias [rate, width], or none where windows do not overlap. An entry is, channel by
+        channel, the mean of the kv of its tokens, weighed by the softmax of their gate + position_bias. Where windows
+        overlap width is 2 d, and an entry takes the first half of each token of the window before and the second half
+        of each of its own.
         Source: DeepSeek-V4; transformers' DeepseekV4CSACompressor and DeepseekV4HCACompressor.
         """
+
+    def rounded(self, x: Array, rounding: Rounding) -> Array:
+        """The nearest values that blocks of the last axis have in few bits; a scale brings the largest into range."""
 
     def stream_gates(self, mixes: Array, scale: Weight, base: Weight, eps: float) -> Array:
         """sigmoid(mixes * scale + base) + eps: mixes [T, N] and base [N], scale [1], or [n] each of N / n in turn."""

@@ -49,6 +49,14 @@ class ScaledNorm(NamedTuple):
     offset: float = 0.0
 
 
+class Rounding(NamedTuple):
+    """To what values are rounded that were trained so: floats of 4 or 8 bits, blocks of them with a common scale."""
+
+    bits: int  # 4: E2M1, 8: E4M3
+    block: int
+    e4m3_scales: bool = False  # of FP4; scales are powers of two otherwise
+
+
 class Beside(NamedTuple):
     """Entries that queries see beside the tokens of a cache: of each query the first `seen`, of them those selected."""
 

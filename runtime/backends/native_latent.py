@@ -16,7 +16,7 @@ from runtime.backends.facts import State
 from runtime.backends.native import address
 from runtime.backends.native_states import NativeCache
 from runtime.backends.native_weights import Told, native_weight, require_shapes
-from runtime.backends.numpy_latent import Bool, IndexCache, choose_tokens, seen_tokens
+from runtime.backends.numpy_latent import Bool, IndexCache, Integers, Scored, choose_tokens, seen_tokens
 from runtime.backends.numpy_ops import Weight
 
 
@@ -118,20 +118,23 @@ class NativeLatentOps:
         seen: Sequence[int] | None = None,
     ) -> tuple[Bool, IndexCache]:
         cache = cache.extended(k)
+        each = seen_tokens(cache, len(q)) if seen is None else np.asarray(seen)
+        selection = np.zeros((len(q), cache.length), np.bool_)
+        for rows, scores in self.index_scores(q, weights, cache, each):
+            choose_tokens(scores, each[rows], top_k, selection[rows])
+        return selection, cache
+
+    def index_scores(self, q: Float32, weights: Float32, cache: IndexCache, _seen: Integers) -> Scored:
+        """As that of numpy_latent, of all keys."""
         tokens, heads, _ = q.shape
-        number, each = cache.length, seen_tokens(cache, tokens) if seen is None else np.asarray(seen)
-        selection = np.zeros((tokens, number), np.bool_)
-        if number == 0:
-            return selection, cache
-        block = max(1, SCORES_BYTES // (4 * heads * number))
-        for first in range(0, tokens, block):
+        number = cache.length
+        block = max(1, SCORES_BYTES // (4 * heads * max(1, number)))
+        for first in range(0, tokens if number else 0, block):
             dots = self.index_dots(q[first : first + block], cache)
             np.maximum(dots, 0, out=dots)
             rows = slice(first, first + len(dots))
             dots *= weights[rows, :, None]
-            scores = np.add.reduce(dots, axis=1)  # [n, number], head after head
-            choose_tokens(scores, each[rows], top_k, selection[rows])
-        return selection, cache
+            yield rows, np.add.reduce(dots, axis=1)  # [n, number], head after head
 
     def index_dots(self, q: Float32, cache: IndexCache) -> Float32:
         """The keys are a matrix of float32, its rows the tokens so far."""

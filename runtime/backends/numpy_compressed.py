@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.dtypes import AnyArray, Float32
-from runtime.backends.facts import Beside, Routing, State, Weight
+from runtime.backends.facts import Beside, Rounding, Routing, State, Weight
 from runtime.backends.numpy_latent import Bool, IndexCache, softmax
 from runtime.backends.numpy_route import Integers, expert_ids_of, routing_weights, scores_of
 
@@ -40,15 +40,16 @@ Pool = Callable[[Float32, Float32], Float32]
 
 
 def compress(
-    kv: Float32, gate: Float32, position_bias: Weight, window: OpenWindow, pool: Pool
+    kv: Float32, gate: Float32, position_bias: Weight | None, window: OpenWindow, pool: Pool
 ) -> tuple[Float32, OpenWindow]:
     """As Ops.compress; pool makes the means of values and gates [W, slots, d]."""
-    rate, width = position_bias.rows, position_bias.columns
+    rate, width = position_bias.rows if position_bias else window.capacity, kv.shape[1]
     before = window.capacity - rate  # rows of the window before
-    places = (window.length - before + np.arange(len(kv))) % rate
-    lowest = int(places.min())
-    bias = position_bias.decode(lowest, int(places.max()) + 1)
-    new = np.stack([kv, gate + bias[places - lowest]])  # [2, T, width]
+    if position_bias:
+        places = (window.length - before + np.arange(len(kv))) % rate
+        lowest = int(places.min())
+        gate = gate + position_bias.decode(lowest, int(places.max()) + 1)[places - lowest]
+    new = np.stack([kv, gate])  # [2, T, width]
     stop = window.length + len(kv)
     if stop < window.capacity:
         window.rows[:, window.length : stop] = new
@@ -80,8 +81,42 @@ def doubly_stochastic(comb: Float32, iterations: int, eps: np.float32) -> Float3
     return comb
 
 
+E4M3_BITS, E4M3_LEAST, E4M3_MOST = 3, -6, 448  # digits behind the point, smallest normal exponent, largest value
+E2M1_BITS, E2M1_LEAST, E2M1_MOST = 1, 0, 6
+
+
+def rounded(x: Float32, rounding: Rounding) -> Float32:
+    """As Ops.rounded (source: mlx-lm's _fake_quant_fp8 and _fake_quant_fp4)."""
+    blocks = x.reshape(*x.shape[:-1], -1, rounding.block)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
+    if rounding.bits == 8:
+        scales = _power_above(np.maximum(largest, np.float32(1e-4)) / np.float32(E4M3_MOST))
+        values = _nearest(blocks / scales, E4M3_BITS, E4M3_LEAST, E4M3_MOST)
+    else:
+        least = 2.0**-9 if rounding.e4m3_scales else 2.0**-126
+        scales = np.maximum(largest, np.float32(E2M1_MOST * least)) / np.float32(E2M1_MOST)
+        of_e4m3 = rounding.e4m3_scales
+        scales = _nearest(scales, E4M3_BITS, E4M3_LEAST, E4M3_MOST) if of_e4m3 else _power_above(scales)
+        values = _nearest(blocks / scales, E2M1_BITS, E2M1_LEAST, E2M1_MOST)
+    return (values * scales).reshape(x.shape)
+
+
+def _power_above(x: Float32) -> Float32:
+    """The power of two that is x or the next above it, of positive numbers."""
+    fraction, exponent = np.frexp(x)  # of 0.5 up to 1
+    return np.ldexp(np.float32(1), exponent - (fraction == 0.5)).astype(np.float32)
+
+
+def _nearest(x: Float32, bits: int, least: int, most: float) -> Float32:
+    """Of numbers with so many binary digits behind the first; of two the even one, up to the largest in size."""
+    _, exponent = np.frexp(x)
+    spacing = np.ldexp(np.float32(1), np.maximum(exponent - 1, least) - bits)
+    nearest: Float32 = np.clip(np.rint(x / spacing) * spacing, -most, most).astype(np.float32)
+    return nearest
+
+
 class CompressedOps:
-    """The part of NumpyOps that only DeepSeek-V4 uses and that needs nothing of a container."""
+    """The part of NumpyOps that only DeepSeek-V4 and V4.1 use and that needs nothing of a container."""
 
     @abstractmethod
     def sigmoid(self, x: Float32) -> Float32: ...
@@ -99,7 +134,7 @@ class CompressedOps:
         return OpenWindow.empty(rate, width, overlap)
 
     def compress(
-        self, kv: Float32, gate: Float32, position_bias: Weight, window: OpenWindow
+        self, kv: Float32, gate: Float32, position_bias: Weight | None, window: OpenWindow
     ) -> tuple[Float32, OpenWindow]:
         return compress(kv, gate, position_bias, window, self.pool)
 
@@ -109,6 +144,9 @@ class CompressedOps:
         weights /= weights.sum(axis=1, keepdims=True)
         pooled: Float32 = (values * weights).sum(axis=1)
         return pooled
+
+    def rounded(self, x: Float32, rounding: Rounding) -> Float32:
+        return rounded(x, rounding)
 
     def stream_gates(self, mixes: Float32, scale: Weight, base: Weight, eps: float) -> Float32:
         scales = scale.vector()

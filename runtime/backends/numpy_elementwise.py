@@ -82,6 +82,9 @@ class ElementwiseOps:
     def softcap(self, x: Float32, cap: float) -> Float32:
         return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
+    def scale_streams(self, x: Float32, weight: Weight) -> Float32:
+        return x * weight.decode()
+
     def root_gate(self, x: Float32, y: Float32) -> Float32:
         products = np.moveaxis(x * y, -1, 0)  # summed one after another, on any machine in one order
         d = np.add.reduce(np.ascontiguousarray(products), axis=0)[..., None] * np.float32(x.shape[-1] ** -0.5)

@@ -1,6 +1,6 @@
 """Multi-head latent attention and its indexer in NumPy: the definition of these operations (base.py)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,18 @@ def values_matrix(kv_b: Sequence[Any], head: int, heads: int, n: int) -> Float32
 
 def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int, seen: Integers) -> Bool:
     """As Ops.select_tokens, over a cache that holds the new keys, of which each query sees `seen`: bool [T, length]."""
+    selection = np.zeros((len(q), cache.length), np.bool_)
+    for rows, scores in index_scores(q, weights, cache, seen):
+        choose_tokens(scores, seen[rows], top_k, selection[rows])
+    return selection
+
+
+Scored = Iterator[tuple[slice, Float32]]
+
+
+def index_scores(q: Float32, weights: Float32, cache: IndexCache, seen: Integers) -> Scored:
+    """Some queries at a time, and their scores of all keys that any of them sees: [n, keys]."""
     tokens, heads, _ = q.shape
-    selection = np.zeros((tokens, cache.length), np.bool_)
     block = max(1, SCORES_BYTES // (4 * max(1, cache.length)))
     for first in range(0, tokens, block):
         rows = slice(first, min(first + block, tokens))
@@ -100,8 +110,38 @@ def select_tokens(q: Float32, weights: Float32, cache: IndexCache, top_k: int, s
         scores = np.zeros((rows.stop - first, most), np.float32)
         for h in range(heads):
             scores += weights[rows, h, None] * np.maximum(q[rows, h] @ cache.keys[:most].T, 0)
+        yield rows, scores
+
+
+def select_among(scored: Scored, shape: tuple[int, int], seen: Integers, top_k: int, candidates: Bool | None) -> Bool:
+    """As Ops.select_among, of scores; shape is that of the result."""
+    selection = np.zeros(shape, np.bool_)
+    for rows, scores in scored:
+        if candidates is not None:
+            np.copyto(scores, -np.inf, where=~candidates[rows, : scores.shape[1]])
         choose_tokens(scores, seen[rows], top_k, selection[rows])
-    return selection
+    return selection if candidates is None else selection & candidates
+
+
+def select_candidates(
+    scored: Scored, shape: tuple[int, int], seen: Integers, top_k: int, block: int, blocks: int
+) -> tuple[Bool, Bool]:
+    """As Ops.select_candidates, of scores."""
+    selection, candidates = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    for rows, scores in scored:
+        keys = scores.shape[1]
+        if keys == 0:
+            continue
+        some = seen[rows]
+        np.copyto(scores, -np.inf, where=np.arange(keys) >= some[:, None])
+        best = np.maximum.reduceat(scores, np.arange(0, keys, block), axis=1)  # [n, blocks]
+        last = (some - 1) // block
+        np.copyto(best, np.inf, where=np.arange(best.shape[1]) == last[:, None])
+        chosen = np.zeros(best.shape, np.bool_)
+        choose_tokens(best, last + 1, blocks, chosen)
+        candidates[rows, :keys] = np.repeat(chosen, block, axis=1)[:, :keys]
+        choose_tokens(scores, some, top_k, selection[rows])
+    return selection, candidates
 
 
 def select_blocks(

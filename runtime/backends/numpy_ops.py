@@ -27,11 +27,16 @@ from runtime.backends.numpy_elementwise import ElementwiseOps
 from runtime.backends.numpy_latent import (
     Bool,
     IndexCache,
+    Integers,
     LatentCache,
+    Scored,
+    index_scores,
     keys_matrix,
     latent_attention,
     seen_tokens,
+    select_among,
     select_blocks,
+    select_candidates,
     select_tokens,
     softmax,
     values_matrix,
@@ -347,6 +352,35 @@ class NumpyOps(ElementwiseOps, CompressedOps, ComposedOps):
         extended = cache.extended(k)
         each = seen_tokens(extended, len(q)) if seen is None else np.asarray(seen)
         return select_tokens(q, weights, extended, top_k, each), extended
+
+    def select_among(
+        self,
+        q: Float32,
+        weights: Float32,
+        cache: IndexCache,
+        top_k: int,
+        seen: Sequence[int],
+        candidates: Bool | None = None,
+    ) -> Bool:
+        each, shape = np.asarray(seen), (len(q), cache.length)
+        return select_among(self.index_scores(q, weights, cache, each), shape, each, top_k, candidates)
+
+    def select_candidates(
+        self,
+        q: Float32,
+        weights: Float32,
+        cache: IndexCache,
+        top_k: int,
+        seen: Sequence[int],
+        block: int,
+        blocks: int,
+    ) -> tuple[Bool, Bool]:
+        each, shape = np.asarray(seen), (len(q), cache.length)
+        return select_candidates(self.index_scores(q, weights, cache, each), shape, each, top_k, block, blocks)
+
+    def index_scores(self, q: Float32, weights: Float32, cache: IndexCache, seen: Integers) -> Scored:
+        """Of all queries, some at a time: see numpy_latent."""
+        return index_scores(q, weights, cache, seen)
 
     def select_blocks(
         self, q: Float32, k: Float32, cache: IndexCache, block: int, top_k: int, local: int

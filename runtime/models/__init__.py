@@ -1,7 +1,10 @@
 """One file per kind of model, each read from top to bottom as the model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
+
+from tokenizers import Tokenizer
 
 from formats.config import (
     BailingHybridConfig,
@@ -9,6 +12,7 @@ from formats.config import (
     DecoderConfig,
     DeepseekV3Config,
     DeepseekV4Config,
+    DeepseekV41Config,
     Gemma4Config,
     Glm5NextConfig,
     GraniteMoeHybridConfig,
@@ -33,6 +37,7 @@ from runtime.models.cohere2_moe import Cohere2Moe
 from runtime.models.decoder import Decoder
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.deepseek_v4 import DeepseekV4
+from runtime.models.deepseek_v41 import DeepseekV41
 from runtime.models.gemma4 import Gemma4
 from runtime.models.glm5_next import Glm5Next
 from runtime.models.granitemoehybrid import GraniteMoeHybrid
@@ -48,6 +53,7 @@ from runtime.models.phimoe import Phimoe
 from runtime.models.qwen3_5_moe import Qwen3_5Moe
 from runtime.models.qwen4_exp import Qwen4Exp
 from runtime.session import Sequence as StepSequence
+from runtime.token_classes import token_classes
 
 
 class Model(Protocol):
@@ -80,6 +86,7 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     DecoderConfig: Decoder,
     DeepseekV3Config: DeepseekV3,
     DeepseekV4Config: DeepseekV4,
+    DeepseekV41Config: DeepseekV41,
     Gemma4Config: Gemma4,
     Glm5NextConfig: Glm5Next,
     GraniteMoeHybridConfig: GraniteMoeHybrid,
@@ -96,3 +103,11 @@ MODELS: Mapping[type[ModelConfig], Callable[[Any, Ops], Model]] = {
     Qwen4ExpConfig: Qwen4Exp,
     Step3p5Config: Decoder,
 }
+
+
+def new_model(config: ModelConfig, ops: Ops, tokenizer: Callable[[], Tokenizer], made_up: bool) -> Model:
+    """The model of a config; tokenizer and made_up as of `token_classes`."""
+    model = MODELS[type(config)](config, ops)
+    if isinstance(model, DeepseekV41):
+        return replace(model, classes=token_classes(config, tokenizer, made_up))
+    return model

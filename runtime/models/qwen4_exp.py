@@ -32,7 +32,7 @@ class Qwen4Exp(Qwen3_5Moe):
         h = ops.concatenate([ops.embed(token_ids)] * c.hc_count, axis=1)  # [T, S * D]
         for layer, layer_type in enumerate(c.layer_types):
             mixer = self._linear_attention if layer_type == LINEAR_ATTENTION else self._block_attention
-            if layer == c.ngram_layer:
+            if layer in c.ngram_layers:
                 h = h + self._ngrams(f"layers.{layer}.ple", h, token_ids, sequences)
             x, normed = self._mixed(h, f"layers.{layer}.attn_hyper_connection")
             h = self._injected(h, mixer(layer, x, sequences), normed, f"layers.{layer}.attn_hyper_connection")

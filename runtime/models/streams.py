@@ -8,14 +8,14 @@ from abc import abstractmethod
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from formats.config import DeepseekV4Config, Glm5NextConfig, HyV4Config
+from formats.config import CompressedConfig, Glm5NextConfig, HyV4Config
 from runtime.backends.base import Ops
 from runtime.backends.facts import Array, Wanted
 from runtime.models.deepseek_v3 import DeepseekV3
 from runtime.models.norms import unit_norm
 from runtime.session import Sequence
 
-Config = DeepseekV4Config | Glm5NextConfig | HyV4Config
+Config = CompressedConfig | Glm5NextConfig | HyV4Config
 
 
 def spread(ops: Ops, token_ids: Items[int], streams: int) -> Array:
@@ -23,9 +23,15 @@ def spread(ops: Ops, token_ids: Items[int], streams: int) -> Array:
     return ops.concatenate([ops.embed(token_ids)[:, None]] * streams, axis=1)
 
 
-def collapse(ops: Ops, config: DeepseekV4Config | Glm5NextConfig, h: Array, name: str) -> tuple[Array, Array, Array]:
+def collapse(ops: Ops, config: CompressedConfig | Glm5NextConfig, h: Array, name: str) -> tuple[Array, Array, Array]:
     """(what half a layer reads [T, D], how its output enters the streams [T, N], how they mix [T, N, N])."""
-    pre, post, comb = ops.stream_weights(
+    pre, post, comb = weights(ops, config, h, name)
+    return ops.collapse_streams(h, pre), post, comb
+
+
+def weights(ops: Ops, config: CompressedConfig | Glm5NextConfig, h: Array, name: str) -> tuple[Array, Array, Array]:
+    """As `collapse`, but what weighs the streams that are read [T, N] instead of what is read."""
+    return ops.stream_weights(
         mixes(ops, config, h, name),
         ops.weight(f"{name}.scale"),
         ops.weight(f"{name}.base"),
@@ -33,7 +39,6 @@ def collapse(ops: Ops, config: DeepseekV4Config | Glm5NextConfig, h: Array, name
         config.hc_sinkhorn_iters,
         config.hc_eps,
     )
-    return ops.collapse_streams(h, pre), post, comb
 
 
 def mixes(ops: Ops, config: Config, h: Array, name: str) -> Array:
@@ -42,7 +47,7 @@ def mixes(ops: Ops, config: Config, h: Array, name: str) -> Array:
     return ops.linear(unit_norm(ops, together, config.rms_norm_eps), ops.weight(f"{name}.fn"))
 
 
-def gathered(ops: Ops, config: DeepseekV4Config | HyV4Config, h: Array) -> Array:
+def gathered(ops: Ops, config: CompressedConfig | HyV4Config, h: Array) -> Array:
     """All streams in one behind the last layer, each weighed by its gate: [T, D]."""
     scale, base = ops.weight("hc_head.scale"), ops.weight("hc_head.base")
     return ops.collapse_streams(h, ops.stream_gates(mixes(ops, config, h, "hc_head"), scale, base, config.hc_eps))

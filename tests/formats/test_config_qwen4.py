@@ -32,13 +32,13 @@ def test_the_published_config_is_read() -> None:
 def test_the_table_of_n_grams_is_as_long_as_the_published_shards() -> None:
     model = read()
     assert model.ngram_table == (128 * 2500012, 160)  # which is what the headers of the published shards say
-    assert (model.ngram_layer, model.ngram_shards, model.ngrams_per_token) == (1, 128, 16)
+    assert (model.ngram_layers, model.ngrams_per_token) == ((1,), 16)
 
 
 def test_a_model_without_n_grams_has_no_table() -> None:
     model = read(ple_layer_ids=[], eos_token_id=None)
-    assert (model.ngrams, model.ngram_table, model.ngram_layer) == (None, None, None)
-    assert (model.ngram_shards, model.ngrams_per_token) == (0, 0)
+    assert (model.ngrams, model.ngram_table, model.ngram_layers) == (None, None, ())
+    assert model.ngrams_per_token == 0
 
 
 def test_the_first_of_several_ends_is_that_of_n_grams() -> None:

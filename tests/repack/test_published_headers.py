@@ -121,7 +121,7 @@ def test_a_layer_of_flash_next_has_the_published_names(layer: int, mixer: set[st
 def test_the_table_of_flash_next_comes_in_the_published_shards() -> None:
     config = config_of("Qwen/Qwen3.8-Flash-Next")
     family = FAMILIES[config.model_type]
-    shards = [(tensor.published, family.shape(tensor.shape, config)) for tensor in family.ngram_shards(config)]
+    shards = [(tensor.published, family.shape(tensor.shape, config)) for _, tensor in family.ngram_shards(config)]
     assert len(shards) == 128
     assert shards[127] == ("ple.ple_embedding.ngram_embedding.shard_127.weight", (2500012, 160))
 

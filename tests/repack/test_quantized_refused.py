@@ -16,7 +16,7 @@ from formats.quantization import read_quantization
 from repack.convert import prepare
 from repack.plan import Options
 from repack.sources.folder import FolderSource
-from tests.fixtures import deepseek_v4_tiny, qwen4_tiny
+from tests.fixtures import deepseek_v4_tiny, deepseek_v41_tiny, qwen4_tiny
 from tests.fixtures.mlx_names import mlx_config
 from tests.fixtures.recipe import write_checkpoint
 from tests.repack.checkpoints import PREFIX, SMALL, shapes
@@ -253,7 +253,10 @@ def test_mlx_overrides_by_path_are_what_the_tensors_must_be(tmp_path: Path) -> N
     assert converted(source, tmp_path / "out").tensors["layers.0.mlp.gate"].encoding == Plain("f32")
 
 
-@pytest.mark.parametrize("case", [deepseek_v4_tiny.CASES["deepseek_v4"], qwen4_tiny.CASES["qwen4_exp"]])
+@pytest.mark.parametrize(
+    "case",
+    [deepseek_v4_tiny.CASES["deepseek_v4"], deepseek_v41_tiny.CASES["deepseek_v41"], qwen4_tiny.CASES["qwen4_exp"]],
+)
 def test_mlx_files_of_a_model_that_mlx_lm_does_not_have_are_refused_by_name(case: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, case.tensors(), mlx_config(case.config))
     with pytest.raises(

@@ -41,7 +41,7 @@ The errors are the largest of the logits of 48 tokens, which have a standard dev
 They are against transformers 5.23, or 5.24 where the README says so, in float32 on the decoded weights.
 Greedy ids and chosen experts are equal in each.
 Native kernels compute with `--precision exact`.
-Those of Kimi K3 are against mlx-lm 0.32.2, as transformers has no such model.
+Those of Kimi K3 and DeepSeek-V4.1 are against mlx-lm 0.32.2, as transformers has no such models.
 Their last digits depend on the machine; the tests allow 5e-4, and 2e-3 for Qwen3.5 MoE and Qwen3-Next.
 
 | case | model_type | experts arrive as | and are kept as | exact | error on NumPy | on native kernels | test |

@@ -1,4 +1,4 @@
-"""FP8 E4M3FN with float scales: DeepSeek's 128 x 128 blocks, a scale per output channel, or one per tensor; and MXFP8.
+"""FP8 E4M3FN with float scales: a scale per block of 128 x 128 or 32 x 32, output channel, or tensor; and MXFP8.
 
 Blocks may stand columns first, as Qwen3-VL fuses its experts: the scales as the weights.
 """
@@ -14,7 +14,7 @@ from formats.encodings.fp8 import BLOCK, FP8, MX_BLOCK
 from formats.encodings.sources.base import ALL_ROWS, E8M0_DTYPES, EACH_ROW, FLOATS, Bits, Flaw, Plane
 from formats.encodings.sources.fp4 import WORDS
 
-PER_BLOCK, PER_CHANNEL, PER_TENSOR = "128 × 128", "channel", "tensor"
+PER_BLOCK, PER_CHANNEL, PER_TENSOR = "block", "channel", "tensor"
 NO_NUMBER = 0x7F  # of E4M3, but for the sign
 
 
@@ -26,12 +26,14 @@ class FP8Source:
     scale_dtype: str  # bf16, f16, f32, or e8m0: powers of two
     scale_shape: tuple[int, ...] = ()  # of PER_CHANNEL and PER_TENSOR, as the file has it
     transposed: bool = False  # of PER_BLOCK alone: columns first
+    block: int = BLOCK  # of PER_BLOCK: rows, and columns, of one
     quantized: bool = True
     rounded_by_default: bool = True
 
     @property
     def label(self) -> str:
-        return f"fp8, {self.scale_dtype} scales per {self.per}"
+        per = f"{self.block} × {self.block}" if self.per == PER_BLOCK else self.per
+        return f"fp8, {self.scale_dtype} scales per {per}"
 
     @property
     def bits(self) -> int:
@@ -44,15 +46,15 @@ class FP8Source:
         kind = "e8m0" if self.scale_dtype == "e8m0" else ""
         dtypes = E8M0_DTYPES if kind else tuple(name for name, dtype in FLOATS.items() if dtype == self.scale_dtype)
         if self.per == PER_BLOCK:
-            blocks = tuple(-(-length // BLOCK) for length in shape)  # the last ones may be partial
-            return weight, Plane("scale", dtypes, blocks, axis, each=BLOCK, kind=kind)
+            blocks = tuple(-(-length // self.block) for length in shape)  # the last ones may be partial
+            return weight, Plane("scale", dtypes, blocks, axis, each=self.block, kind=kind)
         if self.per == PER_CHANNEL:
             return weight, Plane("scale", dtypes, (rows, *self.scale_shape[1:]), EACH_ROW, kind=kind)
         return weight, Plane("scale", dtypes, self.scale_shape, ALL_ROWS, kind=kind)
 
     def exact(self, columns: int) -> Encoding:
         dtype = "bf16" if self.scale_dtype == "e8m0" else self.scale_dtype
-        return FP8(BLOCK if self.per == PER_BLOCK else columns, dtype)
+        return FP8(self.block if self.per == PER_BLOCK else columns, dtype)
 
     def transcode(self, planes: Mapping[str, Bits]) -> dict[str, Bits]:
         weight, scale = planes["weight"], planes["scale"]
@@ -64,7 +66,7 @@ class FP8Source:
         values, scale = _values(planes["weight"]), planes["scale"]
         scales = _powers_of_two(scale) if self.scale_dtype == "e8m0" else to_float32(scale, self.scale_dtype)
         if self.per == PER_BLOCK:
-            return values * scales[:, np.arange(values.shape[1]) // BLOCK]
+            return values * scales[:, np.arange(values.shape[1]) // self.block]
         return values * scales.reshape(len(scales), 1)
 
     def flaw(self, planes: Mapping[str, Bits]) -> Flaw | None:
