@@ -111,8 +111,8 @@ def apart(at: str, experts: Tensors) -> Tensors:
             continue
         parts = ("gate", "up") if stack == "gate_up" else ("down",)
         for expert, own in enumerate(data):
-            for part, values in zip(parts, np.split(np.atleast_1d(own), len(parts)), strict=True):
-                values = values.reshape(()) if kind.endswith("scale_2") else np.ascontiguousarray(values)
+            for part, half in zip(parts, np.split(np.atleast_1d(own), len(parts)), strict=True):
+                values = half.reshape(()) if kind.endswith("scale_2") else np.ascontiguousarray(half)
                 result[f"{at}{expert}.{part}{found}.{kind.removeprefix('_') or 'weight'}"] = Stored(
                     dtype, values.shape, values
                 )
