@@ -23,6 +23,7 @@ FIXED: Mapping[str, Any] = {
     "clip_qkv": None,
     "e_score_correction_bias": True,
     "embedding_multiplier": 1,
+    "full_attention_rope": True,
     "fused_qkv": False,
     "input_norms": True,
     "logits_scaling": 1,

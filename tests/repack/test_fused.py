@@ -104,18 +104,17 @@ def test_experts_of_qwen3_vl_are_the_same_columns_first_and_rows_first(name: str
 def apart(at: str, experts: Tensors) -> Tensors:
     """Stacks of ModelOpt, expert by expert."""
     result = {}
-    for name, (dtype, shape, data) in experts.items():
-        stack, found, kind = name.partition("_proj")
+    for stored, (dtype, shape, data) in experts.items():
+        stack, found, kind = stored.partition("_proj")
         if stack not in ("gate_up", "down") or kind == "_input_scale":
-            result[f"{at}{name}"] = Stored(dtype, shape, data)
+            result[f"{at}{stored}"] = Stored(dtype, shape, data)
             continue
         parts = ("gate", "up") if stack == "gate_up" else ("down",)
         for expert, own in enumerate(data):
-            for part, half in zip(parts, np.split(np.atleast_1d(own), len(parts)), strict=True):
-                values = half.reshape(()) if kind.endswith("scale_2") else np.ascontiguousarray(half)
-                result[f"{at}{expert}.{part}{found}.{kind.removeprefix('_') or 'weight'}"] = Stored(
-                    dtype, values.shape, values
-                )
+            for part, rows in zip(parts, np.split(np.atleast_1d(own), len(parts)), strict=True):
+                alone = rows.reshape(()) if kind.endswith("scale_2") else np.ascontiguousarray(rows)
+                name = f"{at}{expert}.{part}{found}.{kind.removeprefix('_') or 'weight'}"
+                result[name] = Stored(dtype, alone.shape, alone)
     return result
 
 
