@@ -6,6 +6,7 @@ Configs are those of Intel's, RedHatAI's and AMD's releases, cut to what is read
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,17 @@ def test_packing_formats_differ_by_one_in_their_zero_points(tmp_path: Path) -> N
         (first, *_), *_ = prepare(FolderSource(source), DEFAULT).plan.experts[0]
         zeros.append(first.encoding.version)  # type: ignore[attr-defined]
     assert zeros == [2, 2, 1, 1]
+
+
+def test_modelopt_may_say_it_in_an_object_of_its_own() -> None:
+    said = {"quant_algo": "MXFP8", "exclude_modules": ["lm_head", "*.linear_gate"]}
+    forms = [{"quant_method": "modelopt", **form} for form in (said, {"quantization": said})]
+    flat, nested = (read_quantization(json.dumps({"quantization_config": form}).encode()) for form in forms)
+    assert flat is not None
+    assert nested == replace(flat, where="config.json: quantization_config.quantization")
+    other = {"quantization_config": {"quant_method": "modelopt", "quantization": {"quant_algo": "W4A16_AWQ"}}}
+    with pytest.raises(UnsupportedError, match=r"quantization_config\.quantization\.quant_algo is W4A16_AWQ"):
+        read_quantization(json.dumps(other).encode())
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("int8_bytes", 4), ("quark_mxfp4", 4), ("int4_zero", 4)])
