@@ -292,10 +292,11 @@ def _fp8(look: _Look) -> Looked:
     module = look.module
     scale = look.first(f"{module.weight}_scale_inv", f"{module.weight}_scale", f"{module.base}.scale")
     shape = scale.shape[1:] if module.stacked else scale.shape
-    if scale.dtype in E8M0_DTYPES and shape == (module.rows, module.columns // MX_BLOCK):
-        return MXFP8Source(BYTES), {"weight": module.weight, "scale": scale.name}, (COMPRESSED, MODELOPT, FP8)
-    dtype = look.float_dtype(scale, "F8_E8M0")
     block = look.quantization.block if look.quantization is not None else BLOCK
+    if scale.dtype in E8M0_DTYPES and shape == (module.rows, module.columns // MX_BLOCK):
+        said_by = (COMPRESSED, MODELOPT, FP8) if block == MX_BLOCK else (COMPRESSED, MODELOPT)
+        return MXFP8Source(BYTES), {"weight": module.weight, "scale": scale.name}, said_by
+    dtype = look.float_dtype(scale, "F8_E8M0")
     blocks = (-(-module.rows // block), -(-module.columns // block))
     transposed = module.transposed and look.tensor.shape[-2:] == (module.columns, module.rows)
     if transposed and module.rows != module.columns and shape == blocks[::-1]:
