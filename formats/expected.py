@@ -26,6 +26,9 @@ def check_layout(layout: Layout, where: str) -> None:
 
 def _check_resident(layout: Layout, where: str) -> None:
     model, family, found = layout.model, FAMILIES[layout.model.model_type], layout.tensors
+    for i, kind in enumerate(model.layer_types):
+        if kind not in family.mixers:
+            raise FormatError(f"{where}: model.layer_types[{i}] is {shown(kind)}, which {model.model_type} has not")
     expected = {at + tensor.name: family.stored_shape(tensor, model) for at, tensor in family.resident(model)}
     expected[LM_HEAD.name] = family.stored_shape(LM_HEAD, model)
     for name, shape in expected.items():

@@ -168,7 +168,11 @@ def _read_method(fields: Fields) -> Quantization:
     if method not in readers:
         raise UnsupportedError(f"{fields.name('quant_method')} is {shown(method)}, supported are {', '.join(readers)}")
     if method == MODELOPT and "quantization" in fields:  # as its own file has it (Hunyuan 4)
-        fields = fields.object("quantization")
+        nested = fields.object("quantization")
+        for key in ("quant_algo", "ignore", "exclude_modules"):
+            if key in fields and fields.raw(key) != nested.raw(key, None):
+                raise UnsupportedError(f"{fields.name(key)} differs from {nested.name(key)}, expected the same")
+        fields = nested
     return replace(readers[method](fields), left_out=_left_out(fields))
 
 
@@ -186,7 +190,7 @@ def _read_fp8(fields: Fields) -> Quantization:
     if block not in ([128, 128], [32, 32]):
         expected = "only [128, 128] and [32, 32] are implemented"
         raise UnsupportedError(f"{fields.name('weight_block_size')} is {shown(block)}, {expected}")
-    return Quantization(FP8, fields.where, block=block[0])
+    return Quantization(FP8, fields.where, block=int(block[0]))
 
 
 def _read_compressed(fields: Fields) -> Quantization:

@@ -108,6 +108,12 @@ def with_experts_apart(tensors: Tensors, num_experts: int) -> dict[str, SourceTe
         stack = STACK_OF_EXPERTS.fullmatch(name)
         parts = ("down",) if stack is None or stack[2] == "down" else ("gate", "up")
         experts, rows, rest = (tensor.shape[:1], tensor.shape[1:2] or (1,), tensor.shape[2:])
+        factors = (num_experts, 2) if len(parts) == 2 else (num_experts,)
+        if stack is not None and stack[3] == "weight_scale_2" and tensor.shape != factors:
+            raise FormatError(
+                f"{tensor.file}: {name} has shape {list(tensor.shape)}, expected {list(factors)}: a factor for each "
+                f"{' and '.join(parts)} of {num_experts} experts"
+            )
         if stack is None or experts != (num_experts,) or rows[0] % len(parts):
             result[name] = tensor
             continue

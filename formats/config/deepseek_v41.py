@@ -160,6 +160,8 @@ class DeepseekV41Config(CompressedConfig):
         super().check(where)
         self.require_known(where, "layer_types", (SLIDING_ATTENTION, COMPRESSED_SPARSE_ATTENTION))
         self.require(where, self.gate_temp > 0, "gate_temp", "a number above 0")
+        scaled = isinstance(self.rope_scaling, Yarn) and self.rope_scaling.mscale_all_dim != 0
+        self.require(where, not scaled, "rope_scaling", "an mscale_all_dim of 0")
         for key, block in (("head_dim", FP8_BLOCK), ("index_head_dim", FP4_BLOCK)):
             self.require(where, getattr(self, key) % block == 0, key, f"a multiple of {block}")
         self._check_sources(where)
@@ -220,6 +222,8 @@ class DeepseekV41Config(CompressedConfig):
         config = language_model(outer)
         for key, implemented in {"num_hash_layers": 0, "tie_word_embeddings": False, "rope_parameters": None}.items():
             only(config, key, implemented)
+        if config is not outer:
+            only(config, "model_type", "deepseek_v41_text")
         num_layers = config.integer("num_hidden_layers", 1, 10_000)
         ratios = config.integers("compress_ratios", 0, 2**20)[:num_layers]  # behind them those of the draft's layers
         ratios += [0] * (num_layers - len(ratios))

@@ -59,6 +59,8 @@ class HyV4Config(DeepseekV3Config):
         for key in ("kv_b_split", "post_mlp_norm"):
             self.require(where, not getattr(self, key), key, "false")
         super().check(where)
+        same = self.num_key_value_heads == self.num_attention_heads
+        self.require(where, same, "num_key_value_heads", f"{self.num_attention_heads}, as num_attention_heads")
         self.require(where, self.hc_mult <= MAX_STREAMS, "hc_mult", f"at most {MAX_STREAMS}")
         self.require(where, is_scale(self.hc_magnitude), "hc_magnitude", SCALES)
         for key in ("hc_eps", "swiglu_limit"):

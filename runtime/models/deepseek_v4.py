@@ -8,9 +8,9 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config, Rope
-from runtime.backends.base import Ops
+from formats.config import HASH_MOE, SQRT_SOFTPLUS, DeepseekV4Config
 from runtime.backends.facts import Array, Beside, Routing, State, Wanted, Weight
+from runtime.models.compressed import OverEntries
 from runtime.models.norms import unit_norm
 from runtime.models.streams import collapse, gathered, spread
 from runtime.session import Sequence
@@ -27,9 +27,8 @@ class LayerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DeepseekV4:
+class DeepseekV4(OverEntries):
     config: DeepseekV4Config
-    ops: Ops
 
     def new_states(self) -> list[State]:
         """What every layer remembers of a sequence that has not begun."""
@@ -66,13 +65,6 @@ class DeepseekV4:
             h = ops.expand_streams(h, y, post, comb)
         return self._norm(gathered(ops, self.config, h), "norm")
 
-    def logits(self, hidden: Array) -> Array:
-        """[T, D] -> [T, vocab_size]."""
-        return self.ops.linear(hidden, self.ops.weight("lm_head"))
-
-    def _norm(self, x: Array, name: str) -> Array:
-        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
-
     # ---- attention
 
     def _attention(self, layer: int, x: Array, sequences: Items[Sequence]) -> Array:
@@ -90,25 +82,8 @@ class DeepseekV4:
         for s in sequences:
             beside = self._beside(layer, s, [part[s.rows] for part in (*parts, *index_q)])
             q_s, kv_s = (self._turned(part[s.rows], s.position, rope) for part in (q, kv))
-            output, cache = ops.attention(
-                q_s,
-                kv_s,
-                kv_s,
-                s.states[layer].cache,
-                c.head_dim**-0.5,
-                window=c.sliding_window,
-                sinks=ops.weight(f"{name}.sinks"),
-                beside=beside,
-            )
-            s.states[layer] = s.states[layer]._replace(cache=cache)
-            outputs.append(self._turned(output, s.position, replace(rope, stride=-1)))
-        o = ops.concatenate(outputs).reshape(len(x), c.o_groups, -1)  # values were turned as keys, and are turned back
-        return ops.linear(ops.grouped_linear(o, ops.weight(f"{name}.o_a_proj")), ops.weight(f"{name}.o_b_proj"))
-
-    def _turned(self, x: Array, position: int, rope: Rope) -> Array:
-        """The last rotary_dim values of x [T, H, d] turned by rows that begin at a position."""
-        still = x.shape[2] - rope.dim
-        return self.ops.concatenate([x[:, :, :still], self.ops.rope(x[:, :, still:], position, rope)], axis=2)
+            outputs.append(self._attend(layer, s, q_s, kv_s, rope, beside))
+        return self._projected(layer, outputs)
 
     def _beside_projections(self, layer: int) -> tuple[Items[str], Items[str]]:
         """What `_beside` takes of projections of a layer's input, then of those of its latent queries."""

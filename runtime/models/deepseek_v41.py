@@ -11,10 +11,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from formats.config import SQRT_SOFTPLUS, DeepseekV41Config, Rope
+from formats.config import SQRT_SOFTPLUS, DeepseekV41Config
 from formats.errors import RequestError
-from runtime.backends.base import Ops
 from runtime.backends.facts import Array, Beside, Rounding, Routing, State, Wanted, Weight
+from runtime.models.compressed import OverEntries
 from runtime.models.ngrams import engram_rows
 from runtime.models.norms import unit_norm
 from runtime.models.streams import spread, weights
@@ -41,9 +41,8 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class DeepseekV41:
+class DeepseekV41(OverEntries):
     config: DeepseekV41Config
-    ops: Ops
     classes: Items[int] = ()  # of tokens, for n-grams
 
     def new_states(self) -> list[State]:
@@ -81,13 +80,6 @@ class DeepseekV41:
             x = self._norm(ops.collapse_streams(h, following), f"layers.{layer}.post_attention_layernorm")
             h = ops.expand_streams(h, self._moe(layer, x), post, comb)
         return self._norm(ops.collapse_streams(h, pre), "norm")
-
-    def logits(self, hidden: Array) -> Array:
-        """[T, D] -> [T, vocab_size]."""
-        return self.ops.linear(hidden, self.ops.weight("lm_head"))
-
-    def _norm(self, x: Array, name: str) -> Array:
-        return self.ops.rms_norm(x, self.ops.weight(name), self.config.rms_norm_eps)
 
     # ---- n-grams
 
@@ -137,26 +129,8 @@ class DeepseekV41:
         for s, choice in zip(sequences, chosen, strict=True):
             beside = self._beside(layer, s, choice, [part[s.rows] for part in (*parts, *index_q)])
             q_s, kv_s = (self._turned(part[s.rows], s.position, rope) for part in (q, kv))
-            kv_s = ops.rounded(kv_s, KEYS)
-            output, cache = ops.attention(
-                q_s,
-                kv_s,
-                kv_s,
-                s.states[layer].cache,
-                c.head_dim**-0.5,
-                window=c.sliding_window,
-                sinks=ops.weight(f"{name}.sinks"),
-                beside=beside,
-            )
-            s.states[layer] = s.states[layer]._replace(cache=cache)
-            outputs.append(self._turned(output, s.position, replace(rope, stride=-1)))
-        o = ops.concatenate(outputs).reshape(len(x), c.o_groups, -1)  # values were turned as keys, and are turned back
-        return ops.linear(ops.grouped_linear(o, ops.weight(f"{name}.o_a_proj")), ops.weight(f"{name}.o_b_proj"))
-
-    def _turned(self, x: Array, position: int, rope: Rope) -> Array:
-        """The last rotary_dim values of x [T, H, d] turned by rows that begin at a position."""
-        still = x.shape[2] - rope.dim
-        return self.ops.concatenate([x[:, :, :still], self.ops.rope(x[:, :, still:], position, rope)], axis=2)
+            outputs.append(self._attend(layer, s, q_s, ops.rounded(kv_s, KEYS), rope, beside))
+        return self._projected(layer, outputs)
 
     def _of_input(self, layer: int) -> Items[str]:
         """What `_beside` takes of projections of a layer's input."""

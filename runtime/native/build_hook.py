@@ -45,13 +45,13 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic on
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         folder = Path(self.root) / "runtime" / "native"
-        compiler = shutil.which(os.environ.get("CC", "cc"))
-        if compiler is None:
-            self.app.display_warning("no C compiler: the package will run on NumPy only")
-            return
-        warnings = (*WARNINGS, "-Werror") if version == "editable" else WARNINGS  # strict where it is developed
         library = library_in(folder)
         if not is_current(library):
+            compiler = shutil.which(os.environ.get("CC", "cc"))
+            if compiler is None:
+                self.app.display_warning("no C compiler: the package will run on NumPy only")
+                return
+            warnings = (*WARNINGS, "-Werror") if version == "editable" else WARNINGS  # strict where it is developed
             compile_kernels(folder, compiler, warnings)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -85,7 +85,7 @@ static inline int is_wide(int code) {
 /* Where the digit of column j of a block stands in its plane; kernels unpack codes into that order. */
 enum order {
     ORDER_PLAIN, /* at j */
-    ORDER_PAIRS, /* 4-bit codes lie in pairs in their bytes: all even columns, then all odd ones */
+    ORDER_PAIRS, /* two codes lie in a byte, or in 6 bits: all even columns, then all odd ones */
     ORDER_FOURS, /* 2-bit codes lie in fours: the columns of the first codes of all bytes, then of the second, and so on */
     ORDER_WIDE,  /* 16-bit digits, of every 32 columns the even ones, then the odd ones */
 };

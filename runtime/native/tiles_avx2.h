@@ -55,7 +55,7 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
         const int64_t r = first + (i < rows ? i : rows - 1);
         row[i] = block_codes(w, r, block, left, copies[i], kind) + slice * slice_bytes;
         for (int j = slice_bytes; j < 2 * slice_bytes; j += 64) _mm_prefetch(row[i] + j, _MM_HINT_T1);
-        if (kind.code != CODE_IQ4 && parts * code_width(kind.code) == 8) continue;
+        if (parts * code_width(kind.code) == 8) continue;
         for (int v = 0; v < vectors; v++) {
             __m256i codes;
             if (parts > 1) {

@@ -49,6 +49,13 @@ def test_the_tables_of_n_grams_have_the_published_rows_and_hashes() -> None:
     )
 
 
+def test_an_index_whose_attention_would_grow_is_refused() -> None:
+    facts = json.loads(json.dumps(model_facts(read())))
+    facts["rope_scaling"]["mscale_all_dim"] = 0.7
+    with pytest.raises(StreamingExpertsError, match=r"rope_scaling is .*, expected an mscale_all_dim of 0"):
+        read_model_facts(Fields(facts, "x"))
+
+
 SHAPES = {
     "layers.1.engram.embed.scale": ("F8_E8M0", (384006168, 8)),
     "layers.1.engram.q_weight": ("BF16", (4, 5120)),
@@ -91,6 +98,7 @@ def test_a_model_without_n_grams_or_candidates_is_read() -> None:
         ("n_shared_experts", 2, "n_shared_experts is 2, only 1 is implemented"),
         ("num_hash_layers", 3, "num_hash_layers is 3, only 0 is implemented"),
         ("tie_word_embeddings", True, "tie_word_embeddings is True, only False is implemented"),
+        ("model_type", "other", "model_type is other, only 'deepseek_v41_text' is implemented"),
         ("gate_temp", 0, "gate_temp is 0.0, expected a number above 0"),
         ("head_dim", 500, "head_dim is 500, expected a multiple of 32"),
         ("index_head_dim", 100, "index_head_dim is 100, expected a multiple of 32"),

@@ -100,6 +100,7 @@ def test_another_text_model_in_the_vision_model_is_refused() -> None:
         ({"indexer": None}, "indexer is None, expected an object"),
         ({"kv_b_split": True}, "kv_b_split is True, expected false"),
         ({"post_mlp_norm": True}, "post_mlp_norm is True, expected false"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads is 1, expected 64, as num_attention_heads"),
     ],
 )
 def test_an_index_that_says_what_the_model_has_not_is_refused(change: dict[str, Any], message: str) -> None:

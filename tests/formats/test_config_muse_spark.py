@@ -86,6 +86,8 @@ def test_a_tied_head_is_refused() -> None:
         ("n_group", 2, "n_group is 2, expected 1"),
         ("swiglu_limit", 7.0, "swiglu_limit is 7.0, expected None"),
         ("scale_expert_input", True, "scale_expert_input is True, expected false"),
+        ("full_attention_sinks", False, "full_attention_sinks is False, expected True"),
+        ("conv_kernel_size", 3, "conv_kernel_size is 3, expected None"),
     ],
 )
 def test_an_index_of_another_decoder_is_refused(key: str, value: Any, message: str) -> None:

@@ -124,11 +124,16 @@ def test_stacks_in_which_gate_and_up_have_a_factor_each_are_the_experts_one_by_o
     assert records(tmp_path / "apart", each_layer(case.tensors(), apart), case.config) == stacked
 
 
-def test_a_stack_of_other_than_all_experts_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "shape"), [("down", (8, 2)), ("down", (7,)), ("gate_up", (8,)), ("gate_up", (8, 2, 1))]
+)
+def test_factors_of_other_than_all_parts_are_refused(part: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     case = muse_spark_tiny.CASES["muse_spark_modelopt"]
-    name = "model.language_model.layers.1.mlp.experts.down_proj_weight_scale_2"
+    name = f"model.language_model.layers.1.mlp.experts.{part}_proj_weight_scale_2"
     tensors = case.tensors()
-    dtype, shape, data = tensors[name]
-    write_checkpoint(tmp_path, tensors | {name: Stored(dtype, (shape[0] - 1,), data[:-1])}, case.config)
-    with pytest.raises(FormatError, match=r"experts\.0\.down_proj\.weight is U8, but .*weight_scale_2 is missing"):
+    dtype, stored, data = tensors[name]
+    assert stored[0] == 8
+    wrong = Stored(dtype, shape, np.resize(data, shape))
+    write_checkpoint(tmp_path, tensors | {name: wrong}, case.config)
+    with pytest.raises(FormatError, match=rf"{part}_proj_weight_scale_2 has shape \[.*, expected \[8"):
         prepare(open_local(str(tmp_path)), Options(16, 64, 16))

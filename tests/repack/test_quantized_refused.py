@@ -217,6 +217,22 @@ def test_content_that_no_weight_may_have_is_refused(tmp_path: Path, case: tuple[
             UnsupportedError,
             "quant_algo is W4",
         ),
+        (
+            "nvfp4_modelopt",
+            {
+                "quant_method": "modelopt",
+                "quant_algo": "FP8",
+                "quantization": {"quant_algo": "NVFP4", "group_size": 16},
+            },
+            UnsupportedError,
+            "quant_algo differs from",
+        ),
+        (
+            "nvfp4_modelopt",
+            {"quant_method": "modelopt", "ignore": ["lm_head"], "quantization": {"quant_algo": "NVFP4"}},
+            UnsupportedError,
+            "ignore differs from",
+        ),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(
