@@ -454,3 +454,12 @@ def test_a_plane_of_another_shape_is_refused(
     source = write_tensors(tmp_path / "source", CONFIG, tensors, CONFIGS[kind])
     with pytest.raises(FormatError, match=re.escape(line)):
         prepare(FolderSource(source), DEFAULT)
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_blocks_of_whole_floats_are_blocks_of_integers(block: int) -> None:
+    said = {"quant_method": "fp8", "weight_block_size": [float(block)] * 2}
+    read = read_quantization(json.dumps({"quantization_config": said}).encode())
+    assert read is not None
+    assert type(read.block) is int
+    assert read.block == block
