@@ -101,7 +101,8 @@ def with_vectors_of_mamba2(tensors: Tensors) -> dict[str, SourceTensor]:
 def with_experts_apart(tensors: Tensors, num_experts: int) -> dict[str, SourceTensor]:
     """Stacks of ModelOpt, whose gate and up have a factor each, as matrices by themselves; those in bf16, too.
 
-    A stack of other than num_experts, or of an odd number of rows, stays what it is.
+    A stack of other than num_experts, or of an odd number of rows, stays what it is. Raises FormatError for factors of
+    another shape than [experts, 2], or [experts] of down.
     """
     result: dict[str, SourceTensor] = {}
     for name, tensor in tensors.items():

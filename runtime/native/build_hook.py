@@ -75,7 +75,7 @@ def library_in(folder: Path) -> Path:
 def is_current(library: Path) -> bool:
     """Whether the library is this machine's and no file beside it is newer, as make asks.
 
-    So a wheel takes what an editable install has compiled.
+    So a wheel takes what an editable install has compiled, whatever CC says now.
     """
     try:
         ctypes.CDLL(str(library))
