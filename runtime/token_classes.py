@@ -18,7 +18,7 @@ REPLACEMENT = "\ufffd"  # in the text of a part of a character
 def token_classes(config: ModelConfig, tokenizer: Callable[[], Tokenizer], made_up: bool = False) -> Sequence[int]:
     """The class of every token of a tokenizer, which is not asked for where each token is its own, or all is made up.
 
-    Empty for a model without classes. Raises FormatError where there are other numbers of classes than config.json says:
+    Empty without classes. Raises FormatError where there are other numbers of classes than config.json says:
     hashes follow from it.
     """
     number = config.token_classes
