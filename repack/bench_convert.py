@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
     "mlp_only_layers": [],
     "attention_bias": False,
 }
-SOURCE_LAYERS, REHEARSAL_LAYERS = 3, 6  # as many files at once as there are jobs on two processors, and no rest
+SOURCE_LAYERS, REHEARSAL_LAYERS = 6, 6  # twice as many files as there are jobs on two processors, and no rest
 RAW_WRITE_BYTES = (BUFFER_BYTES, 4 * BUFFER_BYTES)  # whichever is faster today is the yardstick (LEARNED 42)
 ENCODER_ROWS, ENCODER_COLUMNS = 1024, 4096  # stays in the last-level cache, as what was just read does
 BARS = {"encoder": 5.0, "file to file": 0.85, "rehearse": 0.70}
