@@ -7,15 +7,16 @@
 
 enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
 
-/* Runs of a group (kernels.h) for codes of 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
+/* Runs of a group (kernels.h) for codes of 2 and 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
  * groups to give as easily as the columns that follow. Six bits in fast are slower with runs (docs/LEARNED.md 77). */
+enum { RUNS_2 = 2 };
 #if defined(SE_VBMI)
 enum { RUNS_3 = 4, RUNS_6 = 2 };
 #else
-enum { RUNS_3 = 1, RUNS_6 = 1 };
+enum { RUNS_3 = 2, RUNS_6 = 1 };
 #endif
 #define RUNS \
-    {{1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},                            \
+    {{RUNS_2, RUNS_2, RUNS_2}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},                            \
      {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}}
 
 /* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. Without
@@ -33,7 +34,8 @@ INLINE int parts_of(struct kind kind) {
 /* Vectors, of each part, that meet in the same lanes: those of a run each, or of one long group. */
 INLINE int runs_of(struct kind kind) {
     static const int by_code[NUM_CODES][SE_EXACT] = RUNS;
-    const int most = kind.group_size / 8, wanted = by_code[kind.code][kind.planes - 1], runs = wanted < most ? wanted : most;
+    const int most = most_runs(kind.group_size, parts_of(kind));
+    const int wanted = by_code[kind.code][kind.planes - 1], runs = wanted < most ? wanted : most;
     const int whole = kind.group_size / parts_of(kind) / 64;
     return runs < whole ? whole : runs;
 }
@@ -69,18 +71,45 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
     return integers(_mm512_multishift_epi64_epi8(bits, x), kind.code);
 }
 #else
+/* In 16-bit lanes two codes each, as pairs are shifted to the end and parted. */
+INLINE __m512i part_pairs(__m512i x, __m512i shifts, int width) {
+    x = _mm512_srlv_epi16(x, shifts);
+    return _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 8 - width), _mm512_set1_epi16(0xff), 0xe4); /* its low bytes */
+}
+
+#define EIGHT(of) _mm512_setr_epi64(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
+/* Codes of 3 bits, which stay in pairs: a pair is a code here. Of 32 codes in 12 bytes, the outer eights of codes lie in the
+ * first and the last word, the inner ones in words that begin two bytes later, and each eight goes to the lane of its group. */
+INLINE __m512i unpack_pairs(const uint8_t *packed, int v) {
+    const int inner = v % 2, from = v / 2 * 96 + 2 * inner, second = inner ? 28 : 32; /* nothing behind the 96 is read */
+#define EIGHT_OF(l) (2 * (l) + ((l) + inner) % 2)                    /* of the lane */
+#define BYTE(l) (3 * EIGHT_OF(l) - 2 * inner)                        /* that it begins with */
+#define WORD(l) (int64_t)(BYTE(l) / 4 < 16 ? BYTE(l) / 4 : 16 + BYTE(l) / 4 - second / 4)
+#define WORDS(i) (WORD(2 * (i)) | WORD(2 * (i) + 1) << 32)
+#define BYTES(l) (int64_t)((l) % 4 * 0x04040404 + BYTE(l) % 4 * 0x01010101 + 0x02010100)
+#define PAIRS(i) (BYTES(2 * (i)) | BYTES(2 * (i) + 1) << 32)
+    const __m512i words = EIGHT(WORDS), bytes = EIGHT(PAIRS), shifts = _mm512_set1_epi32(0x00040000);
+#undef PAIRS
+#undef BYTES
+#undef WORDS
+#undef WORD
+#undef BYTE
+#undef EIGHT_OF
+    const __m512i low = _mm512_loadu_si512(packed + from), high = _mm512_loadu_si512(packed + from + second);
+    return part_pairs(_mm512_shuffle_epi8(_mm512_permutex2var_epi32(low, words, high), bytes), shifts, 6);
+}
+
 /* Eight codes, which fill whole bytes, go to each 64-bit lane by the two words that they lie in, and two of them to each of
- * its 16-bit lanes, where they are shifted to the end and parted. Codes of 3 bits stay in pairs: a pair is a code here. */
+ * its 16-bit lanes. */
 INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
-    const int width = code_width(kind.code) * parts_of(kind);
+    const int width = code_width(kind.code);
+    if (width == 3) return unpack_pairs(packed, v);
 #define WORD(i) (int64_t)(width * (i) / 4)
 #define WORDS(i) (WORD(i) | (WORD(i) + 1) << 32)
 #define BYTE(i, j) (int64_t)(8 * ((i) % 2) + width * (i) % 4 + 2 * width * (j) / 8)
 #define PAIR(i, j) (BYTE(i, j) | (BYTE(i, j) + 1) << 8) << 16 * (j)
 #define PAIRS(i) PAIR(i, 0) | PAIR(i, 1) | PAIR(i, 2) | PAIR(i, 3)
-#define EIGHT(of) _mm512_setr_epi64(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
     const __m512i words = EIGHT(WORDS), bytes = EIGHT(PAIRS);
-#undef EIGHT
 #undef PAIRS
 #undef PAIR
 #undef BYTE
@@ -88,11 +117,22 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
 #undef WORD
     const __m512i shifts = _mm512_set1_epi64(width == 5 ? 0x0006000400020000 : 0x0004000000040000);
     __m512i x = _mm512_permutexvar_epi32(words, _mm512_loadu_si512(packed + 8 * width * v));
-    x = _mm512_srlv_epi16(_mm512_shuffle_epi8(x, bytes), shifts);
-    x = _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 8 - width), _mm512_set1_epi16(0xff), 0xe4); /* its low bytes */
-    return parts_of(kind) > 1 ? x : integers(x, kind.code);
+    return integers(part_pairs(_mm512_shuffle_epi8(x, bytes), shifts, width), kind.code);
 }
+#undef EIGHT
 #endif
+
+/* Vector v of codes of 2, 4 or 8 bits in whole bytes: of two runs of a group, the words of one. */
+INLINE __m512i load_run(const uint8_t *packed, int v, struct kind kind) {
+    const int runs = runs_of(kind), run = kind.group_size / parts_of(kind) / 4 / runs; /* in words */
+    if (runs == 1 || run >= 16) return _mm512_loadu_si512(packed + 64 * v);
+#define WORD(l) (((l) / run * runs + v % runs) * run + (l) % run)
+    const __m512i words = _mm512_setr_epi32(WORD(0), WORD(1), WORD(2), WORD(3), WORD(4), WORD(5), WORD(6), WORD(7), WORD(8),
+                                            WORD(9), WORD(10), WORD(11), WORD(12), WORD(13), WORD(14), WORD(15));
+#undef WORD
+    const uint8_t *both = packed + 128 * (v / 2);
+    return _mm512_permutex2var_epi32(_mm512_loadu_si512(both), words, _mm512_loadu_si512(both + 64));
+}
 
 /* Of 64 bytes the codes of one part: the first ones of all, the second ones, and so on. */
 INLINE __m512i part_of(__m512i packed, int part, struct kind kind) {
@@ -107,7 +147,7 @@ INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
 
 /* Vector v of packed codes with each part in bytes, whatever lies above it. */
 INLINE __m512i packed_bytes(const uint8_t *packed, int v, struct kind kind) {
-    return 8 % code_width(kind.code) == 0 ? _mm512_loadu_si512(packed + 64 * v) : unpack_stream(packed, v, kind);
+    return 8 % code_width(kind.code) == 0 ? load_run(packed, v, kind) : unpack_stream(packed, v, kind);
 }
 
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */

@@ -45,6 +45,7 @@ INLINE int32_t take_digit(int32_t *X) {
 /* The integers of a group, `group` of its block, to their places in a plane. */
 INLINE void order_group(const struct shape *shape, const int32_t *integers, int64_t group, int32_t *ordered) {
     const int64_t parts = order_parts(shape->order), n = shape->group_size / parts, run = n / shape->runs;
+    const bool outer_first = shape->order == ORDER_PAIRS && shape->runs == 2;
     const int64_t vectors = 64 * shape->runs, first = group * n / vectors * vectors;
     const int64_t at = shape->runs == 1 ? group * n : first + (group * n - first) / shape->runs;
     const int64_t step = shape->order == ORDER_WIDE ? 2 : parts; /* of a period every step-th column first */
@@ -56,8 +57,10 @@ INLINE void order_group(const struct shape *shape, const int32_t *integers, int6
     const int32_t *from = step == 1 ? integers : turned;
     for (int64_t part = 0; part < parts; part++) {
         int32_t *to = ordered + part * BLOCK_GROUPS * n + at;
-        for (int64_t r = 0; r < shape->runs; r++, to += 64) {
-            for (int64_t i = 0; i < run; i += 4, from += 4) memcpy(to + i, from, 4 * sizeof *to);
+        for (int64_t i = 0; i < n; i += 4, from += 4) {
+            const int64_t word = (group * n + i) / 4;
+            const int64_t place = outer_first ? 64 * ((word + 1) / 2 % 2) + i / 8 * 4 : 64 * (i / run) + i % run;
+            memcpy(to + place, from, 4 * sizeof *to);
         }
     }
 }

@@ -13,6 +13,8 @@
  * faster (struct kernels), into the first. */
 enum { AHEAD_BYTES = 4096, NEAR_BYTES = 1024 };
 
+enum { SPAN = 16 }; /* superblocks whose d are made floats at once */
+
 /* What stands for the scales of groups of 32 and more: floats; or whole numbers, which a superblock has its d for, and Q4_K
  * and Q5_K mins besides. */
 enum scales { SCALES_ANY, SCALES_FLOATS, SCALES_LEVELS, SCALES_MINS };
@@ -96,9 +98,19 @@ struct groups {
     const struct weights *w;
     const uint8_t *scales, *biases;
     const uint8_t *mins; /* of Q2_K, Q4_K and Q5_K, their dmin */
-    int64_t superblock, superblocks;                 /* the first one below, and how many there are from this row on */
-    float d[BLOCK_GROUPS], minus_dmin[BLOCK_GROUPS]; /* of so many superblocks; d times the unit */
+    int64_t superblocks; /* from this row on */
+    float d[SPAN], minus_dmin[SPAN]; /* of so many of them; d times the unit */
 };
+
+INLINE enum scales known_scales(const struct weights *w, struct kind kind) {
+    return kind.scales == SCALES_ANY ? scales_of(w->encoding) : kind.scales;
+}
+
+/* Superblocks of a block: none where scales are floats. */
+INLINE int superblocks_of(enum scales scales, struct kind kind) {
+    const bool levels = kind.group_size == 16 ? kind.code != CODE_FP4 : kind.code > CODE_IQ4;
+    return levels || (scales != SCALES_FLOATS && may_have(scales, kind)) ? BLOCK_GROUPS * kind.group_size / 256 : 0;
+}
 
 INLINE struct groups groups_of(const struct weights *w, int64_t row) {
     struct groups from;
@@ -106,36 +118,35 @@ INLINE struct groups groups_of(const struct weights *w, int64_t row) {
     from.scales = w->scales + row * w->scales_stride;
     from.biases = w->biases + row * w->biases_stride;
     from.mins = from.biases + round_up(w->rows * w->biases_stride, ALIGNMENT);
-    from.superblock = -BLOCK_GROUPS;
     from.superblocks = (w->rows - row) * (w->shape.columns / 256);
     return from;
 }
 
-/* Place of a superblock, the first of `count`, in d and minus_dmin, filled when they are not there: what a product takes from
- * memory is in all lanes for nothing. */
-INLINE int64_t superblock_place(struct groups *from, int64_t superblock, int count, bool has_mins) {
-    if (superblock + count > from->superblock + BLOCK_GROUPS) {
-        const __mmask16 mask = present(from->superblocks - superblock);
-        const __m512 d = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->biases + 2 * superblock));
-        _mm512_storeu_ps(from->d, has_mins ? d : _mm512_mul_ps(d, _mm512_set1_ps(from->w->unit)));
-        if (has_mins) {
-            const __m512 dmin = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->mins + 2 * superblock));
-            _mm512_storeu_ps(from->minus_dmin, _mm512_xor_ps(dmin, _mm512_set1_ps(-0.0f)));
-        }
-        from->superblock = superblock;
+/* d and minus_dmin of the superblocks of groups from `at` on, those of the next rows among them: what a product takes from
+ * memory is in all lanes for nothing. Nothing where there are none. */
+INLINE void begin_span(struct groups *from, int64_t at, struct kind kind) {
+    const enum scales scales = known_scales(from->w, kind);
+    if (superblocks_of(scales, kind) == 0) return;
+    const bool has_mins = scales == SCALES_MINS || (kind.group_size == 16 && kind.code == CODE_2);
+    const int64_t first = at * kind.group_size / 256;
+    const __mmask16 mask = present(from->superblocks - first);
+    const __m512 d = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->biases + 2 * first));
+    _mm512_storeu_ps(from->d, has_mins ? d : _mm512_mul_ps(d, _mm512_set1_ps(from->w->unit)));
+    if (has_mins) {
+        const __m512 dmin = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from->mins + 2 * first));
+        _mm512_storeu_ps(from->minus_dmin, _mm512_xor_ps(dmin, _mm512_set1_ps(-0.0f)));
     }
-    return superblock - from->superblock;
 }
 
-/* One float in every lane, or another in the upper half. */
-INLINE __m512 two_floats(const float *floats, int last) {
+/* One float in the lower half of lanes; in the upper half the next one, or of the last superblock of a row the same. */
+INLINE __m512 two_floats(const float *floats, bool last) {
     const __m512 first = _mm512_set1_ps(floats[0]);
     return last ? first : _mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss(floats + 1));
 }
 
 /* Two superblocks of Q4_K or Q5_K, or the last one: of each three words, which are 8 scales of 6 bits, then 8 mins. A lane
  * takes the two bytes that hold its scale and the two that hold its min. */
-INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t superblock, int last) {
+INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t place, bool last) {
 #define LANE(i) 6 * (i) / 8, 6 * (i) / 8 + 1, 6 + 6 * (i) / 8, (7 + 6 * (i) / 8) % 12
     const __m128i low = _mm_setr_epi8(LANE(0), LANE(1), LANE(2), LANE(3));
     const __m128i high = _mm_setr_epi8(LANE(4), LANE(5), LANE(6), LANE(7));
@@ -143,40 +154,29 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64
     const __m512i bytes = _mm512_inserti32x4(_mm512_inserti32x4(_mm512_broadcast_i32x4(low), high, 1), high, 3);
     const __m512i words = _mm512_setr_epi32(0, 1, 2, 2, 0, 1, 2, 2, 3, 4, 5, 5, 3, 4, 5, 5);
     const __m512i shifts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 6, 4, 2)), six = _mm512_set1_epi32(63);
-    const __m256i packed = _mm256_maskz_loadu_epi8(last ? 0xfff : 0xffffff, from->scales + 12 * superblock);
+    const __m256i packed = _mm256_maskz_loadu_epi8(last ? 0xfff : 0xffffff, from->scales + (uint64_t)at / 8 * 12);
     __m512i x = _mm512_permutexvar_epi32(words, _mm512_castsi256_si512(packed));
     x = _mm512_srlv_epi32(_mm512_shuffle_epi8(x, bytes), shifts);
-    const int64_t place = superblock_place(from, superblock, last ? 1 : 2, true);
     const __m512i mins = _mm512_and_si512(_mm512_srli_epi32(x, 16), six);
     *scale = _mm512_mul_ps(two_floats(from->d + place, last), _mm512_cvtepi32_ps(_mm512_and_si512(x, six)));
     *bias = _mm512_mul_ps(two_floats(from->minus_dmin + place, last), _mm512_cvtepi32_ps(mins));
 }
 
 /* A superblock of Q2_K: a byte for each group, its scale below its min. */
-INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t superblock) {
-    const __m512i both = _mm512_cvtepu8_epi32(load_bytes(from->scales + 16 * superblock, 0xffff));
-    const int64_t place = superblock_place(from, superblock, 1, true);
+INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t place) {
+    const __m512i both = _mm512_cvtepu8_epi32(load_bytes(from->scales + at, 0xffff));
     const __m512 scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
     const __m512 mins = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
     *scale = _mm512_mul_ps(_mm512_set1_ps(from->d[place]), scales);
     *bias = _mm512_mul_ps(_mm512_set1_ps(from->minus_dmin[place]), mins);
 }
 
-/* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32, which are faster as they were read
- * before (docs/LEARNED.md 93). */
-INLINE void levels_vectors(__m512 *scale, __m512 *bias, struct groups *from, int64_t at, __mmask16 mask, struct kind kind) {
-    const struct weights *w = from->w;
-    __m512 d;
-    if (kind.group_size == 16) {
-        d = _mm512_set1_ps(from->d[superblock_place(from, at / 16, 1, false)]);
-    } else {
-        const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-        const __m128i bits = _mm_maskz_loadu_epi8(mask >> 8 ? 15 : 3, from->biases + 2 * (at / 8));
-        d = _mm512_castps128_ps512(_mm_mul_ps(_mm_cvtph_ps(bits), _mm_set1_ps(w->unit)));
-        d = _mm512_permutexvar_ps(halves, d);
-    }
+/* Q6_K and what is stored as it is: one d for 16 groups of 16, or for 8 groups of 32. */
+INLINE void levels_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t place,
+                           __mmask16 mask, struct kind kind) {
+    const __m512 d = kind.group_size == 16 ? _mm512_set1_ps(from->d[place]) : two_floats(from->d + place, mask >> 8 == 0);
     *scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(from->scales + at, mask))));
-    *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-w->middle));
+    *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-from->w->middle));
 }
 
 /* Of each of 16 groups from `at` on which stored scale it takes, counted from the first one's. */
@@ -191,11 +191,12 @@ INLINE __m512i shared_places(int64_t at, int64_t per_scale) {
 }
 
 /* Sixteen groups from `at` on, of which their row, `row` behind that of groups_of, has `left`: the floats of load_groups
- * (groups.h), by the same operations. Of groups that it does not have, finite ones: their digits are zeros. */
-INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int64_t row, int64_t at, int64_t left,
-                           struct kind kind) {
+ * (groups.h), by the same operations. Of groups that it does not have, finite ones: their digits are zeros. Their first
+ * superblock, if they have any, is at `place` of the span. */
+INLINE void sixteen_groups(__m512 *scale, __m512 *bias, const struct groups *from, int64_t row, int64_t at, int64_t left,
+                           int64_t place, struct kind kind) {
     const struct weights *w = from->w;
-    const enum scales scales = kind.scales == SCALES_ANY ? scales_of(w->encoding) : kind.scales;
+    const enum scales scales = known_scales(w, kind);
     const bool whole = kind.group_size == 16 && kind.code != CODE_FP4; /* superblocks are */
     const __mmask16 mask = whole ? 0xffff : present(left);
     const int64_t byte = (w->dtype == SE_F32 ? 4 : 2) * at;
@@ -211,12 +212,12 @@ INLINE void sixteen_groups(__m512 *scale, __m512 *bias, struct groups *from, int
         }
         *bias = _mm512_mul_ps(*scale, _mm512_set1_ps(-12.0f));
     } else if (kind.group_size == 16 && kind.code == CODE_2) {
-        q2_k_vectors(scale, bias, from, at / 16);
+        q2_k_vectors(scale, bias, from, at, place);
     } else if (kind.group_size == 16 || kind.code > CODE_IQ4 ||
                (may_have(SCALES_LEVELS, kind) && scales == SCALES_LEVELS)) {
-        levels_vectors(scale, bias, from, at, mask, kind);
+        levels_vectors(scale, bias, from, at, place, mask, kind);
     } else if (may_have(SCALES_MINS, kind) && scales == SCALES_MINS) {
-        q4_k_vectors(scale, bias, from, at / 8, left < BLOCK_GROUPS);
+        q4_k_vectors(scale, bias, from, at, place, left < BLOCK_GROUPS);
     } else if (w->per_scale == 1) {
         *scale = load_values(from->scales + byte, mask, w->dtype);
         if (w->encoding == SE_AFFINE) {

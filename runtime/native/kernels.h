@@ -95,6 +95,7 @@ enum order {
  *     digits[blocks][planes][16 * group_size]            in order; most significant plane first
  * Where groups are cut into runs, of every 64 * runs digits the first run of each group comes first, then the second of
  * each: 64 digits, a vector, meet a run of several groups, and the next vector another run of the same in the same lanes.
+ * Of pairs in two runs each four words, of 8 columns, have the outer two in the first and the inner two in the second.
  * sum is scale * (sum of the integers). Digits are int8_t, a plane each; or, where 8-bit codes meet ORDER_WIDE, int16_t:
  * X itself if it has two digits, of three digit0 and then Y + 128, which unlike Y never leaves 16 bits. */
 struct shape {
@@ -109,6 +110,11 @@ struct shape {
 /* Columns of one byte, whose digits lie in as many parts of a plane. */
 static inline int order_parts(int32_t order) {
     return order == ORDER_FOURS ? 4 : order == ORDER_PAIRS ? 2 : 1;
+}
+
+/* Runs have 8 columns at least, and 4 bytes of codes. */
+static inline int most_runs(int group_size, int parts) {
+    return group_size / (parts == 4 ? 16 : 8);
 }
 
 static inline int64_t round_up(int64_t n, int64_t multiple) {

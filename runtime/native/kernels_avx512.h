@@ -123,8 +123,8 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
                        struct kind kind) {
     const struct split split = split_of(kind);
     const int lanes = split.lanes, together = lanes < 4 ? lanes : 4; /* sums that are added up together */
-    const bool by_part = split.parts == 4;
-    const int beside = lanes == 1 || (!by_part && split.vectors > 2 && planes > 1) ? 1 : 2;
+    const bool by_part = split.parts > 1 && split.vectors > 2;
+    const int beside = lanes == 1 || (split.parts < 4 && split.vectors > 2 && planes > 1) ? 1 : 2;
     __m512i quads[MAX_STREAMS][4] = {0};
     UNROLL
     for (int q = 0; q < lanes / together; q++) {
@@ -149,14 +149,19 @@ INLINE void dot_planes(__m512i *sums, const struct block *b, int rows, int64_t g
     for (int row = 0; row < rows; row++) sums[row] = order_groups(quads[row], lanes);
 }
 
-/* lanes[row] += a block of each row, of which `groups` exist, times the same block of an operand. */
+/* What follows `blocks` blocks later. */
+INLINE struct operand later(struct operand x, int64_t blocks, struct kind kind) {
+    const int64_t groups = BLOCK_GROUPS * blocks;
+    return (struct operand){x.scale + groups, x.sum + groups, x.digits + groups * kind.planes * kind.group_size};
+}
+
+/* lanes[row] += a block of each row, of which `groups` exist, times the next block of an operand. */
 INLINE void multiply(__m512 *lanes, const struct block *b, int rows, int64_t groups, const struct operand *x,
-                     int64_t block, struct kind kind) {
+                     struct kind kind) {
     const int plane = BLOCK_GROUPS * kind.group_size;
-    const int8_t *digits = opaque(x->digits + block * kind.planes * plane);
+    const int8_t *digits = opaque(x->digits);
     const int joined = joined_digits(kind.code, kind.planes);
-    const __m512 scale = _mm512_loadu_ps(x->scale + BLOCK_GROUPS * block);
-    const __m512 sum = _mm512_loadu_ps(x->sum + BLOCK_GROUPS * block);
+    const __m512 scale = _mm512_loadu_ps(x->scale), sum = _mm512_loadu_ps(x->sum);
     __m512i high[MAX_STREAMS], low[MAX_STREAMS];
     dot_planes(high, b, rows, groups, digits, joined, kind);
     if (joined < kind.planes) dot_planes(low, b, rows, groups, digits + plane, 2, kind);
@@ -183,7 +188,7 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, st
     _Alignas(64) float lanes[MAX_STREAMS * TILE_ROWS * 16];
     const int streams = 2, last = (int)tile->streams - 1; /* one stream alone is rare: it is computed twice */
     const struct shape *shape = &tile->weights[0]->shape;
-    const struct operand x = operand_at(shape, tile->operands[0]);
+    const struct operand first_block = operand_at(shape, tile->operands[0]);
     const int64_t groups = shape->columns / kind.group_size;
     struct groups from[MAX_STREAMS];
     const uint8_t *codes[MAX_STREAMS];
@@ -196,16 +201,23 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, st
     }
     const int64_t stride = tile->weights[0]->weight_stride;
     const bool near = tile->weights[0]->near;
-    for (int64_t row = 0, past = 0; row < rows; row++, past += groups) { /* groups of the rows before */
+    const int superblocks = superblocks_of(known_scales(tile->weights[0], kind), kind);
+    for (int64_t row = 0, at = 0, place = SPAN; row < rows; row++) {
         __m512 sum[MAX_STREAMS] = {0};
-        for (int64_t at = 0, block = 0; at < groups; at += BLOCK_GROUPS, block++) {
-            const int64_t left = groups - at;
-            struct block b[MAX_STREAMS];
+        struct operand x = first_block;
+        struct block b[MAX_STREAMS];
+        UNROLL
+        for (int s = 0; s < streams; s++) b[s].packed = codes[s] + row * stride, b[s].decoded = NULL;
+        int64_t left = groups;
+        for (; left > 0; left -= BLOCK_GROUPS, at += BLOCK_GROUPS, place += superblocks) {
+            if (superblocks > 0 && place > SPAN - superblocks) {
+                for (int s = 0; s < streams; s++) begin_span(&from[s], at, kind);
+                place = 0;
+            }
             UNROLL
             for (int s = 0; s < streams; s++) {
-                b[s].packed = opaque(codes[s] + row * stride + block * block_bytes(kind));
-                b[s].decoded = NULL;
-                sixteen_groups(&b[s].scale, &b[s].bias, &from[s], row, past + at, left, kind);
+                b[s].packed = opaque(b[s].packed);
+                sixteen_groups(&b[s].scale, &b[s].bias, &from[s], row, at, left, place, kind);
                 if (__builtin_expect(near, true)) {
                     UNROLL
                     for (int j = 0; j < block_bytes(kind); j += 64) _mm_prefetch(b[s].packed + j + NEAR_BYTES, _MM_HINT_T0);
@@ -214,8 +226,13 @@ INLINE void rows_by_one(const struct tile *tile, int64_t first, int64_t rows, st
                     for (int j = 0; j < block_bytes(kind); j += 64) _mm_prefetch(b[s].packed + j + AHEAD_BYTES, _MM_HINT_T1);
                 }
             }
-            multiply(sum, b, streams, left, &x, block, kind);
+            multiply(sum, b, streams, left, &x, kind);
+            x = later(x, 1, kind);
+            UNROLL
+            for (int s = 0; s < streams; s++) b[s].packed += block_bytes(kind);
         }
+        at += left; /* what the last block of a row has too few of: groups, and superblocks */
+        place += left * superblocks / BLOCK_GROUPS;
         for (int s = 0; s <= last; s++) _mm512_store_ps(lanes + 16 * (TILE_ROWS * s + row), sum[s]);
     }
     for (int s = 0; s <= last; s++) {
@@ -249,14 +266,16 @@ INLINE void rows_by_many(const struct tile *tile, int stream, int64_t first, int
             __m512i codes[32];
             struct groups from = groups_of(w, r);
             struct block b = {.decoded = codes};
-            sixteen_groups(&b.scale, &b.bias, &from, 0, at, left, kind);
+            begin_span(&from, at, kind);
+            sixteen_groups(&b.scale, &b.bias, &from, 0, at, left, 0, kind);
             const uint8_t *packed = block_codes(w, r, block, copy, kind);
             UNROLL
             for (int v = 0; v < vectors; v++) unpack(codes + parts * v, packed, v, kind);
             for (int64_t t = 0; t < tokens; t++) {
                 float *l = lanes + 16 * (TILE_ROWS * t + row);
                 __m512 sum = _mm512_load_ps(l);
-                multiply(&sum, &b, 1, left, &x[t], block, kind);
+                const struct operand here = later(x[t], block, kind);
+                multiply(&sum, &b, 1, left, &here, kind);
                 _mm512_store_ps(l, sum);
             }
         }

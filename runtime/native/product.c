@@ -75,8 +75,9 @@ static int32_t coded_product(struct product *p, const struct kernels *kernels, i
     const struct levels *levels = levels_of(m->encoding);
     if (levels != NULL) w->encoding = SE_Q6_K, w->unit = levels->unit, w->middle = levels->middle;
     if (m->encoding == SE_IQ4_NL) w->encoding = SE_SYMMETRIC; /* about 128, the middle of wide codes */
-    const int32_t wanted = kernels->runs[code][precision - 1], runs = 8 * wanted > group_size ? group_size / 8 : wanted;
-    w->shape = (struct shape){m->columns, code, group_size, kernels->order[code], runs, precision};
+    const int32_t order = kernels->order[code], most = most_runs(group_size, order_parts(order));
+    const int32_t wanted = kernels->runs[code][precision - 1], runs = wanted < most ? wanted : most;
+    w->shape = (struct shape){m->columns, code, group_size, order, runs, precision};
     p->tile = kernels->coded[code][group_index(group_size)][precision - 1];
     return p->tile == NULL ? SE_UNSUPPORTED : SE_OK;
 }
