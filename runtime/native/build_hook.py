@@ -1,7 +1,8 @@
 """Compiles the native kernels when the package is built or installed for development.
 
 Each instruction set is a file with flags of its own; which one runs is chosen at load (context.c). Without a C
-compiler the package is built all the same, and runs on NumPy only.
+compiler the package is built all the same, and runs on NumPy only. The objects stay in build/, which is not shipped,
+for the driver in tests/native.
 """
 
 import ctypes
@@ -38,6 +39,7 @@ ARM_SOURCES: dict[str, tuple[str, ...]] = {"kernels_neon": ("-march=armv8.2-a+do
 # No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off")
 WARNINGS = ("-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math")
+OBJECTS = "build"  # the folder beside the sources: neither in git nor in a wheel
 
 
 class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]  # generic only in newer hatchlings
@@ -81,17 +83,33 @@ def is_current(library: Path) -> bool:
         ctypes.CDLL(str(library))
     except OSError:
         return False
-    sources = [path for path in library.parent.iterdir() if path.suffix in {".c", ".h", ".py"}]
-    return all(path.stat().st_mtime < library.stat().st_mtime for path in sources)
+    return _last_change(library.parent) < library.stat().st_mtime
+
+
+def objects_of(library: Path) -> list[Path]:
+    """The objects that the library was linked from; none unless it is current and all of them are, too."""
+    objects = [library.parent / OBJECTS / f"{name}.o" for name in sources_of(platform.machine())]
+    if not is_current(library) or not all(path.exists() for path in objects):
+        return []
+    times = [path.stat().st_mtime for path in objects]  # later than the library's: of a build that did not end
+    return objects if _last_change(library.parent) < min(times) and max(times) <= library.stat().st_mtime else []
+
+
+def _last_change(folder: Path) -> float:
+    """When the newest source in folder was written."""
+    return max(path.stat().st_mtime for path in folder.iterdir() if path.suffix in {".c", ".h", ".py"})
 
 
 def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNINGS) -> Path:
-    """Compile the sources in folder into folder/libse_native; the name appears only when it is whole."""
-    library = library_in(folder)
+    """Compile the sources in folder into folder/libse_native and keep its objects; names appear when all is whole."""
+    library, kept = library_in(folder), folder / OBJECTS
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects = compile_objects(folder, Path(scratch), compiler, platform.machine(), (*FLAGS, *warnings))
         linked = Path(scratch) / library.name
         subprocess.run([compiler, "-shared", "-pthread", *objects, "-lm", "-o", linked], check=True)
+        kept.mkdir(exist_ok=True)
+        for path in objects:
+            path.replace(kept / path.name)
         linked.replace(library)
     return library
 
