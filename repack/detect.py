@@ -35,6 +35,7 @@ from repack.sources.base import SourceTensor
 
 # Tensors beside a quantized weight that say how activations were quantized, which is nothing to a runtime of its own.
 ACTIVATION_SCALES = ("input_scale", "input_global_scale", "k_scale", "v_scale", "output_scale", "activation_scale")
+MXFP8 = "mxfp8"  # a mode of MLX
 OF_STACKED_EXPERTS = ("_proj_activation_scale", "_proj_input_scale")  # ends the names of theirs
 
 
@@ -241,6 +242,8 @@ class _Look:
         found = {"bits": encoding.bits, "group_size": _group_size(encoding), "mode": _mode(encoding)}
         if layer is None:
             raise FormatError(f"{said.where}: {self.module.base} is false, but it is {encoding.label}")
+        if self.module.base not in said.overrides and layer.mode == MXFP8 and isinstance(encoding, MXFP4Source):
+            return  # DeepSeek's experts beside its FP8, both repacked: mlx-lm says the FP8 alone, and looks at tensors
         for key, value in found.items():
             if getattr(layer, key) != value:
                 raise FormatError(
@@ -406,12 +409,8 @@ def _words(look: _Look) -> Looked:
             return MXFP4Source(WORDS), names, (MLX,)
         if size == MX_BLOCK and bits == 8:
             return MXFP8Source(WORDS), {"weight": look.module.weight, "scale": scales.name}, (MLX,)
-        if f"{base}.global_scale" in look.tensors:
-            raise UnsupportedError(
-                f"{scales.file}: {base}.global_scale: MLX's nvfp4 with a tensor scale is not supported"
-            )
         if size == NV_GROUP_SIZE and bits == 4:
-            return NVFP4Source("multiply", WORDS, None), names, (MLX,)
+            return _nvfp4_of_mlx(look, names)
         raise UnsupportedError(
             f"{scales.file}: {scales.name} has dtype U8 and groups of {size} in {bits} bits, only mxfp4, mxfp8 "
             "(32) and nvfp4 (16) are implemented"
@@ -420,6 +419,17 @@ def _words(look: _Look) -> Looked:
         look.width_bits(look.tensor, 1), look.groups(scales, 1, "scales"), look.float_dtype(scales)
     )
     return encoding, {**names, "biases": f"{base}.biases"}, (MLX,)
+
+
+def _nvfp4_of_mlx(look: _Look, names: Names) -> Looked:
+    """Without a factor, or with one for each of a stack."""
+    name = f"{look.module.base}.global_scale"
+    if name not in look.tensors:
+        return NVFP4Source("multiply", WORDS, None), names, (MLX,)
+    factor = look.tensors[name]
+    shape = factor.shape[1:] if look.module.stacked else factor.shape
+    _one_number(factor, shape)
+    return NVFP4Source("multiply", WORDS, shape, largest=True), {**names, "global": name}, (MLX,)
 
 
 def _qweight(look: _Look) -> Looked:

@@ -89,7 +89,7 @@ class _Planner:
         self.options = options
         self.quantization = quantization and said_of_parts(quantization)
         self.prefix = next(
-            (prefix for prefix in self.family.prefixes if prefix + self.family.embedding.published in tensors),
+            (at for at in self.family.prefixes if is_there(self.module(at, self.family.embedding), self.left)),
             self.family.prefixes[0],
         )
         self.quantized = 0  # matrices that arrived so

@@ -40,7 +40,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("deepseek_v3", "DeepSeek-V3, R1, V3.1; Moonlight", "bf16, FP8, MLX, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v32", "DeepSeek-V3.2", "bf16, GGUF", TRANSFORMERS, DEEPSEEK),
     Supported("deepseek_v4", "DeepSeek-V4-Flash, Pro", "FP8 with FP4 experts, bf16, GGUF", TRANSFORMERS, DECODERS),
-    Supported("deepseek_v41", "DeepSeek-V4.1-Flash (text)", "FP8 with FP4 experts, bf16", MLX_LM, DECODERS),
+    Supported("deepseek_v41", "DeepSeek-V4.1-Flash (text)", "FP8 with FP4 experts, bf16, MLX", MLX_LM, DECODERS),
     Supported("dots1", "dots.llm1", "bf16, MLX, GGUF", TRANSFORMERS_24, DECODERS),
     Supported("ernie4_5_moe", "ERNIE-4.5-21B-A3B, 300B-A47B (text)", "bf16, GGUF", TRANSFORMERS, DECODERS),
     Supported(
@@ -86,7 +86,7 @@ SUPPORTED: Sequence[Supported] = (
     Supported("mistral4", "the language model of Mistral Small 4 alone", "bf16", TRANSFORMERS_24, DEEPSEEK),
     Supported("mistral_large4", "Mistral-Large-4-1T-A52B (text)", "bf16", TRANSFORMERS_24, DECODERS),
     Supported("mixtral", "Mixtral-8x7B, 8x22B", "bf16, MLX, GGUF", TRANSFORMERS, DECODERS),
-    Supported("muse_spark", "Muse-Spark-Open-816B-A42B (text)", "bf16, NVFP4", TRANSFORMERS_24, DECODERS),
+    Supported("muse_spark", "Muse-Spark-Open-816B-A42B (text)", "bf16, NVFP4, MLX", TRANSFORMERS_24, DECODERS),
     Supported(
         "nemotron_h",
         "Nemotron-3-Nano-30B-A3B, Super-120B-A12B",

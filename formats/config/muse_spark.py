@@ -52,6 +52,7 @@ class MuseSparkConfig(DecoderConfig):
     output_multiplier: float  # of the router's logits, and of logits before they are cut
     final_logit_softcapping: float
     residual_gate_temperature: float
+    residual_gate_split: bool = False  # a gate stands as the two factors that it comes to, as MLX has it
 
     @property
     def norm_offset(self) -> float:

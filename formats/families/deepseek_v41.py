@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from formats.config import COMPRESSED_SPARSE_ATTENTION, SLIDING_ATTENTION, DeepseekV41Config
 from formats.families.deepseek_v4 import ATTENTION, DEEPSEEK_V4, INDEX_QUERIES, attention_dims
-from formats.families.shared import hyper_connection
+from formats.families.shared import SWITCH_MLP, hyper_connection
 from formats.family import FINAL_NORM, Family, Tensor
 
 
@@ -47,9 +47,19 @@ _ENTRIES = (
     Tensor("self_attn.indexer.k_norm", "x", source="attn.indexer.k_norm", where=_makes_entries),
 )
 
+
+def _and_by_mlx(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """mlx-lm has the names of containers."""
+    return tuple(tensor._replace(also=tensor.name) for tensor in tensors)
+
+
+_PUBLISHED, _ = DEEPSEEK_V4.expert_layouts
+_SWITCH_MLP = tuple(rule._replace(name=rule.name.replace("switch_mlp", "experts.switch_mlp")) for rule in SWITCH_MLP)
+_ATTENTION = _and_by_mlx(ATTENTION)
+_EMBEDDING, _HEAD = _and_by_mlx((DEEPSEEK_V4.embedding, DEEPSEEK_V4.head))
+
 DEEPSEEK_V41 = Family(
-    prefixes=("",),
-    mlx=False,
+    prefixes=("", "model."),  # as published, by MLX
     dims=_dims,
     ngrams=(
         Tensor("engram.wkv", "(N+1)D n"),
@@ -57,18 +67,20 @@ DEEPSEEK_V41 = Family(
         Tensor("engram.k_weight", "N D", keep=True, suffix=""),
     ),
     ngram_shards=_tables,
-    before_mixer=(*hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm")),
-    mixers={SLIDING_ATTENTION: ATTENTION, COMPRESSED_SPARSE_ATTENTION: ATTENTION + _ENTRIES},
-    after_mixer=DEEPSEEK_V4.after_mixer,
-    moe=(
-        *DEEPSEEK_V4.moe,
-        Tensor("mlp.gate.e_score_correction_bias", "E", suffix="", dtype="F32", source="ffn.gate.bias"),
+    before_mixer=_and_by_mlx((*hyper_connection("attn"), Tensor("input_layernorm", "D", source="attn_norm"))),
+    mixers={SLIDING_ATTENTION: _ATTENTION, COMPRESSED_SPARSE_ATTENTION: _ATTENTION + _and_by_mlx(_ENTRIES)},
+    after_mixer=_and_by_mlx(DEEPSEEK_V4.after_mixer),
+    moe=_and_by_mlx(
+        (
+            *DEEPSEEK_V4.moe,
+            Tensor("mlp.gate.e_score_correction_bias", "E", suffix="", dtype="F32", source="ffn.gate.bias"),
+        )
     ),
-    expert_layouts=DEEPSEEK_V4.expert_layouts[:1],
+    expert_layouts=(_PUBLISHED, _SWITCH_MLP),
     never_quantized=("embed", "head", "*.compressor.*", "*.indexer.wk", "*.engram.?_weight"),
     last=(FINAL_NORM,),
-    embedding=DEEPSEEK_V4.embedding,
-    head=DEEPSEEK_V4.head,
+    embedding=_EMBEDDING,
+    head=_HEAD,
     skipped={
         "mtp.": "multi-token prediction",
         "vision.": "the vision tower",

@@ -46,7 +46,10 @@ class MuseSpark(Decoder):
 
     def _joined(self, layer: int, half: str, h: Array, y: Array) -> Array:
         """The stream h and what half a layer gives, each value by its gate."""
-        kept, added = self._gates[f"layers.{layer}.{half}_residual_gate.gate"]
+        ops, name = self.ops, f"layers.{layer}.{half}_residual_gate"
+        if self.config.residual_gate_split:
+            return ops.scale(h, ops.weight(f"{name}.alpha")) + ops.scale(y, ops.weight(f"{name}.beta"))
+        kept, added = self._gates[f"{name}.gate"]
         return h * kept + y * added
 
     @cached_property

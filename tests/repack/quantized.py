@@ -90,6 +90,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         for kind in ("fp8_quark_tensor", "fp8_quark_channel", "fp8_quark_block", "fp8_mx", "fp8_mx_modelopt")
     },
     "fp8_mx_mlx": {"weight": "{weight}", "scale": "{base}.scales"},
+    "mlx_nvfp4_factor": {"codes": "{weight}", "scales": "{base}.scales", "global": "{base}.global_scale"},
 }
 KINDS = tuple(_NAMES)
 PACKAGED = KINDS[KINDS.index("auto_round") :]  # of tests/fixtures/make_packaged_encodings.py
@@ -175,6 +176,7 @@ CONFIGS: Mapping[str, dict[str, Any] | None] = {
     "fp8_mx": _compressed("mxfp8-quantized", num_bits=8, type="float", group_size=32, symmetric=True),
     "fp8_mx_modelopt": {"quant_method": "modelopt", "quant_algo": "MXFP8"},
     "fp8_mx_mlx": {"mode": "mxfp8", "bits": 8, "group_size": 32},
+    "mlx_nvfp4_factor": {"mode": "nvfp4", "bits": 4, "group_size": 16},
 }
 
 
@@ -227,6 +229,7 @@ def source_encoding(kind: str, rows: int, columns: int) -> SourceEncoding:
         "fp8_mx": MXFP8Source(BYTES),
         "fp8_mx_modelopt": MXFP8Source(BYTES),
         "fp8_mx_mlx": MXFP8Source(WORDS),
+        "mlx_nvfp4_factor": NVFP4Source("multiply", WORDS, (), largest=True),
     }
     return found[kind]
 
@@ -250,7 +253,7 @@ def in_encoding(
         dtype = {"mxfp4_i8": "I8", "fp8_e8m0": "F8_E8M0"}.get(kind, spec.dtypes[0]) if len(spec.dtypes) > 1 else ""
         if kind == "mxfp4_i8" and spec.name == "scales":
             dtype = "F8_E8M0"
-        if kind == "mlx_nvfp4" and spec.name == "scales":
+        if kind.startswith("mlx_nvfp4") and spec.name == "scales":
             dtype = "U8"
         tensors[name] = (dtype or spec.dtypes[0], np.stack(several) if stacked else several[0])
     return tensors

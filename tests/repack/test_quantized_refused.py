@@ -16,9 +16,9 @@ from formats.quantization import read_quantization
 from repack.convert import prepare
 from repack.plan import Options
 from repack.sources.folder import FolderSource
-from tests.fixtures import deepseek_v4_tiny, deepseek_v41_tiny, qwen4_tiny
+from tests.fixtures import deepseek_v4_tiny, deepseek_v41_tiny, glm5_next_tiny, muse_spark_tiny, qwen4_tiny
 from tests.fixtures.mlx_names import mlx_config
-from tests.fixtures.recipe import write_checkpoint
+from tests.fixtures.recipe import Stored, write_checkpoint
 from tests.repack.checkpoints import PREFIX, SMALL, shapes
 from tests.repack.quantized import CONFIGS, Tensors, in_kind, write_tensors
 from tests.repack.test_quantized import CONFIG, DEFAULT, checkpoint, converted, is_expert, said
@@ -38,7 +38,7 @@ def with_value(value: Any) -> Callable[[Any], Any]:
 
     def change(tensor: Any) -> Any:
         dtype, array = tensor
-        array = array.copy()
+        array = np.array(array)  # a copy, of a number as well
         array.reshape(-1)[0] = value
         return dtype, array
 
@@ -83,6 +83,8 @@ def gone(tensor: Any) -> None:
         (of("mxfp4_packed", "weight_scale", reshaped(64, 4)), "has shape [64, 4], expected [64, 2]"),
         (of("nvfp4_packed", "weight_global_scale", gone), "but EXPERT.weight_global_scale is missing"),
         (of("nvfp4_modelopt", "weight_scale_2", reshaped(64)), "has shape [64], expected one number"),
+        (of("mlx_nvfp4_factor", "global_scale", reshaped(64)), "global_scale has shape [64], expected one number"),
+        (of("mlx_nvfp4_factor", "global_scale", retyped("BF16")), "global_scale has dtype BF16, expected F32"),
         (of("mlx4", "biases", gone), "EXPERT.weight is U32, but EXPERT.biases is missing"),
         (of("mlx4", "biases", retyped("F16")), "EXPERT.biases has dtype F16, expected BF16"),
         (of("gptq", "qzeros", gone), "EXPERT.qweight is I32, but EXPERT.qzeros is missing"),
@@ -124,6 +126,7 @@ def test_a_plane_that_is_missing_or_wrong_is_refused(tmp_path: Path, case: tuple
             "weight_global_scale holds 0 (layer 0 expert 0",
         ),
         (of("mlx4", "scales", with_value(0x7F80)), "scales holds inf"),
+        (of("mlx_nvfp4_factor", "global_scale", with_value(np.inf)), "global_scale holds inf"),
         (of("gptq", "scales", with_value(np.inf)), "scales holds inf"),
         (
             of("gptq", "g_idx", with_value(1)),
@@ -271,12 +274,56 @@ def test_mlx_overrides_by_path_are_what_the_tensors_must_be(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "case",
-    [deepseek_v4_tiny.CASES["deepseek_v4"], deepseek_v41_tiny.CASES["deepseek_v41"], qwen4_tiny.CASES["qwen4_exp"]],
+    [deepseek_v4_tiny.CASES["deepseek_v4"], glm5_next_tiny.CASES["glm5_next"], qwen4_tiny.CASES["qwen4_exp"]],
 )
 def test_mlx_files_of_a_model_that_mlx_lm_does_not_have_are_refused_by_name(case: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, case.tensors(), mlx_config(case.config))
     with pytest.raises(
         UnsupportedError, match=r"config\.json: quantization: \w+ as MLX quantizes it is not implemented"
+    ):
+        prepare(FolderSource(tmp_path), Options())
+
+
+def test_mlx_files_of_a_model_with_ngrams_that_mlx_lm_does_not_have_are_refused_by_name(tmp_path: Path) -> None:
+    """mlx-lm leaves the tensors out that the config tells of, and refuses the config."""
+    case = deepseek_v41_tiny.CASES["deepseek_v41_mlx"]
+    with_ngrams = deepseek_v41_tiny.deepseek_v41()["text_config"]
+    write_checkpoint(tmp_path, case.tensors(), case.config | {"text_config": with_ngrams})
+    with pytest.raises(
+        UnsupportedError,
+        match=r"config\.json: engram_layer_ids is \[1, 4\], but \S+safetensors has the names of MLX, which knows no",
+    ):
+        prepare(FolderSource(tmp_path), Options())
+
+
+def test_mlx_files_whose_config_says_mxfp8_may_have_mxfp4_where_no_module_is_named(tmp_path: Path) -> None:
+    """mlx-lm says mxfp8 of DeepSeek's FP8 with FP4 experts; what it says of a module holds."""
+    case = deepseek_v41_tiny.CASES["deepseek_v41_mlx_fp8"]
+    experts = f"model.layers.0.mlp.{deepseek_v41_tiny.STACK}.gate_proj"
+    said = case.config["quantization"] | {experts: {"bits": 8, "group_size": 32, "mode": "mxfp8"}}
+    write_checkpoint(tmp_path, case.tensors(), case.config | {"quantization": said})
+    with pytest.raises(FormatError, match=f"bits of {re.escape(experts)} is 8, but .* has 4"):
+        prepare(FolderSource(tmp_path), Options())
+
+
+def test_mlx_files_of_muse_spark_with_gates_of_another_temperature_are_refused(tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_mlx_4bit"]
+    write_checkpoint(
+        tmp_path, case.tensors(), case.config | {"text_config": case.text | {"residual_gate_temperature": 0.4}}
+    )
+    with pytest.raises(UnsupportedError, match=r"residual_gate_temperature is 0\.4, but MLX makes gates of 0\.3"):
+        prepare(FolderSource(tmp_path), Options())
+
+
+@pytest.mark.parametrize("plane", ["weight", "scales", "biases"])
+def test_attention_of_mlx_whose_rows_are_not_of_its_parts_is_refused(plane: str, tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_mlx_4bit"]
+    tensors, name = case.tensors(), f"{muse_spark_tiny.AT}.layers.1.self_attn.qkvg_proj.{plane}"
+    dtype, (_, *rest), data = tensors[name]
+    tensors[name] = Stored(dtype, (191, *rest), data[:191])
+    write_checkpoint(tmp_path, tensors, case.config)
+    with pytest.raises(
+        FormatError, match=rf"{plane} has shape \[191, \d+\], expected rows of 4 parts, 4 to 2 to 2 to 4"
     ):
         prepare(FolderSource(tmp_path), Options())
 

@@ -18,11 +18,12 @@ from repack.plan import Options
 from repack.sources.base import Source
 from repack.sources.folder import FolderSource
 from repack.verify import verify_bytes, verify_container
-from tests.fixtures.deepseek_tiny import CASES
-from tests.fixtures.recipe import write_checkpoint
+from tests.fixtures import deepseek_tiny, deepseek_v41_tiny, muse_spark_tiny
+from tests.fixtures.recipe import TinyCheckpoint, write_checkpoint
 from tests.repack.checkpoints import SMALL, shapes, write_random
 from tests.repack.damage import convert_mixed, flipped, write_at
 
+AS_IT_ARRIVES = Options(16, 64, 16)
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
@@ -50,12 +51,23 @@ def test_with_a_source_the_part_and_the_row_are_known(out: Path, source: Source)
             assert "of the source gives in affine bits 4" in found.message
 
 
-def test_a_checkpoint_of_mlx_in_other_parts_is_its_containers_source(tmp_path: Path) -> None:
-    case = CASES["deepseek_v3_mlx"]
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        (deepseek_tiny.CASES["deepseek_v3_mlx"], Options(4, 32, 8)),
+        *((case, AS_IT_ARRIVES) for name, case in deepseek_v41_tiny.CASES.items() if "mlx" in name),
+        *((case, AS_IT_ARRIVES) for name, case in muse_spark_tiny.CASES.items() if "mlx" in name),
+    ],
+)
+def test_a_checkpoint_of_mlx_in_other_parts_is_its_containers_source(
+    case: TinyCheckpoint, options: Options, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path / "source", case.tensors(), case.config)
     source = FolderSource(tmp_path / "source")
-    convert(prepare(source, Options(4, 32, 8)), tmp_path / "out")
-    assert verify_container(tmp_path / "out", source).sound
+    convert(prepare(source, options), tmp_path / "out")
+    result = verify_container(tmp_path / "out", source)
+    assert result.sound
+    assert options != AS_IT_ARRIVES or {found.exact for found in result.comparisons} == {True}
 
 
 def test_wrong_weights_with_right_checksums_are_found(out: Path, source: Source) -> None:

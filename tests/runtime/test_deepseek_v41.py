@@ -240,7 +240,7 @@ def test_the_published_encodings_are_kept_to_the_bit(tmp_path: Path) -> None:
     assert {origin for layer in origins.experts.values() for origin in layer} == {("mxfp4", True)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "mlx" not in name])  # whose headers alone tell
 def test_a_rehearsal_has_the_layout_of_the_checkpoint(name: str, tmp_path: Path) -> None:
     case, options = CASES[name], Options(16, 64, 16)
     write_checkpoint(tmp_path / "source", case.tensors(), case.config)

@@ -12,6 +12,7 @@ from formats.encodings.base import Encoding
 from formats.encodings.fp4 import MX_GROUP_SIZE, MXFP4, NV_GROUP_SIZE, NVFP4
 from formats.encodings.sources.base import ALL_ROWS, E8M0_DTYPES, Bits, Flaw, Plane
 
+LARGEST = np.float32(6 * 448)  # of FP4 times that of E4M3
 BLOCKS, BYTES, WORDS = "blocks", "bytes", "words"  # of codes: [rows, columns / 32, 16], [rows, columns / 2], words
 
 
@@ -71,12 +72,13 @@ class MXFP4Source:
 class NVFP4Source:
     """`codes` times `scales`, FP8 per 16, times `global` (ModelOpt) or divided by it (compressed-tensors).
 
-    `global_shape` is that of its tensor, [] or [1]; None where there is none, as in MLX: 1.
+    `global_shape` is that of its tensor, [] or [1]; None where there is none, as MLX may leave it out: 1.
     """
 
     global_scale: str  # `multiply` or `divide`
     packing: str
     global_shape: tuple[int, ...] | None
+    largest: bool = False  # `global` is the largest value that can be, as MLX has it, and so 2688 times what multiplies
     bits: int = 4
     quantized: bool = True
     rounded_by_default: bool = False
@@ -118,4 +120,7 @@ class NVFP4Source:
     def _global(self, planes: Mapping[str, Bits]) -> Float32:
         """[1, 1]."""
         given = planes.get("global")
-        return np.ones((1, 1), np.float32) if given is None else given.reshape(1, 1).astype(np.float32)
+        if given is None:
+            return np.ones((1, 1), np.float32)
+        factor = given.reshape(1, 1).astype(np.float32)
+        return factor / LARGEST if self.largest else factor
