@@ -285,7 +285,8 @@ def families_command(markdown: bool, as_json: bool) -> None:
     """List what can be converted: types of models, and encodings in which their weights may arrive."""
     if as_json:
         models = [row._asdict() for row in supported.SUPPORTED]
-        print_json({"models": models, "encodings": [row._asdict() for row in supported.SOURCE_ENCODINGS]})
+        encodings = [row._asdict() for row in supported.SOURCE_ENCODINGS]
+        print_json({"models": models, "encodings": encodings, "numpy_parts": supported.NUMPY_PARTS})
         return
     click.echo(supported.markdown() if markdown else tables.families_text(), nl=not markdown)
 

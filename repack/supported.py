@@ -3,8 +3,18 @@
 tests/repack/test_supported.py keeps it complete: one row per model_type that formats/config reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from formats.config.base import (
+    INDEXER_CHOICE,
+    MEAN_NORMS,
+    NGRAM_GATES,
+    POSITION_SCALES,
+    ROUNDING,
+    SPARSEMIXER_CHOICE,
+    STREAM_GATES,
+)
 
 
 class Supported(NamedTuple):
@@ -150,8 +160,25 @@ SOURCE_ENCODINGS: Sequence[SourceEncoding] = (
         "zero_point or symmetric, exact",
     ),
 )
+# What no native kernel computes (ModelConfig.numpy_parts), and of which types of models.
+NUMPY_PARTS: Mapping[str, Sequence[str]] = {
+    SPARSEMIXER_CHOICE: ("phimoe",),
+    MEAN_NORMS: (
+        *("cohere2_moe", "deepseek_v32", "glm5_next", "glm_moe_dsa"),
+        *("hy_v4", "hy_v4_vl", "mistral_large4", "phimoe"),
+    ),
+    INDEXER_CHOICE: (
+        *("deepseek_v32", "deepseek_v4", "deepseek_v41", "glm5_next", "glm_moe_dsa"),
+        *("hy_v4", "hy_v4_vl", "minimax_m3_vl", "mistral_large4", "qwen4_exp", "qwen4_exp_text"),
+    ),
+    STREAM_GATES: ("deepseek_v4", "hy_v4", "hy_v4_vl"),
+    NGRAM_GATES: ("deepseek_v41", "qwen4_exp", "qwen4_exp_text"),
+    POSITION_SCALES: ("mistral_large4",),
+    ROUNDING: ("deepseek_v41",),
+}
 ENCODINGS_TEST = "tests/formats/test_encodings.py"
 MODEL_HEAD = ("model_type", "models", "run whole in", "same logits, ids and experts as")
+NUMPY_HEAD = ("beside the native kernels, NumPy computes", "of")
 ENCODING_HEAD = ("weights arrive as", "from", "experts are kept as, by default")
 
 
@@ -160,10 +187,20 @@ def model_rows() -> list[tuple[str, ...]]:
     return [(row.model_type, row.models, row.encodings, f"{row.reference} ({row.test})") for row in SUPPORTED]
 
 
+def numpy_rows() -> list[tuple[str, str]]:
+    """One row per part of models that no kernel computes, for a table."""
+    return [(part, ", ".join(model_types)) for part, model_types in NUMPY_PARTS.items()]
+
+
+def numpy_markdown() -> str:
+    """That table alone."""
+    return _markdown(NUMPY_HEAD, numpy_rows())
+
+
 def markdown() -> str:
-    """Both tables for the README."""
+    """The tables for the README."""
     models = [(f"`{row[0]}`", *row[1:3], row[3].replace("(", "(`").replace(")", "`)")) for row in model_rows()]
-    return f"{_markdown(MODEL_HEAD, models)}\n\n{_markdown(ENCODING_HEAD, SOURCE_ENCODINGS)}\n"
+    return f"{_markdown(MODEL_HEAD, models)}\n\n{_markdown(ENCODING_HEAD, SOURCE_ENCODINGS)}\n\n{numpy_markdown()}\n"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -178,10 +178,11 @@ def _predictions_text(report: Mapping[str, Any]) -> str:
 
 
 def families_text() -> str:
-    """What can be converted: model types, then encodings."""
+    """What can be converted: model types, then encodings, then what runs on NumPy whatever the backend."""
     models = _table(supported.MODEL_HEAD, supported.model_rows(), left=len(supported.MODEL_HEAD))
     encodings = _table(supported.ENCODING_HEAD, supported.SOURCE_ENCODINGS, left=len(supported.ENCODING_HEAD))
-    return f"{models}\n\n{encodings}"
+    beside = _table(supported.NUMPY_HEAD, supported.numpy_rows(), left=len(supported.NUMPY_HEAD))
+    return f"{models}\n\n{encodings}\n\n{beside}"
 
 
 def expert_text(report: Mapping[str, Any]) -> str:

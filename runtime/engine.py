@@ -198,6 +198,8 @@ class Engine:
         )
         if slow:
             engine.warnings.append("NumPy only: the native kernels were not built, as no C compiler was there; slow")
+        if backend == "native" and engine.config.numpy_parts:
+            engine.warnings.append(f"NumPy computes beside the native kernels: {', '.join(engine.config.numpy_parts)}")
         if taken > granted:
             engine.warnings.append(f"{human(granted)} of memory are free for it, but this run takes {human(taken)}")
         return engine

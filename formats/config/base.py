@@ -24,6 +24,10 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
+# What no kernel computes, in words for people: `ModelConfig.numpy_parts`.
+MEAN_NORMS, POSITION_SCALES = "norms that subtract the mean", "queries that grow with their position"
+SPARSEMIXER_CHOICE, INDEXER_CHOICE = "SparseMixer", "the choice of an indexer"
+STREAM_GATES, NGRAM_GATES, ROUNDING = "gates of residual streams", "gates of n-gram embeddings", "rounding of keys"
 RELU2 = "relu2"  # max(up, 0)^2, without a gate
 CLAMPED_SILU = "clamped_silu"  # silu(gate) is cut at the limit, where silu_clamped cuts the gate before
 
@@ -209,6 +213,11 @@ class ModelConfig(ABC):
     def expert_parts(self) -> tuple[str, ...]:
         """The parts of an expert's record, in their order."""
         return PART_NAMES if self.expert_activation.gated else PART_NAMES[1:]
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        """What no kernel computes, and NumPy does beside them: named for people, who may wonder about speed."""
+        return ()
 
     @property
     def feed_forward_width(self) -> int:

@@ -4,7 +4,7 @@ modeling_cohere2_moe.py, llama.cpp's conversion/command_r.py).
 
 from dataclasses import dataclass
 
-from formats.config.base import DENSE, FULL_ATTENTION, SLIDING_ATTENTION, SPARSE, Where, only
+from formats.config.base import DENSE, FULL_ATTENTION, MEAN_NORMS, SLIDING_ATTENTION, SPARSE, Where, only
 from formats.config.decoder import CHOSEN_SIGMOID, SIGMOID, SOFTMAX, DecoderConfig, decoder_facts
 from formats.config.rope import source_of
 from formats.errors import UnsupportedError
@@ -25,6 +25,10 @@ class Cohere2MoeConfig(DecoderConfig):
     @property
     def one_call(self) -> bool:
         return False
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return (MEAN_NORMS,) if self.layer_norm else ()
 
     def turns(self, layer: int) -> bool:
         return super().turns(layer) or (self.dense_rope and not self.has_experts(layer))

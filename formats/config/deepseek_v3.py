@@ -9,7 +9,9 @@ from formats.config.base import (
     DENSE,
     FULL_ATTENTION,
     INDEXED_ATTENTION,
+    INDEXER_CHOICE,
     LINEAR_ATTENTION,
+    MEAN_NORMS,
     SHARED_INDEX_ATTENTION,
     SPARSE,
     ModelConfig,
@@ -107,6 +109,10 @@ class DeepseekV3Config(ModelConfig):
     def cache_values(self, ctx_size: int, chunk_size: int) -> int:
         indexed = self.layer_types.count(INDEXED_ATTENTION) * self.indexer.index_head_dim if self.indexer else 0
         return in_lanes(ctx_size) * (sum(self.latent_widths) + indexed)
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return () if self.indexer is None else (MEAN_NORMS, INDEXER_CHOICE)
 
     @property
     def indexer_needs_q_rank(self) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 from formats.config.base import (
     COMPRESSED_SPARSE_ATTENTION,
     HEAVILY_COMPRESSED_ATTENTION,
+    INDEXER_CHOICE,
     SILU_CLAMPED,
     SLIDING_ATTENTION,
+    STREAM_GATES,
     Activation,
     ModelConfig,
     Where,
@@ -118,6 +120,11 @@ class DeepseekV4Config(CompressedConfig):
     def has_indexer(self, layer: int) -> bool:
         """Whether the layer chooses among its entries; each then takes two windows of tokens."""
         return self.layer_types[layer] == COMPRESSED_SPARSE_ATTENTION
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        chooses = COMPRESSED_SPARSE_ATTENTION in self.layer_types
+        return (*((INDEXER_CHOICE,) if chooses else ()), STREAM_GATES)
 
     def compressors(self) -> Iterator[tuple[int, int, bool]]:
         for layer in range(self.num_hidden_layers):

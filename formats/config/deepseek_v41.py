@@ -7,7 +7,16 @@ from functools import cached_property
 
 import numpy as np
 
-from formats.config.base import COMPRESSED_SPARSE_ATTENTION, SLIDING_ATTENTION, Where, language_model, only
+from formats.config.base import (
+    COMPRESSED_SPARSE_ATTENTION,
+    INDEXER_CHOICE,
+    NGRAM_GATES,
+    ROUNDING,
+    SLIDING_ATTENTION,
+    Where,
+    language_model,
+    only,
+)
 from formats.config.deepseek_v4 import CompressedConfig, read_sizes
 from formats.config.rope import read_theta, read_yarn
 from formats.config.scaling import Yarn
@@ -127,6 +136,11 @@ class DeepseekV41Config(CompressedConfig):
     @property
     def token_classes(self) -> int:
         return self.engrams.compressed_vocab_size if self.engrams else 0
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        choices = (INDEXER_CHOICE,) if self.index_source_layer_ids else ()
+        return (ROUNDING, *choices, *((NGRAM_GATES,) if self.engrams else ()))
 
     def compressors(self) -> Iterator[tuple[int, int, bool]]:
         for layer in self.kv_source_layer_ids:

@@ -12,6 +12,7 @@ from formats.config.base import (
     INDEXED_ATTENTION,
     SILU_CLAMPED,
     SPARSE,
+    STREAM_GATES,
     Activation,
     Where,
     key_of,
@@ -43,6 +44,10 @@ class HyV4Config(DeepseekV3Config):
     @property
     def expert_activation(self) -> Activation:
         return Activation(SILU_CLAMPED, limit=self.swiglu_limit)
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return (*super().numpy_parts, STREAM_GATES)
 
     @property
     def streams_width(self) -> int:

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from formats.config.base import DENSE, FULL_ATTENTION, INDEXED_ATTENTION, SPARSE, Where, language_model, only
+from formats.config.base import (
+    DENSE,
+    FULL_ATTENTION,
+    INDEXED_ATTENTION,
+    INDEXER_CHOICE,
+    SPARSE,
+    Where,
+    language_model,
+    only,
+)
 from formats.config.decoder import HEAD_NORM, SIGMOID, SWIGLU_ALPHA, DecoderConfig, decoder_facts
 from formats.config.rope import read_rotary_dim
 from formats.fields import Fields
@@ -33,6 +42,10 @@ class MiniMaxM3Config(DecoderConfig):
     @property
     def norm_offset(self) -> float:
         return 1.0
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return (INDEXER_CHOICE,) if self._indexed_layers else ()
 
     @property
     def _indexed_layers(self) -> int:

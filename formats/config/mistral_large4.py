@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from formats.config.base import DENSE, INDEXED_ATTENTION, SPARSE, Where, key_of, only
+from formats.config.base import DENSE, INDEXED_ATTENTION, POSITION_SCALES, SPARSE, Where, key_of, only
 from formats.config.decoder import SOFTMAX
 from formats.config.deepseek_v3 import DeepseekV3Config, Indexer, read_indexer_types
 from formats.config.rope import read_yarn_rope, source_of
@@ -36,6 +36,10 @@ class MistralLarge4Config(DeepseekV3Config):
     def latent_widths(self) -> tuple[int, ...]:
         layers = filter(self.owns_latents, range(self.num_hidden_layers))
         return tuple(self.kv_lora_rank + self.rope_dim(layer) for layer in layers)
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return (*super().numpy_parts, POSITION_SCALES)
 
     @property
     def indexer_needs_q_rank(self) -> bool:

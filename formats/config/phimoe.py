@@ -4,7 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from formats.config.base import FULL_ATTENTION, SLIDING_ATTENTION, Where, only
+from formats.config.base import (
+    FULL_ATTENTION,
+    MEAN_NORMS,
+    SLIDING_ATTENTION,
+    SPARSEMIXER_CHOICE,
+    Where,
+    only,
+)
 from formats.config.decoder import SPARSEMIXER, DecoderConfig, decoder_facts
 from formats.config.rope import read_rope, read_scale, rope_parameters
 from formats.config.scaling import LongRope
@@ -32,6 +39,10 @@ class PhimoeConfig(DecoderConfig):
     @property
     def one_call(self) -> bool:
         return False
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        return SPARSEMIXER_CHOICE, MEAN_NORMS
 
     @property
     def known_scoring_funcs(self) -> tuple[str, ...]:

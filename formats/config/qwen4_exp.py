@@ -4,7 +4,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from formats.config.base import FULL_ATTENTION, INDEXED_ATTENTION, LINEAR_ATTENTION, SILU, Where, language_model, only
+from formats.config.base import (
+    FULL_ATTENTION,
+    INDEXED_ATTENTION,
+    INDEXER_CHOICE,
+    LINEAR_ATTENTION,
+    NGRAM_GATES,
+    SILU,
+    Where,
+    language_model,
+    only,
+)
 from formats.config.qwen3_5_moe import Qwen3_5MoeConfig, read_hybrid
 from formats.errors import UnsupportedError
 from formats.fields import Fields, shown
@@ -95,6 +105,11 @@ class Qwen4ExpConfig(Qwen3_5MoeConfig):
     @property
     def known_layer_types(self) -> tuple[str, ...]:
         return LINEAR_ATTENTION, INDEXED_ATTENTION
+
+    @property
+    def numpy_parts(self) -> tuple[str, ...]:
+        choices = (INDEXER_CHOICE,) if INDEXED_ATTENTION in self.layer_types else ()
+        return (*choices, *((NGRAM_GATES,) if self.ngrams else ()))
 
     @property
     def ngram_layers(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from formats.config.base import DENSE, key_of, language_model, only, thinker
+from formats.config.base import DENSE, FULL_ATTENTION, key_of, language_model, only, thinker
 from formats.config.decoder import HEAD_NORM, DecoderConfig, read_decoder, read_mlp_layer_types
 from formats.errors import UnsupportedError
 from formats.fields import Fields
@@ -64,6 +64,7 @@ def _read_qwen3(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
 
 def _read(config: Fields, model_type: str, **facts: Any) -> DecoderConfig:
     only(config, "use_sliding_window", False)
+    only(config, "layer_types", [FULL_ATTENTION] * config.integer("num_hidden_layers", 1, 10_000))
     mlp_layer_types = read_mlp_layer_types(config)
     num_experts = key_of(config, "num_local_experts", "num_experts")  # the first as transformers 5 saves it
     if DENSE in mlp_layer_types:

@@ -139,7 +139,7 @@ def select_candidates(
         np.copyto(best, np.inf, where=np.arange(best.shape[1]) == last[:, None])
         chosen = np.zeros(best.shape, np.bool_)
         choose_tokens(best, last + 1, blocks, chosen)
-        candidates[rows, :keys] = np.repeat(chosen, block, axis=1)[:, :keys]
+        candidates[rows, :keys] = chosen[:, np.arange(keys) // block]
         choose_tokens(scores, some, top_k, selection[rows])
     return selection, candidates
 

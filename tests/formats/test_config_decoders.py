@@ -409,6 +409,7 @@ def test_gpt_oss_has_windows_in_every_second_layer() -> None:
     ("model_type", "key", "value", "message"),
     [
         ("qwen3_moe", "use_sliding_window", True, "use_sliding_window is True, only False is implemented"),
+        ("qwen2_moe", "layer_types", ["sliding_attention"] * 24, "layer_types is .+, only .+ is implemented"),
         (
             "qwen3_moe",
             "rope_scaling",

@@ -75,7 +75,7 @@ def test_no_two_experts_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS_BF16, ids=["qwen3_5_moe", "qwen3_moe"])
 def test_routing_varies_by_token_in_every_layer(config: Path, tmp_path: Path) -> None:
-    with Engine.open(rehearse(config, tmp_path / "out")) as engine:
+    with Engine.open(rehearse(config, tmp_path / "out"), lookahead="off") as engine:
         chosen: list[np.ndarray] = []
         route = engine.steps.model.ops.route
 
@@ -86,6 +86,7 @@ def test_routing_varies_by_token_in_every_layer(config: Path, tmp_path: Path) ->
 
         engine.steps.model.ops.route = noted  # type: ignore[method-assign,assignment]
         engine.logits(np.random.default_rng(0).integers(0, engine.config.vocab_size, 200).tolist())
+        assert len(chosen) == engine.config.num_hidden_layers
         for ids in chosen:  # of one layer: [200, top_k]
             uses = np.bincount(ids.ravel(), minlength=engine.config.num_experts)
             assert uses.min() > 0

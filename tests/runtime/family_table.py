@@ -18,6 +18,7 @@ from formats.origins import read_origins
 from repack.convert import convert, prepare
 from repack.plan import Options
 from repack.sources import open_local
+from repack.supported import numpy_markdown
 from runtime import Engine
 from tests.fixtures import deepseek_tiny
 from tests.fixtures.recipe import write_checkpoint
@@ -47,6 +48,9 @@ Their last digits depend on the machine; the tests allow 5e-4, and 2e-3 for Qwen
 | case | model_type | experts arrive as | and are kept as | exact | error on NumPy | on native kernels | test |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
+
+
+BESIDE = "## In NumPy beside the native kernels\n\n`stream-run` says so once of a model that has any of it.\n\n"
 
 
 class Row(NamedTuple):
@@ -102,7 +106,8 @@ def lines_of_families() -> Iterator[tuple[str, str]]:
 def main() -> None:
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows())
     lines = "".join(f"| `{file}` | {count} |\n" for file, count in lines_of_families())
-    TABLE.write_text(f"{HEAD}{table}\n## Lines\n\n| file | lines |\n| --- | --- |\n{lines}", encoding="utf-8")
+    beside = f"{BESIDE}{numpy_markdown()}\n"
+    TABLE.write_text(f"{HEAD}{table}\n{beside}\n## Lines\n\n| file | lines |\n| --- | --- |\n{lines}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from tests.fixtures import (
 )
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
+from tests.runtime.numpy_parts import check_that_they_are_named
 
 CASES: dict[str, Any] = {
     **decoders_tiny.CASES,
@@ -152,3 +153,10 @@ def test_sequences_that_share_a_step_get_the_native_logits_that_they_get_alone(
         engine.steps.step([(session, part[:7]) for session, part in zip(sessions, parts, strict=True)])
         together = engine.steps.step([(session, part[7:]) for session, part in zip(sessions, parts, strict=True)])
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_what_numpy_computes_beside_the_kernels_is_named_and_said_once(
+    case: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container, expected = case
+    check_that_they_are_named(container, expected["prompt_ids"].tolist(), monkeypatch)

@@ -17,6 +17,7 @@ from runtime.backends.numpy_ops import NumpyOps
 from tests.fixtures.deepseek_tiny import CASES, has_indexer
 from tests.fixtures.recipe import digest, write_checkpoint
 from tests.runtime.helpers import PLENTY, reference
+from tests.runtime.numpy_parts import check_that_they_are_named
 
 TOLERANCE = 5e-4  # float32 in another order, absorbed latents against expanded keys; logits have a deviation of 2
 BACKENDS = ("numpy", "native")
@@ -98,6 +99,12 @@ def test_no_number_of_tokens_that_are_absorbed_at_a_time_changes_a_bit(
             monkeypatch.setattr(native_latent, "ABSORBED_VALUES", tokens * c.absorbed_values_per_token)
             found.append(engine.logits(prompt))
     assert all(np.array_equal(logits, found[0]) for logits in found)
+
+
+def test_what_numpy_computes_beside_the_kernels_is_named_and_said_once(
+    container: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_that_they_are_named(container, expected["prompt_ids"].tolist(), monkeypatch)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 16])

@@ -132,6 +132,12 @@ def test_candidates_are_the_best_blocks_and_the_last(block: int, blocks: int, to
         assert set(np.flatnonzero(again[i])) == set(allowed[:top_k])
 
 
+def test_a_block_that_no_context_fills_takes_no_memory() -> None:
+    scores = np.zeros((2, 3), np.float32)
+    _, candidates = select_candidates(iter([(slice(0, 2), scores)]), (2, 3), np.array([2, 3]), 1, 1 << 60, 1)
+    assert candidates.all()
+
+
 # ---- n-grams
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from formats.errors import FormatError, RequestError, StreamingExpertsError
@@ -193,8 +193,7 @@ ORDINARY = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=20).filt
 @example(["<"])
 @example([" > quoted\n<|im_"])
 def test_ordinary_content_is_encoded_in_one_go_as_transformers_does(contents: list[str]) -> None:
-    if any(literal in content for content in contents for literal in LITERALS):
-        return
+    assume(not any(literal in content for content in contents for literal in LITERALS))
     rendered = "".join(f"<|im_start|>user\n{content}<|im_end|>\n" for content in contents)
     messages = [message for content in contents for message in user(content)]
     assert DEMO_TEXT.encode_chat(messages, add_generation_prompt=False) == plain_ids(rendered)
