@@ -38,6 +38,8 @@ X86_SOURCES: dict[str, tuple[str, ...]] = {
 ARM_SOURCES: dict[str, tuple[str, ...]] = {"kernels_neon": ("-march=armv8.2-a+dotprod",)}
 # No contraction: a product and a sum are fused where the source says fmaf, so all instruction sets agree.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off")
+# Intel's Skylake to Cascade Lake decode a branch on a border of 32 bytes anew each time (docs/LEARNED.md 121).
+BRANCHES = "-Wa,-mbranches-within-32B-boundaries"
 WARNINGS = ("-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math")
 OBJECTS = "build"  # the folder beside the sources: neither in git nor in a wheel
 
@@ -104,7 +106,8 @@ def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNI
     """Compile the sources in folder into folder/libse_native and keep its objects; names appear when all is whole."""
     library, kept = library_in(folder), folder / OBJECTS
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        objects = compile_objects(folder, Path(scratch), compiler, platform.machine(), (*FLAGS, *warnings))
+        flags = (*FLAGS, *([BRANCHES] if accepts(compiler, BRANCHES, Path(scratch)) else []), *warnings)
+        objects = compile_objects(folder, Path(scratch), compiler, platform.machine(), flags)
         linked = Path(scratch) / library.name
         subprocess.run([compiler, "-shared", "-pthread", *objects, "-lm", "-o", linked], check=True)
         kept.mkdir(exist_ok=True)
@@ -112,6 +115,14 @@ def compile_kernels(folder: Path, compiler: str, warnings: Sequence[str] = WARNI
             path.replace(kept / path.name)
         linked.replace(library)
     return library
+
+
+def accepts(compiler: str, flag: str, scratch: Path) -> bool:
+    """Whether the compiler, or the assembler behind it, knows a flag."""
+    empty = scratch / "empty.c"
+    empty.touch()
+    command = [compiler, flag, "-c", empty, "-o", scratch / "empty.o"]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def compile_objects(folder: Path, to: Path, compiler: str, machine: str, flags: Sequence[str]) -> list[Path]:

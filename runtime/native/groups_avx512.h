@@ -165,7 +165,8 @@ INLINE void q4_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from,
 /* A superblock of Q2_K: a byte for each group, its scale below its min. */
 INLINE void q2_k_vectors(__m512 *scale, __m512 *bias, const struct groups *from, int64_t at, int64_t place) {
     const __m512i both = _mm512_cvtepu8_epi32(load_bytes(from->scales + at, 0xffff));
-    const __m512 scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+    const __m512 lows = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 scales = _mm512_permutexvar_ps(both, lows); /* by the low four bits of each */
     const __m512 mins = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
     *scale = _mm512_mul_ps(_mm512_set1_ps(from->d[place]), scales);
     *bias = _mm512_mul_ps(_mm512_set1_ps(from->minus_dmin[place]), mins);

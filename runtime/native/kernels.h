@@ -112,7 +112,7 @@ static inline int order_parts(int32_t order) {
     return order == ORDER_FOURS ? 4 : order == ORDER_PAIRS ? 2 : 1;
 }
 
-/* Runs have 8 columns at least, and 4 bytes of codes. */
+/* A run has 8 columns at least, and 4 bytes of codes. */
 static inline int most_runs(int group_size, int parts) {
     return group_size / (parts == 4 ? 16 : 8);
 }
@@ -211,7 +211,7 @@ struct kernels {
     enum order order[NUM_CODES];
     /* Whether one token's codes are asked for a little ahead into the first-level cache (docs/LEARNED.md 93, 98). */
     bool near;
-    /* Runs of a group, by code and digits less one; of 8 columns at least. */
+    /* Runs of a group, by code and digits less one; most_runs at most. */
     int32_t runs[NUM_CODES][SE_EXACT];
     /* By code, group size (group_index) and digits less one, plain by enum value. NULL: no encoding has that. */
     tile_fn *coded[NUM_CODES][4][SE_EXACT];
