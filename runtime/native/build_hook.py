@@ -121,7 +121,7 @@ def accepts(compiler: str, flag: str, scratch: Path) -> bool:
     """Whether the compiler, or the assembler behind it, knows a flag."""
     empty = scratch / "empty.c"
     empty.touch()
-    command = [compiler, flag, "-c", empty, "-o", scratch / "empty.o"]
+    command = [compiler, flag, "-c", str(empty), "-o", str(scratch / "empty.o")]
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
