@@ -130,6 +130,7 @@ class MLXLayer:
     bits: int
     group_size: int
     mode: str
+    global_scale: bool = False  # beside the scales of nvfp4
 
 
 def read_quantization(config: bytes, modelopt: bytes | None = None, where: str = CONFIG_FILE) -> Quantization | None:
@@ -375,7 +376,12 @@ def _mlx_layer(fields: Fields) -> MLXLayer:
     """What a module's own says nothing of is MLX's default, and not what all modules have."""
     mode = _only(fields, "mode", tuple(MLX_MODES), "affine")
     bits, size = MLX_MODES[mode]
-    return MLXLayer(fields.integer("bits", default=bits), fields.integer("group_size", default=size), mode)
+    return MLXLayer(
+        fields.integer("bits", default=bits),
+        fields.integer("group_size", default=size),
+        mode,
+        fields.boolean("global_scale", default=False),
+    )
 
 
 _NO_DEFAULT: Any = object()

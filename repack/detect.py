@@ -250,6 +250,8 @@ class _Look:
                     f"{said.where}: {key} of {self.module.base} is {getattr(layer, key)}, but "
                     f"{self.tensor.file}: {self.tensor.name} has {value}"
                 )
+        if layer.global_scale:
+            self.first(f"{self.module.base}.global_scale")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -315,6 +315,15 @@ def test_mlx_files_of_muse_spark_with_gates_of_another_temperature_are_refused(t
         prepare(FolderSource(tmp_path), Options())
 
 
+def test_a_factor_that_mlx_says_a_module_has_must_be_there(tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_mlx_fp4"]
+    tensors, name = case.tensors(), f"{muse_spark_tiny.AT}.layers.2.mlp.experts.up_proj"
+    del tensors[f"{name}.global_scale"]
+    write_checkpoint(tmp_path, tensors, case.config)
+    with pytest.raises(FormatError, match=rf"{re.escape(name)}\.weight is U32, but .*\.global_scale is missing"):
+        prepare(FolderSource(tmp_path), Options())
+
+
 @pytest.mark.parametrize("plane", ["weight", "scales", "biases"])
 def test_attention_of_mlx_whose_rows_are_not_of_its_parts_is_refused(plane: str, tmp_path: Path) -> None:
     case = muse_spark_tiny.CASES["muse_spark_mlx_4bit"]
