@@ -171,8 +171,8 @@ def _parts(name: str) -> list[str]:
     return [name.replace(stacked, stacked.replace(letters, part)) for part in parts]
 
 
-def _apart(tensor: SourceTensor, shares: Sequence[int]) -> list[SourceTensor]:
-    """The parts of a stack, rows after rows, each of so many shares of them."""
+def _apart(tensor: SourceTensor, shares: Sequence[int], tensors: Tensors) -> list[SourceTensor]:
+    """The parts of a stack, rows after rows, each of so many shares of them; none stands by itself, too."""
     rows, *rest = tensor.shape or (0,)
     if rows % sum(shares):
         raise FormatError(
@@ -181,6 +181,8 @@ def _apart(tensor: SourceTensor, shares: Sequence[int]) -> list[SourceTensor]:
         )
     result, share, offset = [], rows // sum(shares), tensor.offset
     for name, number in zip(_parts(tensor.name), shares, strict=True):
+        if name in tensors:
+            raise FormatError(f"{tensors[name].file}: {name} is there, but {tensor.name} holds it, too: expected one")
         nbytes = tensor.nbytes // sum(shares) * number
         result.append(tensor._replace(name=name, shape=(share * number, *rest), offset=offset, nbytes=nbytes))
         offset += nbytes
@@ -201,7 +203,7 @@ def as_published_muse_spark(tensors: Tensors, config: MuseSparkConfig) -> dict[s
     queries, keys = config.num_attention_heads, config.num_key_value_heads
     for name, tensor in tensors.items():
         if ".self_attn.qkvg_proj." in name:
-            result |= {part.name: part for part in _apart(tensor, (queries, keys, keys, queries))}
+            result |= {part.name: part for part in _apart(tensor, (queries, keys, keys, queries), tensors)}
         elif name.endswith(NORMS_OF_MUSE_SPARK):
             result[name] = tensor._replace(adjustment=MINUS_ONE)
         else:
@@ -219,7 +221,7 @@ def as_published_k3(tensors: Tensors, heads: int) -> dict[str, SourceTensor]:
         vector = len(tensor.shape) == 1
         if len(_parts(name)) == 3:
             del result[name]
-            result |= {part.name: part for part in _apart(tensor, (1, 1, 1))}
+            result |= {part.name: part for part in _apart(tensor, (1, 1, 1), tensors)}
         elif name.endswith("_res_score.weight") and vector:
             result[name] = tensor._replace(shape=(1, *tensor.shape))
         elif name.endswith(".self_attn.A_log") and vector and tensor.shape[0] > heads:

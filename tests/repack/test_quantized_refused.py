@@ -337,6 +337,15 @@ def test_attention_of_mlx_whose_rows_are_not_of_its_parts_is_refused(plane: str,
         prepare(FolderSource(tmp_path), Options())
 
 
+def test_a_part_of_mlx_beside_the_matrix_that_holds_it_is_refused(tmp_path: Path) -> None:
+    case = muse_spark_tiny.CASES["muse_spark_mlx_4bit"]
+    tensors, name = case.tensors(), f"{muse_spark_tiny.AT}.layers.0.self_attn.k_proj.weight"
+    tensors[name] = Stored("BF16", (32, 64), np.zeros((32, 64), "<u2"))
+    write_checkpoint(tmp_path, tensors, case.config)
+    with pytest.raises(FormatError, match=rf"{re.escape(name)} is there, but \S+\.qkvg_proj\.weight holds it, too"):
+        prepare(FolderSource(tmp_path), Options())
+
+
 def test_a_config_inside_text_config_or_beside_it_is_read(tmp_path: Path) -> None:
     tensors = in_kind(shapes(SMALL, fused=False), "int4", is_expert, np.random.default_rng(1))
     text = {**CONFIG["text_config"], "quantization_config": CONFIGS["int4"]}  # type: ignore[dict-item]
