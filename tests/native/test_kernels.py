@@ -1,5 +1,6 @@
 """The native kernels against their definition, and against each other to the bit: levels, threads, tokens per call."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.dtypes import AnyArray, Float32, to_float32
-from formats.encodings import FP8, MXFP4, NVFP4, Affine, Encoding, Plain, Symmetric, ZeroPoint
+from formats.encodings import FP8, MXFP4, NVFP4, Q4K, Q5K, Affine, Encoding, Levels, Plain, Symmetric, ZeroPoint
 from formats.errors import UnsupportedError
 from formats.kernels import PRECISIONS
 from formats.kernels import matrix as matrix_of
@@ -223,6 +224,41 @@ def test_experts_are_gate_up_activation_and_down_whatever_computes_them(
     assert all((result == results[0]).all() for result in results)
     expected = experts.expected(x, ids, weights, activation, precision)
     assert relative_error(results[0], expected) < EXPERTS_TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(
+    ("gate", "up"),
+    [
+        *itertools.permutations((Q4K(), Levels("iq3_s"), Affine(4, 32, "bf16")), 2),
+        *itertools.permutations((Q5K(), Affine(5, 32, "bf16")), 2),
+        *itertools.permutations((Levels("iq1_s"), ZeroPoint(2, 32, "f16")), 2),
+    ],
+    ids=lambda encoding: encoding.id,
+)
+def test_gate_and_up_may_have_the_same_codes_and_other_scales(gate: Encoding, up: Encoding) -> None:
+    """One operand serves both, but not one loop."""
+    columns, intermediate = 768, 256
+    layout = lay_out_record(
+        [
+            PartSpec("gate", intermediate, columns, gate, None),
+            PartSpec("up", intermediate, columns, up, None),
+            PartSpec("down", columns, intermediate, MXFP4(), None),
+        ]
+    )
+    record, rng = np.zeros(layout.record_bytes, np.uint8), np.random.default_rng(0)
+    for part in layout.parts:
+        fill(part, record, rng)
+    x = rng.standard_normal((1, columns), np.float32)
+    activation, chosen = abi.Activation(abi.SILU, 1.0, 1.0, False), [native.Chosen(record, np.arange(1))]
+    results = []
+    for context in contexts("exact", (1,)):
+        results.append(np.full((1, columns), np.nan, np.float32))
+        weights = np.ones((1, 1), np.float32)
+        context.experts(native.expert_layout(layout, activation), chosen, x, weights, results[-1], None)
+    (gates, _), (ups, _), (downs, _) = (decode_part(part, record) for part in layout.parts)
+    expected = downs.astype(np.float64) @ activated(activation, gates @ x[0], ups @ x[0])
+    assert all((result == results[0]).all() for result in results)
+    assert relative_error(results[0], expected[None]) < EXPERTS_TOLERANCE["exact"]
 
 
 @settings(max_examples=20)
