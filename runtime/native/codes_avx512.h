@@ -7,16 +7,16 @@
 
 enum { OVERREAD = 48 }; /* bytes behind its codes that the last vector of a block may read */
 
-/* Runs of a group (kernels.h) for codes of 2 and 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of other
- * groups to give as easily as the columns that follow. Six bits in fast are slower with runs (docs/LEARNED.md 77). */
+/* Runs of a group (kernels.h) for codes of 2 and 3 bits, and of 5 and 6 in exact: a shuffle of two loads has a run of
+ * other groups to give as easily as the columns that follow. Six bits in fast are slower with runs (docs/LEARNED.md 77). */
 enum { RUNS_2 = 2 };
 #if defined(SE_VBMI)
 enum { RUNS_3 = 4, RUNS_6 = 2 };
 #else
 enum { RUNS_3 = 2, RUNS_6 = 1 };
 #endif
-#define RUNS \
-    {{RUNS_2, RUNS_2, RUNS_2}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1},                            \
+#define RUNS                                                                                                  \
+    {{RUNS_2, RUNS_2, RUNS_2}, {RUNS_3, RUNS_3, RUNS_3}, {1, 1, 1}, {1, 1, RUNS_6}, {1, 1, RUNS_6}, {1, 1, 1}, \
      {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {RUNS_3, RUNS_3, RUNS_3}, {RUNS_3, RUNS_3, RUNS_3}}
 
 /* Vectors of codes that lie over one another in the packed bytes: the columns of ORDER_PAIRS, or of ORDER_FOURS. Without
@@ -122,11 +122,20 @@ INLINE __m512i unpack_stream(const uint8_t *packed, int v, struct kind kind) {
 #undef EIGHT
 #endif
 
-/* Vector v of codes of 2, 4 or 8 bits in whole bytes: of two runs of a group, the words of one. */
+/* Words of a run, of one part. */
+INLINE int run_words(struct kind kind) {
+    return kind.group_size / parts_of(kind) / 4 / runs_of(kind);
+}
+
+/* Whether codes are read as they lie: in whole bytes, and no run of a group is to be brought to other ones. */
+INLINE bool in_order(struct kind kind) {
+    return 8 % code_width(kind.code) == 0 && (runs_of(kind) == 1 || run_words(kind) >= 16);
+}
+
+/* Vector v of codes of 2 bits in two runs: the words of one run of each group. */
 INLINE __m512i load_run(const uint8_t *packed, int v, struct kind kind) {
-    const int runs = runs_of(kind), run = kind.group_size / parts_of(kind) / 4 / runs; /* in words */
-    if (runs == 1 || run >= 16) return _mm512_loadu_si512(packed + 64 * v);
-#define WORD(l) (((l) / run * runs + v % runs) * run + (l) % run)
+    const int run = run_words(kind);
+#define WORD(l) (((l) / run * 2 + v % 2) * run + (l) % run)
     const __m512i words = _mm512_setr_epi32(WORD(0), WORD(1), WORD(2), WORD(3), WORD(4), WORD(5), WORD(6), WORD(7), WORD(8),
                                             WORD(9), WORD(10), WORD(11), WORD(12), WORD(13), WORD(14), WORD(15));
 #undef WORD
@@ -147,7 +156,8 @@ INLINE void take_apart(__m512i *codes, __m512i packed, struct kind kind) {
 
 /* Vector v of packed codes with each part in bytes, whatever lies above it. */
 INLINE __m512i packed_bytes(const uint8_t *packed, int v, struct kind kind) {
-    return 8 % code_width(kind.code) == 0 ? load_run(packed, v, kind) : unpack_stream(packed, v, kind);
+    if (in_order(kind)) return _mm512_loadu_si512(packed + 64 * v);
+    return kind.code == CODE_2 ? load_run(packed, v, kind) : unpack_stream(packed, v, kind);
 }
 
 /* Vector v of packed codes as bytes, in the order of the shape: codes [parts]. */

@@ -57,10 +57,12 @@ INLINE void order_group(const struct shape *shape, const int32_t *integers, int6
     const int32_t *from = step == 1 ? integers : turned;
     for (int64_t part = 0; part < parts; part++) {
         int32_t *to = ordered + part * BLOCK_GROUPS * n + at;
-        for (int64_t i = 0; i < n; i += 4, from += 4) {
+        for (int64_t i = 0; i < n && outer_first; i += 4, from += 4) {
             const int64_t word = (group * n + i) / 4;
-            const int64_t place = outer_first ? 64 * ((word + 1) / 2 % 2) + i / 8 * 4 : 64 * (i / run) + i % run;
-            memcpy(to + place, from, 4 * sizeof *to);
+            memcpy(to + 64 * ((word + 1) / 2 % 2) + i / 8 * 4, from, 4 * sizeof *to);
+        }
+        for (int64_t r = 0; r < shape->runs && !outer_first; r++, to += 64) {
+            for (int64_t i = 0; i < run; i += 4, from += 4) memcpy(to + i, from, 4 * sizeof *to);
         }
     }
 }

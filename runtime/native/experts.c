@@ -77,6 +77,7 @@ static void gate_up(const struct job *job, int64_t task) {
     const struct expert *e = &job->experts[task / per_expert];
     const struct product *products[2] = {&e->gate, &e->up};
     const int64_t begin = task % per_expert * TASK_ROWS, left = rows - begin;
+    const bool together = job->inputs[0] == job->inputs[1] && e->gate.weights.encoding == e->up.weights.encoding;
     struct tile tile = {.rows = left < TASK_ROWS ? left : TASK_ROWS, .tokens = e->count};
     for (int s = ungated(job->layout); s < 2; s++) {
         tile.weights[tile.streams] = &products[s]->weights;
@@ -84,7 +85,7 @@ static void gate_up(const struct job *job, int64_t task) {
         tile.y[tile.streams] = job->h_y[s] + e->first;
         tile.operands = job->x_at[s] + e->first;
         tile.streams++;
-        if (job->inputs[0] != job->inputs[1] || s == 1) {
+        if (!together || s == 1) {
             products[s]->tile(&tile);
             tile.streams = 0;
         }

@@ -72,8 +72,8 @@ INLINE void sums_by_plane(__m512i (*sum)[4], int i, int beside, int first, const
     }
 }
 
-/* The same of codes with four to a byte, part after part: a chain of twelve products would be waited for, and all parts at
- * once would not find registers. Planes have a sum each (docs/LEARNED.md 111). */
+/* The same part after part, where a group has more than two vectors: a chain of all their products would be waited for, and
+ * all parts at once would not find registers. Planes have a sum each (docs/LEARNED.md 111, 121). */
 INLINE void sums_by_part(__m512i (*sum)[4], int i, int beside, int first, const struct block *b, int rows,
                          const int8_t *digits, int planes, struct kind kind, struct split split) {
     __m512i packed[MAX_STREAMS][4], apart[MAX_STREAMS][2][3] = {0}; /* [row][sum * joined], [row][sum][plane] */

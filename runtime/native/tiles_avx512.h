@@ -71,7 +71,7 @@ INLINE void turn_rows(struct turned *turned, int vector, const struct weights *w
     for (int64_t i = 0; i < 16; i++) {
         row[i] = block_codes(w, first + (i < rows ? i : rows - 1), block, copies[i], kind) + slice * slice_bytes;
         for (int j = slice_bytes; j < 2 * slice_bytes; j += 64) _mm_prefetch(row[i] + j, _MM_HINT_T1);
-        if (8 % code_width(kind.code) == 0 && runs_of(kind) == 1) continue;
+        if (in_order(kind)) continue;
         UNROLL
         for (int v = 0; v < vectors; v++) _mm512_store_si512(bytes[i] + 64 * v, packed_bytes(row[i], v, kind));
         row[i] = bytes[i];
