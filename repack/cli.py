@@ -17,6 +17,7 @@ from formats import __version__
 from formats.budget import human, three_digits
 from formats.container import read_container_index
 from formats.errors import StreamingExpertsError, os_error_line
+from formats.memory import granted_processors
 from formats.quantization import MODELOPT_FILE
 from repack import report, supported, tables
 from repack.cli_plan import plan_command, rehearse_command
@@ -162,7 +163,7 @@ def _print_plan(conversion: Conversion, as_json: bool) -> None:
         "source_bytes": plan.source_bytes,
         "output_bytes": conversion.output_bytes,
         "skipped": _skipped(plan),
-        **report.describe_layout(plan.layout, len(tokenizer), os.cpu_count() or 1, plan.origins()),
+        **report.describe_layout(plan.layout, len(tokenizer), granted_processors(), plan.origins()),
     }
     if as_json:
         print_json(described)
@@ -243,7 +244,7 @@ def _print_outcome(
 def inspect_command(out: Path, layer: int | None, expert: int | None, as_json: bool) -> None:
     """Say what the container OUT holds and what running it takes."""
     if layer is None and expert is None:
-        found = report.inspect(out, os.cpu_count() or 1)
+        found = report.inspect(out, granted_processors())
         text = tables.inspection_text
     else:
         found = report.inspect_expert(out, layer or 0, expert or 0)

@@ -1,6 +1,5 @@
 """`repack plan` and `repack rehearse`: what a model would need and how fast it would run, before a download."""
 
-import os
 import shlex
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from formats.budget import human, three_digits
 from formats.errors import RequestError, StorageError
 from formats.index import REHEARSAL
 from formats.layout import Layout
+from formats.memory import granted_processors
 from formats.predict import Machine, measure
 from repack import forecast, tables
 from repack.convert import convert, default_jobs, prepare
@@ -61,7 +61,7 @@ def plan_command(
     SOURCE is what `repack convert` takes, a config.json, or the name of a well-known model (no network needed).
     From a repository only headers and small files are read. The exit status is 1 when the model cannot run here.
     """
-    threads = os.cpu_count() or 1
+    threads = granted_processors()
     options = Options(int(bits), int(group_size), int(resident_bits), requantize)
     conversion = prepare(_plannable(source, revision, connections, patience), options)
     warn_of_checkpoint(source, conversion)

@@ -1,6 +1,5 @@
 """Carries out a plan: lock, check space, write files as independent tasks, hash the source, commit."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from formats.errors import FormatError, RequestError, StreamingExpertsError
 from formats.index import INDEX_FILE, NGRAMS, REHEARSAL, FileChecksum, Index, SourceFile, index_to_bytes
 from formats.index import Source as IndexSource
 from formats.layout import BLOCK_BYTES, RESIDENT_FILE
+from formats.memory import granted_processors
 from formats.origins import ORIGINS
 from formats.quantization import MODELOPT_FILE, read_quantization
 from repack.encode import SourceWeights, Weights
@@ -186,8 +186,7 @@ def convert(
 
 def default_jobs() -> int:
     """Threads that read, encode and write: one more than processors for us, as one of them waits for the disk."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_JOBS, count + 1)
+    return min(MAX_JOBS, granted_processors() + 1)
 
 
 def find_finished(conversion: Conversion, out: Path) -> Outcome | None:

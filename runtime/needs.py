@@ -1,10 +1,9 @@
 """What running a container takes, with the defaults of what was not given."""
 
-import os
-
 from formats.budget import DEFAULT_CHUNK_SIZE, DEFAULT_CTX_SIZE, MemoryTerms, memory_terms
 from formats.container import Container
 from formats.errors import RequestError
+from formats.memory import granted_processors
 
 
 def memory_needs(
@@ -17,7 +16,7 @@ def memory_needs(
     if ctx_size > longest:
         raise RequestError(f"--ctx-size is {ctx_size}, but the model's max_position_embeddings is {longest}")
     chunk_size = _at_least_one("--chunk", chunk_size, DEFAULT_CHUNK_SIZE)
-    threads = _at_least_one("--threads", threads, os.cpu_count() or 1)
+    threads = _at_least_one("--threads", threads, granted_processors())
     tokenizer = index.files.get("tokenizer.json")
     terms = memory_terms(
         index.layout,

@@ -82,7 +82,11 @@ def no_more_than_processors(_: click.Context, __: click.Parameter, threads: int 
 
 
 threads_option = click.option(
-    "-t", "--threads", type=int, callback=no_more_than_processors, help="Compute threads; default: one per processor."
+    "-t",
+    "--threads",
+    type=int,
+    callback=no_more_than_processors,
+    help="Compute threads; default: processors granted.",
 )
 
 

@@ -1,7 +1,6 @@
 """The command: what goes to stdout and to stderr, the exit status, and one line for each error."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from formats import __version__
 from formats.budget import memory_terms
 from formats.container import open_container
+from formats.memory import granted_processors
 from repack import cli
 from repack.sources import demo_folder
 from tests.repack.checkpoints import PREFIX, SMALL, config_json, shapes, write_random
@@ -146,7 +146,7 @@ def test_a_dry_run_and_inspect_print_the_same_numbers(repack: Run, tmp_path: Pat
         assert planned[key] == inspected[key]
     assert [skipped["tensors"] for skipped in planned["skipped"]] == [19, 21]
     layout = open_container(tmp_path / "out").index.layout
-    terms = memory_terms(layout, tokenizer_json_bytes=0, ctx_size=1024, chunk_size=512, threads=os.cpu_count() or 1)
+    terms = memory_terms(layout, tokenizer_json_bytes=0, ctx_size=1024, chunk_size=512, threads=granted_processors())
     assert planned["memory"]["floor_bytes"] == terms.floor_bytes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from formats.memory import SHARE_FOR_US, default_ram_bytes, peak_memory_bytes
+from formats.memory import SHARE_FOR_US, default_ram_bytes, granted_processors, peak_memory_bytes
 from tests.runtime.helpers import FIXTURES, floor_bytes
 
 GIB = 1 << 30
@@ -44,6 +44,20 @@ class Machine:
             (folder / name).write_text(f"{value}\n")
         (folder / "memory.stat").write_text(f"anon 1\n{idle} {inactive_file}\nslab 3\n")
 
+    def v2_time(self, group: str, quota: str) -> None:
+        folder = self.groups / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(f"{quota}\n")
+
+    def v1_time(self, group: str, quota_us: int, period_us: int) -> None:
+        folder = self.groups / "cpu" / group
+        folder.mkdir(parents=True)
+        (folder / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
+        (folder / "cpu.cfs_period_us").write_text(f"{period_us}\n")
+
+    def processors(self) -> int:
+        return granted_processors(self.proc, self.groups)
+
     def grants(self, nbytes: int) -> bool:
         """Whether a share of so many bytes is what a run takes by default."""
         return default_ram_bytes(self.proc, self.groups) == int(SHARE_FOR_US * nbytes)
@@ -52,6 +66,45 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight processors that this process is bound to."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.mark.usefixtures("eight")
+def test_processors_are_those_that_a_process_is_bound_to(machine: Machine) -> None:
+    assert machine.processors() == 8
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1), ("9900000 100000", 8)],
+)
+def test_a_group_of_version_2_limits_processors(machine: Machine, quota: str, expected: int) -> None:
+    machine.process_in("0::/user.slice/job")
+    machine.v2_time("user.slice/job", quota)
+    assert machine.processors() == expected
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize(("own", "parent"), [("300000 100000", "max 100000"), ("max 100000", "300000 100000")])
+def test_the_smallest_time_of_a_group_and_its_ancestors_wins(machine: Machine, own: str, parent: str) -> None:
+    machine.process_in("0::/user.slice/job")
+    machine.v2_time("user.slice/job", own)
+    machine.v2_time("user.slice", parent)
+    assert machine.processors() == 3
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize(("quota_us", "expected"), [(-1, 8), (250000, 3)])
+def test_a_group_of_version_1_limits_processors(machine: Machine, quota_us: int, expected: int) -> None:
+    machine.process_in("5:cpu,cpuacct:/job", "4:memory:/", "0::/")
+    machine.v1_time("job", quota_us, 100000)
+    assert machine.processors() == expected
 
 
 def test_without_groups_it_is_a_share_of_what_is_available(machine: Machine) -> None:
