@@ -86,7 +86,7 @@ threads_option = click.option(
     "--threads",
     type=int,
     callback=no_more_than_processors,
-    help="Compute threads; default: processors granted.",
+    help="Compute threads; default: the processors that affinity and CPU limits grant.",
 )
 
 

@@ -24,12 +24,12 @@ HEAVILY_COMPRESSED_ATTENTION = "heavily_compressed_attention"  # to a window, an
 DENSE, SPARSE = "dense", "sparse"
 SILU, SWIGLU_CLAMPED, GELU_TANH, SILU_CLAMPED = "silu", "swiglu_clamped", "gelu_tanh", "silu_clamped"
 SITU = "situ"
+RELU2 = "relu2"  # max(up, 0)^2, without a gate
+CLAMPED_SILU = "clamped_silu"  # silu(gate) is cut at the limit, where silu_clamped cuts the gate before
 # What no kernel computes, in words for people: `ModelConfig.numpy_parts`.
 MEAN_NORMS, POSITION_SCALES = "norms that subtract the mean", "queries that grow with their position"
 SPARSEMIXER_CHOICE, INDEXER_CHOICE = "SparseMixer", "the choice of an indexer"
 STREAM_GATES, NGRAM_GATES, ROUNDING = "gates of residual streams", "gates of n-gram embeddings", "rounding of keys"
-RELU2 = "relu2"  # max(up, 0)^2, without a gate
-CLAMPED_SILU = "clamped_silu"  # silu(gate) is cut at the limit, where silu_clamped cuts the gate before
 
 
 class Activation(NamedTuple):

@@ -71,7 +71,8 @@ static void square_positive(float *up, int64_t n) {
     }
 }
 
-/* TASK_ROWS rows of gate and of up, which lie far apart in the record: two streams. */
+/* TASK_ROWS rows of gate and of up, which lie far apart in the record: two streams of one tile, if they share operands and
+ * the kind of scales. */
 static void gate_up(const struct job *job, int64_t task) {
     const int64_t rows = job->layout->up.rows, per_expert = chunks(rows);
     const struct expert *e = &job->experts[task / per_expert];

@@ -179,7 +179,7 @@ struct weights {
 /* Groups whose scales and biases become floats together. */
 enum { CHUNK_GROUPS = 16 * BLOCK_GROUPS };
 
-/* Rows of one or two matrices of the same shape times `tokens` operands: row r of
+/* Rows of one or two matrices of the same shape and encoding times `tokens` operands: row r of
  * stream s, first[s] <= r < first[s] + rows, goes to y[s][t][r].
  * Two streams share every load of the operands. They lie far apart in memory (gate and up, or the two halves of a
  * matrix): the prefetchers of the hardware follow two distant streams at full speed, two in one page at half of it. */
